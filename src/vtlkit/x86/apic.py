@@ -1,4 +1,4 @@
-"""Local APIC, I/O APIC and MSI registers (names as in Linux `arch/x86/include/asm/apicdef.h`; SDM volume 3, chapter 10).
+"""Local APIC, I/O APIC and MSI registers (Linux `arch/x86/include/asm/apicdef.h` names; SDM volume 3, chapter 10).
 
 Data and pure decoding; the devices are in `kvm.lapic` and `kvm.ioapic`.
 """

@@ -1,4 +1,4 @@
-"""Model-specific registers: indices and bit fields (names as in Linux `arch/x86/include/asm/msr-index.h`; SDM volume 4).
+"""Model-specific registers: indices and bits (Linux `arch/x86/include/asm/msr-index.h` names; SDM volume 4).
 
 Data only. Synthetic Hyper-V MSRs are in `hvdef.msrs`.
 """
@@ -237,7 +237,10 @@ def mtrr_type_valid(memory_type: int) -> bool:
     return memory_type in _MTRR_TYPES
 
 
-MTRR_FIXED: Final = (MSR_MTRRfix64K_00000, MSR_MTRRfix16K_80000, MSR_MTRRfix16K_A0000) + tuple(
-    range(MSR_MTRRfix4K_C0000, MSR_MTRRfix4K_F8000 + 1)
+MTRR_FIXED: Final = (
+    MSR_MTRRfix64K_00000,
+    MSR_MTRRfix16K_80000,
+    MSR_MTRRfix16K_A0000,
+    *range(MSR_MTRRfix4K_C0000, MSR_MTRRfix4K_F8000 + 1),
 )
 """The eleven fixed-range MTRRs in address order."""
