@@ -57,7 +57,7 @@ def _exactly(value: Any, length: int, name: str) -> Any:
 
 
 class _Generated:
-    """Source text of a structure's methods: `struct` wants flat arguments, and a loop over fields would cost every call."""
+    """Source text of a structure's methods: `struct` wants flat arguments, and a loop would cost every call."""
 
     def __init__(self) -> None:
         self.format = "<"
