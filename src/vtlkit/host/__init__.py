@@ -1,1 +1,1 @@
-"""TODO package docstring."""
+"""What runs the hypervisor's own tasks: real threads (`threads`) or the deterministic simulator (`sim`), behind `api`."""

@@ -172,8 +172,11 @@ class WaitQueue(ABC):
     __slots__ = ()
 
     @abstractmethod
-    def prepare(self) -> None:
-        """Enter the queue (once) and mark the calling task as about to sleep; a full barrier. Does not block."""
+    def prepare(self, *, interruptible: bool = True) -> None:
+        """Enter the queue (once) and mark the calling task as about to sleep; a full barrier. Does not block.
+
+        `interruptible`: a pending signal ends the sleep (TASK_INTERRUPTIBLE), else only `wake` and a deadline do.
+        """
 
     @abstractmethod
     def finish(self) -> None:
@@ -281,11 +284,33 @@ class Host(ABC):
     def relax(self) -> None:
         """cpu_relax: let other tasks run. May block for as long as they do."""
 
-    @abstractmethod
     def wait_event(
-        self, queue: WaitQueue, condition: Callable[[], bool], *, interruptible: bool = True, deadline_ns: int | None = None
+        self,
+        queue: WaitQueue,
+        condition: Callable[[], bool],
+        *,
+        interruptible: bool = True,
+        deadline_ns: int | None = None,
     ) -> bool:
-        """Block on `queue` until `condition()`; False if a signal or the deadline ended the wait first."""
+        """Block on `queue` until `condition()`; False if a signal or the deadline ended the wait first.
+
+        The condition comes first: if it holds, a pending signal and a past deadline do not matter. It may take locks.
+        """
+        if condition():
+            return True
+        task = self.current()
+        try:
+            while True:
+                queue.prepare(interruptible=interruptible)
+                if condition():
+                    return True
+                if interruptible and task.signal_pending():
+                    return False
+                if deadline_ns is not None and self.now_ns() >= deadline_ns:
+                    return False
+                self.schedule(deadline_ns)
+        finally:
+            queue.finish()
 
     @abstractmethod
     def guest_budget_ns(self) -> int | None:
