@@ -1,0 +1,62 @@
+# What a developer runs. Everything lives in .venv, which `make demo` and `make test` create when it is needed.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+# Stamps are touched last, so that an installation that was interrupted is done again.
+READY  := $(VENV)/.ready
+DEV    := $(VENV)/.ready-dev
+
+# `make conformance` compares with QEMU's TCG where that is installed.
+CONFORMANCE_FLAGS ?= $(if $(shell command -v qemu-system-x86_64 2>/dev/null),--qemu)
+
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format bench conformance clean
+
+help:
+	@echo "make demo         run the demo guest: two VPs, two VTLs, a protected page"
+	@echo "make test         run the tests"
+	@echo "make check        formatting, lint and types"
+	@echo "make format       format the sources"
+	@echo "make bench        measure against the rivals, side by side"
+	@echo "make conformance  run kvm-unit-tests: KVM_UNIT_TESTS=dir names a built checkout"
+	@echo "make clean        remove everything that these commands made"
+
+demo: $(READY)
+	@$(BIN)/vtlkit run demo --cpus 2
+
+test: $(DEV)
+	@$(BIN)/python -m pytest
+
+check: $(DEV)
+	@$(BIN)/ruff format --quiet --check . || { $(BIN)/ruff format --check . ; exit 1; }
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy --no-error-summary
+
+format: $(DEV)
+	@$(BIN)/ruff format --quiet .
+	@$(BIN)/ruff check --quiet --fix .
+
+bench: $(READY)
+	@$(BIN)/python -m benchmarks.harness $(BENCH_FLAGS)
+
+conformance: $(READY)
+	@test -n "$(KVM_UNIT_TESTS)" || { echo "make conformance: set KVM_UNIT_TESTS=dir to a built kvm-unit-tests checkout" >&2; exit 2; }
+	@$(BIN)/python -m tests.conformance.kvm_unit_tests --dir "$(KVM_UNIT_TESTS)" --output docs/CONFORMANCE.md $(CONFORMANCE_FLAGS)
+
+clean:
+	@rm -rf $(VENV) dist build conformance-out .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): pyproject.toml
+	@command -v "$(PYTHON)" >/dev/null || { echo "vtlkit needs Python 3.11 or later: there is no '$(PYTHON)'; set PYTHON=/path/to/python3" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "vtlkit needs Python 3.11 or later: '$(PYTHON)' is $$("$(PYTHON)" -V 2>&1); set PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(BIN)/python -c 'import pip' 2>/dev/null || "$(PYTHON)" -m venv --clear $(VENV)
+	@$(PIP) install --editable .
+	@touch $@
+
+$(DEV): $(READY)
+	@$(PIP) install --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,153 @@
+"""Run one kvm-unit-tests image in a process of its own: under `vtlkit run`, or QEMU's TCG as the reference.
+
+Counterpart: kvm-unit-tests' x86/run. The promise: a run ends within its time limit plus a short grace, leaves no
+process behind, and its console and standard error are on disk, whole, before its outcome is reported.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from tests.conformance.console import STATUS_TIMEOUT, Outcome, judge
+from tests.conformance.unittests_cfg import PlannedTest
+
+GRACE_SECONDS = 15
+"""How long an emulator may take past the time limit it was given before it is killed."""
+
+
+class Emulator(Protocol):
+    """What a column of the table is made by."""
+
+    @property
+    def name(self) -> str:
+        """Column title, and suffix of the log files."""
+
+    def command(self, test: PlannedTest, timeout_seconds: int) -> list[str]:
+        """The argument vector that runs `test`."""
+
+    def version(self) -> str:
+        """One line that says what was measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vtlkit:
+    """`vtlkit run`, by the Python that runs this program, so that the checkout under test is the one measured."""
+
+    name: str = "vtlkit"
+    extra: tuple[str, ...] = ()
+
+    def command(self, test: PlannedTest, timeout_seconds: int) -> list[str]:
+        """As a user types it; options that the entry does not need are not given."""
+        words = [sys.executable, "-m", "vtlkit.cli.main", "run", str(test.image), "--cpus", str(test.cpus)]
+        if test.memory is not None:
+            words += ["--memory", _memory_size(test.memory)]
+        if test.arguments:
+            words += ["--append", test.arguments]
+        return [*words, "--timeout", str(timeout_seconds), *self.extra]
+
+    def version(self) -> str:
+        """Package version and, in a git checkout, the commit."""
+        import vtlkit
+
+        extra = f" {' '.join(self.extra)}" if self.extra else ""
+        return f"vtlkit {vtlkit.__version__}{commit_of(Path(__file__).parent)}{extra}"
+
+
+@dataclass(frozen=True, slots=True)
+class QemuTcg:
+    """`qemu-system-x86_64 -accel tcg`, with the entry's own parameters and `-cpu max` where it names no CPU model."""
+
+    name: str = "qemu"
+    binary: str = "qemu-system-x86_64"
+
+    def command(self, test: PlannedTest, timeout_seconds: int) -> list[str]:
+        """x86/run's command, without the parameters that only KVM understands."""
+        words = [self.binary, "-nodefaults", "-accel", "tcg", "-display", "none", "-serial", "stdio"]
+        words += ["-device", "pc-testdev", "-device", "isa-debug-exit,iobase=0xf4,iosize=0x4", "-device", "pci-testdev"]
+        if not test.reboots:
+            words += ["--no-reboot"]
+        if test.memory is not None:
+            words += ["-m", test.memory]
+        words += ["-kernel", str(test.image), "-smp", str(test.cpus)]
+        if test.arguments:
+            words += ["-append", test.arguments]
+        return words + tcg_parameters(test.qemu_parameters)
+
+    def version(self) -> str:
+        """First line of --version."""
+        done = subprocess.run([self.binary, "--version"], capture_output=True, text=True, check=True)
+        return f"{done.stdout.splitlines()[0]}, TCG"
+
+    @classmethod
+    def find(cls) -> QemuTcg | None:
+        """QEMU on PATH, or None."""
+        return cls() if shutil.which(cls.binary_name()) else None
+
+    @staticmethod
+    def binary_name() -> str:
+        """Name looked for on PATH."""
+        return "qemu-system-x86_64"
+
+
+def tcg_parameters(parameters: tuple[str, ...]) -> list[str]:
+    """Adapt an entry's QEMU parameters to TCG: no -enable-kvm, no host CPU model, no pass-through of KVM's Hyper-V."""
+    words = [word for word in parameters if word != "-enable-kvm"]
+    for index, word in enumerate(words):
+        if index and words[index - 1] == "-cpu":
+            features = [part for part in word.split(",") if part not in ("hv_passthrough", "migratable=no")]
+            features[0] = "max" if features[0] == "host" else features[0]
+            words[index] = ",".join(features)
+    return words if "-cpu" in words else [*words, "-cpu", "max"]
+
+
+def _memory_size(qemu_size: str) -> str:
+    """QEMU's -m counts in MiB where no suffix is given; vtlkit's --memory wants the suffix."""
+    return f"{qemu_size}M" if qemu_size.isdigit() else qemu_size.upper()
+
+
+def commit_of(directory: Path) -> str:
+    """` (commit abbreviated)` of the git checkout around `directory`, or nothing where there is none."""
+    command = ["git", "-C", str(directory), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return ""
+    return f" (commit {done.stdout.strip()})" if done.returncode == 0 else ""
+
+
+def run_test(test: PlannedTest, emulator: Emulator, log_directory: Path, timeout_scale: float) -> Outcome:
+    """Run one test to its end and judge it. Logs: NAME.EMULATOR.out and .err in `log_directory`."""
+    limit = max(1, round(test.timeout_seconds * timeout_scale))
+    stem = log_directory / f"{test.name}.{emulator.name}"
+    out_path, err_path = stem.with_name(stem.name + ".out"), stem.with_name(stem.name + ".err")
+    own_limit = isinstance(emulator, QemuTcg)  # QEMU has no time limit of its own: this one ends it on time
+    with out_path.open("wb") as out, err_path.open("wb") as err:
+        begin = time.perf_counter()
+        process = subprocess.Popen(
+            emulator.command(test, limit), stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
+        )
+        try:
+            status = process.wait(limit if own_limit else limit + GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            status = STATUS_TIMEOUT
+        finally:
+            _end(process)
+        seconds = time.perf_counter() - begin
+    console = out_path.read_bytes().decode("utf-8", "replace")
+    errors = err_path.read_bytes().decode("utf-8", "replace")
+    return judge(console, errors, status, seconds)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Leave nothing of the emulator's session running, whatever ended the wait."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

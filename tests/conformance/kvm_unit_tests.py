@@ -1,0 +1,159 @@
+"""Run a built kvm-unit-tests checkout on vtlkit, beside QEMU's TCG if wanted, and write docs/CONFORMANCE.md from it.
+
+Counterpart: kvm-unit-tests' run_tests.sh. Usage: `python -m tests.conformance.kvm_unit_tests --dir DIR`; see --help.
+The program ends with 0 if every test was run and recorded, whatever the tests say (it measures, docs/LIMITS.md
+explains), and with 2 on bad input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import platform
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+from tests.conformance.console import Outcome, Verdict
+from tests.conformance.emulators import Emulator, QemuTcg, Vtlkit, commit_of, run_test
+from tests.conformance.report import Record, Row, from_json, to_json, to_markdown
+from tests.conformance.unittests_cfg import ConfigError, NotRun, PlannedTest, parse, plan
+
+
+class BadInput(Exception):
+    """The command line asks for something that cannot be done; the text is one clear line."""
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.conformance.kvm_unit_tests", description=__doc__)
+    parser.add_argument(
+        "--dir", type=Path, required=True, help="a kvm-unit-tests checkout, configured and built for x86"
+    )
+    parser.add_argument("--jobs", type=int, default=2, help="tests run at once (default 2)")
+    parser.add_argument("--only", default="", help="names of the tests to run, separated by commas")
+    parser.add_argument("--qemu", action="store_true", help="add a column for QEMU's TCG")
+    parser.add_argument("--qemu-only", action="store_true", help="run only QEMU's TCG, as the reference for later")
+    parser.add_argument("--reference", type=Path, metavar="JSON", help="take QEMU's column from an earlier --json file")
+    parser.add_argument("--timeout-scale", type=float, default=1.0, help="multiply every time limit (default 1)")
+    parser.add_argument("--run-option", action="append", default=[], help="one more word for `vtlkit run`; repeatable")
+    parser.add_argument("--output", type=Path, help="write the Markdown page here")
+    parser.add_argument("--json", type=Path, help="write the data here (default: conformance-out/results.json)")
+    parser.add_argument("--logs", type=Path, default=Path("conformance-out"), help="directory of consoles and errors")
+    return parser.parse_args(argv)
+
+
+def select(directory: Path, only: str) -> tuple[list[PlannedTest], list[NotRun]]:
+    """The tests to run. Raises BadInput where the checkout or a name is not what it should be."""
+    config = directory / "x86" / "unittests.cfg"
+    try:
+        text = config.read_text()
+    except OSError as error:
+        raise BadInput(f"{config}: {error.strerror}; --dir must name a kvm-unit-tests checkout") from error
+    try:
+        tests, not_run = plan(directory, parse(text))
+    except ConfigError as error:
+        raise BadInput(str(error)) from error
+    if not any(test.image.is_file() for test in tests):
+        raise BadInput(f"{directory}/x86 has no built image: run ./configure && make there first")
+    if only:
+        wanted = [name.strip() for name in only.split(",") if name.strip()]
+        by_name = {test.name: test for test in tests}
+        reasons = {item.name: item.reason for item in not_run}
+        for name in wanted:
+            if name not in by_name:
+                raise BadInput(f"no test '{name}' to run: {reasons.get(name, 'not in x86/unittests.cfg')}")
+        return [by_name[name] for name in wanted], []
+    return tests, not_run
+
+
+def emulators_for(options: argparse.Namespace) -> list[Emulator]:
+    """The columns to run now."""
+    chosen: list[Emulator] = []
+    if not options.qemu_only:
+        chosen.append(Vtlkit(extra=tuple(options.run_option)))
+    if (options.qemu or options.qemu_only) and options.reference is None:
+        qemu = QemuTcg.find()
+        if qemu is None:
+            raise BadInput("qemu-system-x86_64 is not on PATH: leave out --qemu, or install it")
+        chosen.append(qemu)
+    return chosen
+
+
+def run_all(tests: Sequence[PlannedTest], emulators: Sequence[Emulator], options: argparse.Namespace) -> list[Row]:
+    """Run every test on every emulator; one line on standard error as each one ends; rows in the order of `tests`."""
+    options.logs.mkdir(parents=True, exist_ok=True)
+    outcomes: dict[str, dict[str, Outcome]] = {test.name: {} for test in tests}
+    total = len(tests) * len(emulators)
+    with ThreadPoolExecutor(max_workers=max(1, options.jobs)) as pool:
+        running = {
+            pool.submit(run_test, test, emulator, options.logs, options.timeout_scale): (test, emulator)
+            for test in tests
+            for emulator in emulators
+        }
+        for number, done in enumerate(as_completed(running), 1):
+            test, emulator = running[done]
+            outcome = outcomes[test.name][emulator.name] = done.result()
+            print(_progress(number, total, emulator.name, test.name, outcome), file=sys.stderr, flush=True)
+    return [Row.of(test, outcomes[test.name]) for test in tests]
+
+
+def _progress(number: int, total: int, emulator: str, name: str, outcome: Outcome) -> str:
+    counts = outcome.counts
+    numbers = f"{counts.passed} passed, {counts.failed} failed, {counts.skipped} skipped"
+    detail = f": {outcome.detail}" if outcome.detail else ""
+    position = f"[{number:{len(str(total))}}/{total}]"
+    return f"{position} {outcome.verdict.value:7} {emulator:6} {name}: {numbers}, {outcome.seconds:.1f} s{detail}"
+
+
+def with_reference(rows: Sequence[Row], reference: Record) -> list[Row]:
+    """Add QEMU's column from an earlier record."""
+    known = {row.name: row.outcomes["qemu"] for row in reference.rows if "qemu" in row.outcomes}
+    return [
+        Row(row.name, row.file, row.cpus, row.arguments, row.unmapped, {**row.outcomes, "qemu": known[row.name]})
+        if row.name in known
+        else row
+        for row in rows
+    ]
+
+
+def versions(directory: Path, emulators: Sequence[Emulator], reference: Record | None) -> dict[str, str]:
+    """What produced the record."""
+    found = {emulator.name: emulator.version() for emulator in emulators}
+    if reference is not None:
+        found["qemu"] = f"{reference.versions['qemu']}, recorded {reference.date}"
+    found["kvm-unit-tests"] = commit_of(directory).strip(" ()") or "unknown commit"
+    found["host"] = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
+    return found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run, record, summarise."""
+    options = arguments(argv)
+    try:
+        tests, not_run = select(options.dir, options.only)
+        emulators = emulators_for(options)
+        reference = None if options.reference is None else from_json(options.reference.read_text())
+    except (BadInput, OSError) as error:
+        print(f"conformance: {error}", file=sys.stderr)
+        return 2
+    found = versions(options.dir, emulators, reference)
+    rows = run_all(tests, emulators, options)
+    if reference is not None:
+        rows = with_reference(rows, reference)
+    today = datetime.datetime.now(datetime.UTC).date().isoformat()
+    record = Record(today, found, tuple(rows), tuple(not_run))
+    (options.json or options.logs / "results.json").write_text(to_json(record))
+    if options.output is not None:
+        options.output.write_text(to_markdown(record))
+    for column in record.columns():
+        print(f"{column}: " + ", ".join(f"{number} {v}" for v, number in sorted(record.verdicts(column).items())))
+    errors = sum(outcome.verdict is Verdict.ERROR for row in rows for outcome in row.outcomes.values())
+    if errors:
+        print(f"conformance: {errors} tests could not be started: see {options.logs}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

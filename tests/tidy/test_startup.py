@@ -1,0 +1,47 @@
+"""`vtlkit --help` loads nothing that only a running guest needs: it must answer at once."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+HEAVY = {"unicorn", "iced_x86", "greenlet"}
+
+PROBE = """
+import json, runpy, sys
+sys.argv = ["vtlkit", *sys.argv[1:]]
+status = 0
+try:
+    runpy.run_module("vtlkit.cli.main", run_name="__main__")
+except SystemExit as end:
+    status = end.code or 0
+print(json.dumps({"status": status, "modules": sorted(sys.modules)}), file=sys.stderr)
+"""
+
+
+def probe(program: str, *words: str) -> tuple[str, dict[str, object]]:
+    """Standard output of `program` with `words`, and what it wrote to standard error as JSON."""
+    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, json.loads(done.stderr)
+
+
+def loaded(report: dict[str, object]) -> set[str]:
+    modules = report["modules"]
+    assert isinstance(modules, list)
+    return {name.partition(".")[0] for name in modules}
+
+
+def test_help_loads_no_engine() -> None:
+    output, report = probe(PROBE, "--help")
+    assert report["status"] == 0
+    assert "run" in output
+    assert not loaded(report) & HEAVY
+
+
+def test_the_probe_sees_what_is_loaded() -> None:
+    _, report = probe(
+        "import greenlet\n" + PROBE.replace('runpy.run_module("vtlkit.cli.main", run_name="__main__")', "pass")
+    )
+    assert loaded(report) & HEAVY == {"greenlet"}
