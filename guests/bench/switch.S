@@ -1,0 +1,22 @@
+/* The bare VTL switches of `vtlcall`: nothing between them but the counter, which lives in the shared RBX. */
+#include "vp.h"
+
+    .text
+    .code64
+    .globl bench_vtl_calls
+bench_vtl_calls:
+    push %rbx
+    mov %rdi, %rbx
+1:  xor %ecx, %ecx
+    call *%gs:VP_VTL_SWITCH
+    dec %rbx
+    jnz 1b
+    pop %rbx
+    ret
+
+    .globl bench_vtl_returns
+bench_vtl_returns:
+1:  mov $1, %ecx
+    call *%gs:VP_VTL_SWITCH
+    jmp 1b
+    .section .note.GNU-stack, "", @progbits

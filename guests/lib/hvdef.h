@@ -1,0 +1,128 @@
+/* Names, numbers and layouts of the Hypervisor Top Level Functional Specification. */
+#ifndef HVDEF_H
+#define HVDEF_H
+
+#include "vp.h"
+
+#define HV_CPUID_VENDOR 0x40000000
+#define HV_CPUID_INTERFACE 0x40000001
+#define HV_CPUID_FEATURES 0x40000003
+#define HV_INTERFACE_HV1 0x31237648 /* "Hv#1" */
+#define HV_EAX_ACCESS_SYNIC_REGS (1u << 2)
+#define HV_EAX_ACCESS_HYPERCALL_MSRS (1u << 5)
+#define HV_EBX_ACCESS_VSM (1u << 16)
+#define HV_EBX_ACCESS_VP_REGISTERS (1u << 17)
+
+#define HV_X64_MSR_GUEST_OS_ID 0x40000000
+#define HV_X64_MSR_HYPERCALL 0x40000001
+#define HV_X64_MSR_VP_INDEX 0x40000002
+#define HV_X64_MSR_VP_ASSIST_PAGE 0x40000073
+#define HV_X64_MSR_SCONTROL 0x40000080
+#define HV_X64_MSR_SIMP 0x40000083
+#define HV_X64_MSR_EOM 0x40000084
+#define HV_X64_MSR_SINT0 0x40000090
+#define HV_MSR_ENABLE 1
+
+#define HvCallModifyVtlProtectionMask 0x000c
+#define HvCallEnablePartitionVtl 0x000d
+#define HvCallEnableVpVtl 0x000f
+#define HvCallGetVpRegisters 0x0050
+#define HvCallSetVpRegisters 0x0051
+
+#define HV_PARTITION_ID_SELF (~0ull)
+#define HV_VP_INDEX_SELF 0xfffffffe
+#define HV_INPUT_VTL_CURRENT 0x00
+#define HV_INPUT_VTL(vtl) (0x10 | (vtl))
+
+#define HvRegisterPendingEvent0 0x00010004
+#define HvRegisterVsmCodePageOffsets 0x000d0002
+#define HvRegisterVsmVpStatus 0x000d0003
+#define HvRegisterVsmPartitionStatus 0x000d0004
+#define HvRegisterVsmPartitionConfig 0x000d0007
+
+#define HV_VSM_PARTITION_CONFIG_ENABLE_VTL_PROTECTION 0x01
+#define HV_VSM_PARTITION_CONFIG_DEFAULT_MASK(flags) ((flags) << 1)
+
+#define HV_MAP_GPA_NONE 0x0
+#define HV_MAP_GPA_READ_EXECUTE 0xd
+#define HV_MAP_GPA_ALL 0xf
+
+#define HV_PENDING_EXCEPTION(vector, error_code) ((u64)(error_code) << 32 | (u64)(vector) << 16 | 0x101)
+
+#define HV_VTL_RETURN_NORMAL 0
+#define HV_VTL_RETURN_FAST 1
+
+enum hv_vtl_entry_reason {
+    HvVtlEntryVtlCall = 1,
+    HvVtlEntryInterrupt = 2,
+    HvVtlEntryIntercept = 3,
+};
+
+struct hv_vp_assist_page {
+    u32 apic_assist;
+    u32 reserved;
+    u32 entry_reason;
+    u8 vina_status;
+    u8 reserved_control[3];
+    u64 vtl_return_rax;
+    u64 vtl_return_rcx;
+};
+
+struct hv_segment_register {
+    u64 base;
+    u32 limit;
+    u16 selector;
+    u16 attributes;
+};
+
+struct hv_table_register {
+    u16 pad[3];
+    u16 limit;
+    u64 base;
+};
+
+struct hv_initial_vp_context {
+    u64 rip, rsp, rflags;
+    struct hv_segment_register cs, ds, es, fs, gs, ss, tr, ldtr;
+    struct hv_table_register idtr, gdtr;
+    u64 efer, cr0, cr3, cr4, pat;
+};
+
+#define HvMessageTypeNone 0
+#define HvMessageTypeGpaIntercept 0x80000001
+#define HV_MESSAGE_FLAG_PENDING 1
+
+enum hv_intercept_access {
+    HV_INTERCEPT_ACCESS_READ = 0,
+    HV_INTERCEPT_ACCESS_WRITE = 1,
+    HV_INTERCEPT_ACCESS_EXECUTE = 2,
+};
+
+struct hv_memory_intercept {
+    u32 vp_index;
+    u8 instruction_length : 4;
+    u8 cr8 : 4;
+    u8 access;
+    u16 execution_state;
+    struct hv_segment_register cs;
+    u64 rip;
+    u64 rflags;
+    u32 cache_type;
+    u8 instruction_byte_count;
+    u8 access_info;
+    u8 tpr_priority;
+    u8 reserved;
+    u64 gva;
+    u64 gpa;
+    u8 instruction_bytes[16];
+};
+
+#define HV_EXECUTION_STATE_VTL(state) ((state) >> 7 & 0xf)
+#define HV_ACCESS_INFO_GVA_VALID 1
+
+_Static_assert(sizeof(struct hv_initial_vp_context) == 224, "hv_initial_vp_context");
+_Static_assert(offsetof(struct hv_vp_assist_page, vtl_return_rax) == 16, "hv_vp_assist_page");
+_Static_assert(offsetof(struct hv_memory_intercept, gpa) == 0x38, "hv_memory_intercept");
+_Static_assert(sizeof(struct hv_memory_intercept) == 0x50, "hv_memory_intercept");
+
+#endif
