@@ -1,1 +1,1 @@
-"""TODO package docstring."""
+"""What executes guest instructions: the contract (`api`) and its implementations."""

@@ -1,0 +1,196 @@
+"""SVM intercepts of the emulated guest mode: exit codes, intercept words, the MSR permission map.
+
+AMD APM volume 2, chapter 15 and appendix B and C. The control block lies in pages above the guest's physical address
+width, which no guest page table can name.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+from vtlkit.engine.api import PAGE_SIZE, Intercept, RamBlock
+from vtlkit.engine.unicorn.binding import UC_PROT_READ, UC_PROT_WRITE, Library
+
+EXCEPTION_BASE: Final = 0x40
+VMCB_GPA: Final = 1 << 44
+MSR_PERMISSION_GPA: Final = VMCB_GPA + PAGE_SIZE
+_MSR_PERMISSION_SIZE: Final = 2 * PAGE_SIZE
+_MSRPM_BASE_PA: Final = 0x48
+
+_MSR_RANGES: Final = ((0, 0), (0xC0000000, 0x800), (0xC0010000, 0x1000))
+"""(first MSR, byte offset of its bits); each range covers 0x2000 MSRs with two bits each: read, write."""
+_MSR_RANGE_SIZE: Final = 0x2000
+
+
+class SvmExit(enum.IntEnum):
+    """Exit codes that are also (less 0x60) the bit numbers of the instruction intercept word."""
+
+    INTR = 0x60
+    NMI = 0x61
+    SMI = 0x62
+    INIT = 0x63
+    VINTR = 0x64
+    CR0_SEL_WRITE = 0x65
+    IDTR_READ = 0x66
+    GDTR_READ = 0x67
+    LDTR_READ = 0x68
+    TR_READ = 0x69
+    IDTR_WRITE = 0x6A
+    GDTR_WRITE = 0x6B
+    LDTR_WRITE = 0x6C
+    TR_WRITE = 0x6D
+    RDTSC = 0x6E
+    RDPMC = 0x6F
+    PUSHF = 0x70
+    POPF = 0x71
+    CPUID = 0x72
+    RSM = 0x73
+    IRET = 0x74
+    SWINT = 0x75
+    INVD = 0x76
+    PAUSE = 0x77
+    HLT = 0x78
+    INVLPG = 0x79
+    INVLPGA = 0x7A
+    IOIO = 0x7B
+    MSR = 0x7C
+    TASK_SWITCH = 0x7D
+    FERR_FREEZE = 0x7E
+    SHUTDOWN = 0x7F
+    VMRUN = 0x80
+    VMMCALL = 0x81
+    VMLOAD = 0x82
+    VMSAVE = 0x83
+    STGI = 0x84
+    CLGI = 0x85
+    SKINIT = 0x86
+    RDTSCP = 0x87
+    ICEBP = 0x88
+    WBINVD = 0x89
+    MONITOR = 0x8A
+    MWAIT = 0x8B
+    XSETBV = 0x8D
+
+
+_ALWAYS: Final = (
+    SvmExit.NMI,
+    SvmExit.SMI,
+    SvmExit.VINTR,
+    SvmExit.CPUID,
+    SvmExit.RSM,
+    SvmExit.HLT,
+    SvmExit.INVLPGA,
+    SvmExit.MSR,
+    SvmExit.SHUTDOWN,
+    SvmExit.RDPMC,
+    SvmExit.VMRUN,
+    SvmExit.VMMCALL,
+    SvmExit.VMLOAD,
+    SvmExit.VMSAVE,
+    SvmExit.STGI,
+    SvmExit.CLGI,
+    SvmExit.SKINIT,
+    SvmExit.MONITOR,
+    SvmExit.MWAIT,
+)
+
+_OPTIONAL: Final = {
+    Intercept.PAUSE: (SvmExit.PAUSE,),
+    Intercept.RDTSC: (SvmExit.RDTSC,),
+    Intercept.INVLPG: (SvmExit.INVLPG,),
+    Intercept.DESCRIPTOR_TABLE_READ: (SvmExit.IDTR_READ, SvmExit.GDTR_READ, SvmExit.LDTR_READ, SvmExit.TR_READ),
+    Intercept.DESCRIPTOR_TABLE_WRITE: (SvmExit.IDTR_WRITE, SvmExit.GDTR_WRITE, SvmExit.LDTR_WRITE, SvmExit.TR_WRITE),
+    Intercept.IRET: (SvmExit.IRET,),
+    Intercept.RDPMC: (SvmExit.RDPMC,),
+    Intercept.XSETBV: (SvmExit.XSETBV,),
+}
+
+_MNEMONICS: Final = {
+    SvmExit.VMRUN: "vmrun",
+    SvmExit.VMLOAD: "vmload",
+    SvmExit.VMSAVE: "vmsave",
+    SvmExit.STGI: "stgi",
+    SvmExit.CLGI: "clgi",
+    SvmExit.SKINIT: "skinit",
+    SvmExit.INVLPGA: "invlpga",
+    SvmExit.MONITOR: "monitor",
+    SvmExit.MWAIT: "mwait",
+    SvmExit.RDPMC: "rdpmc",
+    SvmExit.RSM: "rsm",
+}
+
+_CR_INTERCEPTS: Final = (0, 4, 8)
+"""MOV to and from CR3 runs natively: the instance walks the guest's own tables."""
+
+
+@dataclass(frozen=True, slots=True)
+class InterceptWords:
+    """The words of the control block that say what exits."""
+
+    instructions: int
+    cr_read: int
+    cr_write: int
+    dr_read: int
+    dr_write: int
+
+
+def intercept_words(intercepts: Intercept) -> InterceptWords:
+    """What always exits plus `intercepts`. MOV to or from CR8 always does: the task priority is not the engine's."""
+    word = 0
+    for code in _ALWAYS:
+        word |= 1 << (code - SvmExit.INTR)
+    for flag, codes in _OPTIONAL.items():
+        if flag & intercepts:
+            for code in codes:
+                word |= 1 << (code - SvmExit.INTR)
+    control = sum(1 << number for number in _CR_INTERCEPTS)
+    return InterceptWords(
+        instructions=word,
+        cr_read=control if intercepts & Intercept.CR_READ else 1 << 8,
+        cr_write=control if intercepts & Intercept.CR_WRITE else 1 << 8,
+        dr_read=0xFF if intercepts & Intercept.DR_READ else 0,
+        dr_write=0xFF if intercepts & Intercept.DR_WRITE else 0,
+    )
+
+
+def mnemonic_of(code: int) -> str | None:
+    """The instruction of an exit code that has only one."""
+    try:
+        return _MNEMONICS.get(SvmExit(code))
+    except ValueError:
+        return None
+
+
+class ControlPages:
+    """The control block's page and the MSR permission map, as one RAM block of the instance's own."""
+
+    def __init__(self) -> None:
+        self._block = RamBlock(PAGE_SIZE + _MSR_PERMISSION_SIZE)
+        self._block.view[PAGE_SIZE:] = b"\xff" * _MSR_PERMISSION_SIZE
+        struct.pack_into("<Q", self._block.view, _MSRPM_BASE_PA, MSR_PERMISSION_GPA)
+
+    def map(self, lib: Library, handle: int) -> None:
+        lib.check(
+            lib.mem_map_ptr(handle, VMCB_GPA, self._block.size, UC_PROT_READ | UC_PROT_WRITE, self._block.address),
+            "the control pages",
+        )
+
+    def intercept_msr(self, index: int, read: bool, write: bool) -> None:
+        """Set the two permission bits of one MSR.
+
+        Raises:
+            ValueError: the MSR lies outside the map's ranges: it always exits.
+        """
+        for first, offset in _MSR_RANGES:
+            if first <= index < first + _MSR_RANGE_SIZE:
+                number = index - first
+                at = PAGE_SIZE + offset + number // 4
+                shift = number % 4 * 2
+                bits = (1 if read else 0) | (2 if write else 0)
+                self._block.view[at] = (self._block.view[at] & ~(3 << shift)) | bits << shift
+                return
+        if not (read and write):
+            raise ValueError(f"MSR {index:#x} has no permission bits: it always exits")

@@ -1,0 +1,367 @@
+"""Event delivery through the IDT: what the processor's microcode does and Unicorn leaves out.
+
+Covers real mode, 16- and 32-bit protected mode (virtual-8086 included), and long mode with IST; inner-privilege stacks
+from the TSS; error codes; double and triple faults (SDM volume 3, chapter 6; AMD APM volume 2, chapter 8). Task gates
+are refused as an internal error: hardware task switching is not emulated.
+
+A delivery that faults has changed nothing but accessed and dirty bits.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Final
+
+from vtlkit.engine.api import Event, EventType, ExceptionExit, Exit, InternalError, MemoryFault, Shutdown
+from vtlkit.engine.unicorn.linear import GuestFault, PhysicalFault
+from vtlkit.engine.unicorn.state import HF_CPL, HF_LMA, SegmentCache
+from vtlkit.x86.exceptions import DOUBLE_FAULT, HAS_ERROR_CODE, SHUTDOWN, Vector, combine
+from vtlkit.x86.registers import (
+    CR0_PE,
+    RFLAGS_AC,
+    RFLAGS_IF,
+    RFLAGS_NT,
+    RFLAGS_RF,
+    RFLAGS_TF,
+    RFLAGS_VM,
+)
+
+if TYPE_CHECKING:
+    from vtlkit.engine.unicorn.engine import UnicornEngine
+
+_EXT: Final = 1
+_IDT: Final = 2
+
+_TASK_GATE: Final = 5
+_INTERRUPT_16: Final = 6
+_TRAP_16: Final = 7
+_INTERRUPT_32: Final = 14
+_TRAP_32: Final = 15
+_GATES: Final = frozenset({_INTERRUPT_16, _TRAP_16, _INTERRUPT_32, _TRAP_32})
+_LONG_GATES: Final = frozenset({_INTERRUPT_32, _TRAP_32})
+
+ES, CS, SS, DS, FS, GS = range(6)
+
+DESC_TYPE_SHIFT: Final = 8
+DESC_ACCESSED: Final = 1 << 8
+DESC_WRITABLE: Final = 1 << 9
+DESC_CONFORMING: Final = 1 << 10
+DESC_EXPAND_DOWN: Final = 1 << 10
+DESC_CODE: Final = 1 << 11
+DESC_S: Final = 1 << 12
+DESC_DPL_SHIFT: Final = 13
+DESC_P: Final = 1 << 15
+DESC_L: Final = 1 << 21
+DESC_B: Final = 1 << 22
+DESC_G: Final = 1 << 23
+
+_FAULTS: Final = frozenset(
+    {Vector.DE, Vector.BR, Vector.UD, Vector.NM, Vector.TS, Vector.NP, Vector.SS, Vector.GP, Vector.PF}
+    | {Vector.MF, Vector.AC, Vector.XM, Vector.VE, Vector.CP}
+)
+"""Exceptions whose saved RFLAGS has RF set, so that the restarted instruction does not hit its breakpoint again."""
+
+
+class _TaskGate(Exception):
+    pass
+
+
+class Descriptor:
+    """A code or data descriptor read from a table, and where it lies."""
+
+    __slots__ = ("address", "base", "flags", "limit", "selector")
+
+    def __init__(self, selector: int, address: int, low: int, high: int) -> None:
+        self.selector = selector
+        self.address = address
+        self.base = (low >> 16) | ((high & 0xFF) << 16) | (high & 0xFF000000)
+        limit = (low & 0xFFFF) | (high & 0x000F0000)
+        self.limit = (limit << 12) | 0xFFF if high & DESC_G else limit
+        self.flags = high
+
+    @property
+    def dpl(self) -> int:
+        return (self.flags >> DESC_DPL_SHIFT) & 3
+
+
+class Delivery:
+    """Delivers events into one engine's CPU. Belongs to the vCPU's task."""
+
+    def __init__(self, engine: UnicornEngine) -> None:
+        self._engine = engine
+        self._state = engine.regs
+        self._linear = engine.linear
+
+    def deliver(self, event: Event) -> Exit | None:
+        """Deliver `event` and whatever its delivery raises; an exit if the hypervisor must act first."""
+        original = event
+        first = True
+        while True:
+            try:
+                self._deliver(event, self._start_of(event))
+            except GuestFault as fault:
+                combined = (
+                    combine(event.vector, fault.vector) if event.type is EventType.EXCEPTION else None
+                )  # interrupts, NMIs and INT n are benign
+                if first and event.type is EventType.SOFTWARE:
+                    self._state.rip -= event.instruction_length
+                first = False
+                if combined is SHUTDOWN:
+                    return Shutdown()
+                if combined is DOUBLE_FAULT:
+                    event = Event(EventType.EXCEPTION, Vector.DF, 0)
+                    address = 0
+                else:
+                    if fault.vector == Vector.PF:
+                        self._state.cr[2] = fault.address
+                    event = Event(EventType.EXCEPTION, fault.vector, fault.error_code)
+                    address = fault.address
+                if self._engine.exception_intercepts >> event.vector & 1:
+                    return ExceptionExit(event.vector, event.error_code, address, original)
+            except PhysicalFault as fault:
+                if first and event.type is EventType.SOFTWARE:
+                    self._state.rip -= event.instruction_length
+                return MemoryFault(fault.gpa, fault.size, fault.access, fault.mapped, fault.gva, original)
+            except _TaskGate:
+                return InternalError(f"vector {event.vector} has a task gate: task switches are not emulated")
+            else:
+                self._state.old_exception = -1
+                return None
+
+    def _start_of(self, event: Event) -> int:
+        """1 (EXT) if something outside the instruction stream causes the event."""
+        return 0 if event.type is EventType.SOFTWARE else _EXT
+
+    def _deliver(self, event: Event, ext: int) -> None:
+        state = self._state
+        if not state.cr[0] & CR0_PE:
+            self._deliver_real(event)
+        elif state.hflags & HF_LMA:
+            self._deliver_long(event, ext)
+        else:
+            self._deliver_protected(event, ext)
+
+    def _error_code(self, event: Event) -> int | None:
+        if event.type is not EventType.EXCEPTION:
+            return None
+        if event.error_code is None and event.vector in HAS_ERROR_CODE:
+            return 0
+        return event.error_code
+
+    def _saved_flags(self, event: Event) -> int:
+        flags = self._engine.rflags
+        if event.type is EventType.EXCEPTION and event.vector in _FAULTS:
+            flags |= RFLAGS_RF
+        return flags
+
+    # --- real mode ------------------------------------------------------------------------------------------------
+
+    def _deliver_real(self, event: Event) -> None:
+        state = self._state
+        offset = event.vector * 4
+        if offset + 3 > state.idt.limit:
+            raise GuestFault(Vector.GP, None)
+        ip, cs = struct.unpack("<HH", self._linear.read(state.idt.base + offset, 4))
+        frame = struct.pack("<HHH", state.rip & 0xFFFF, state.segs[CS].selector, self._engine.rflags & 0xFFFF)
+        sp = (state.rsp - 6) & 0xFFFF
+        base = state.segs[SS].base
+        for at in range(0, 6, 2):
+            self._linear.write(base + ((sp + at) & 0xFFFF), frame[at : at + 2])
+        state.rsp = (state.rsp & ~0xFFFF) | sp
+        state.rip = ip
+        state.segs[CS].selector = cs
+        state.segs[CS].base = cs << 4
+        self._engine.change_rflags(clear=RFLAGS_IF | RFLAGS_TF | RFLAGS_AC | RFLAGS_RF)
+        self._engine.update_hflags()
+
+    # --- gates and descriptors ------------------------------------------------------------------------------------
+
+    def _gate(self, event: Event, ext: int, size: int) -> tuple[int, int, int, int, int]:
+        """(offset, selector, type, IST, base of error code) of the event's gate, checked."""
+        state = self._state
+        start = event.vector * size
+        error = event.vector * 8 | _IDT | ext
+        if start + size - 1 > state.idt.limit:
+            raise GuestFault(Vector.GP, error)
+        raw = self._linear.read(state.idt.base + start, size)
+        low, selector, mid, high = struct.unpack_from("<HHHH", raw)
+        offset = low | high << 16
+        if size == 16:
+            offset |= struct.unpack_from("<I", raw, 8)[0] << 32
+        kind = (mid >> 8) & 0x1F
+        if kind == _TASK_GATE and size == 8:
+            raise _TaskGate
+        if kind not in (_LONG_GATES if size == 16 else _GATES):
+            raise GuestFault(Vector.GP, error)
+        if event.type is EventType.SOFTWARE and (mid >> 13) & 3 < state.hflags & HF_CPL:
+            raise GuestFault(Vector.GP, error)
+        if not mid & 0x8000:
+            raise GuestFault(Vector.NP, error)
+        return offset, selector, kind, mid & 7, ext
+
+    def _descriptor(self, selector: int, vector: int, ext: int) -> Descriptor:
+        """The descriptor that `selector` names; #vector(selector) if it lies outside its table."""
+        state = self._state
+        table = state.ldt if selector & 4 else state.gdt
+        index = selector & 0xFFF8
+        if index + 7 > table.limit or (selector & 4 and not table.flags & DESC_P):
+            raise GuestFault(vector, (selector & 0xFFFC) | ext)
+        low, high = struct.unpack("<II", self._linear.read(table.base + index, 8))
+        return Descriptor(selector, table.base + index, low, high)
+
+    def _code_segment(self, selector: int, ext: int, cpl: int) -> Descriptor:
+        if not selector & 0xFFFC:
+            raise GuestFault(Vector.GP, ext)
+        code = self._descriptor(selector, Vector.GP, ext)
+        error = (selector & 0xFFFC) | ext
+        if not code.flags & DESC_S or not code.flags & DESC_CODE or code.dpl > cpl:
+            raise GuestFault(Vector.GP, error)
+        if not code.flags & DESC_P:
+            raise GuestFault(Vector.NP, error)
+        return code
+
+    def _mark_accessed(self, descriptor: Descriptor) -> None:
+        if not descriptor.flags & DESC_ACCESSED:
+            descriptor.flags |= DESC_ACCESSED
+            self._linear.write(descriptor.address + 4, struct.pack("<I", descriptor.flags), implicit=True)
+
+    def _load(self, register: SegmentCache, descriptor: Descriptor, cpl: int) -> None:
+        register.selector = (descriptor.selector & 0xFFFC) | cpl
+        register.base = descriptor.base
+        register.limit = descriptor.limit
+        register.flags = descriptor.flags
+
+    # --- long mode ------------------------------------------------------------------------------------------------
+
+    def _deliver_long(self, event: Event, ext: int) -> None:
+        state = self._state
+        offset, selector, kind, ist, _ = self._gate(event, ext, 16)
+        cpl = state.hflags & HF_CPL
+        code = self._code_segment(selector, ext, cpl)
+        if not code.flags & DESC_L or code.flags & DESC_B:
+            raise GuestFault(Vector.GP, (selector & 0xFFFC) | ext)
+        new_cpl = cpl if code.flags & DESC_CONFORMING else code.dpl
+        if ist:
+            rsp = self._tss64(0x24 + (ist - 1) * 8, ext)
+        elif new_cpl < cpl:
+            rsp = self._tss64(4 + new_cpl * 8, ext)
+        else:
+            rsp = state.rsp
+        rsp &= ~0xF
+        error_code = self._error_code(event)
+        frame = struct.pack(
+            "<QQQQQ",
+            state.rip,
+            state.segs[CS].selector,
+            self._saved_flags(event),
+            state.rsp,
+            state.segs[SS].selector,
+        )
+        if error_code is not None:
+            frame = struct.pack("<Q", error_code) + frame
+        rsp -= len(frame)
+        top = rsp >> 47
+        if top not in (0, 0x1FFFF) and not state.cr[4] & (1 << 12):
+            raise GuestFault(Vector.SS, ext)
+        self._linear.write(rsp & 0xFFFFFFFFFFFFFFFF, frame)
+        self._mark_accessed(code)
+        if new_cpl != cpl:
+            ss = state.segs[SS]
+            ss.selector = new_cpl
+            ss.base = 0
+            ss.limit = 0
+            ss.flags = new_cpl << DESC_DPL_SHIFT
+        state.rsp = rsp & 0xFFFFFFFFFFFFFFFF
+        self._load(state.segs[CS], code, new_cpl)
+        state.rip = offset
+        self._finish(kind, new_cpl)
+
+    def _tss64(self, offset: int, ext: int) -> int:
+        state = self._state
+        if offset + 7 > state.tr.limit:
+            raise GuestFault(Vector.TS, (state.tr.selector & 0xFFFC) | ext)
+        value: int = struct.unpack("<Q", self._linear.read(state.tr.base + offset, 8))[0]
+        return value
+
+    def _finish(self, kind: int, cpl: int) -> None:
+        clear = RFLAGS_TF | RFLAGS_VM | RFLAGS_RF | RFLAGS_NT
+        if kind in (_INTERRUPT_16, _INTERRUPT_32):
+            clear |= RFLAGS_IF
+        self._engine.change_rflags(clear=clear)
+        self._engine.update_hflags(cpl)
+
+    # --- protected mode -------------------------------------------------------------------------------------------
+
+    def _deliver_protected(self, event: Event, ext: int) -> None:
+        state = self._state
+        offset, selector, kind, _, _ = self._gate(event, ext, 8)
+        wide = kind in (_INTERRUPT_32, _TRAP_32)
+        if not wide:
+            offset &= 0xFFFF
+        flags = self._engine.rflags
+        v86 = bool(flags & RFLAGS_VM)
+        cpl = 3 if v86 else state.hflags & HF_CPL
+        code = self._code_segment(selector, ext, cpl)
+        if v86 and (code.flags & DESC_CONFORMING or code.dpl):
+            raise GuestFault(Vector.GP, (selector & 0xFFFC) | ext)
+        new_cpl = cpl if code.flags & DESC_CONFORMING else code.dpl
+        words = [self._saved_flags(event), state.segs[CS].selector, state.rip]
+        stack: Descriptor | None = None
+        if new_cpl < cpl:
+            stack, esp = self._inner_stack(new_cpl, ext)
+            words = [state.segs[SS].selector, state.rsp, *words]
+            if v86:
+                words = [state.segs[n].selector for n in (GS, FS, DS, ES)] + words
+            base, big = stack.base, bool(stack.flags & DESC_B)
+        else:
+            esp = state.rsp
+            base, big = state.segs[SS].base, bool(state.segs[SS].flags & DESC_B)
+        error_code = self._error_code(event)
+        if error_code is not None:
+            words.append(error_code)
+        size = 4 if wide else 2
+        mask = 0xFFFFFFFF if big else 0xFFFF
+        frame = b"".join((word & (1 << 8 * size) - 1).to_bytes(size, "little") for word in reversed(words))
+        sp = (esp - len(frame)) & mask
+        self._linear.write((base + sp) & 0xFFFFFFFF, frame)
+        self._mark_accessed(code)
+        if stack is not None:
+            self._load(state.segs[SS], stack, new_cpl)
+            if v86:
+                for number in (GS, FS, DS, ES):
+                    register = state.segs[number]
+                    register.selector = register.base = register.limit = register.flags = 0
+        state.rsp = (state.rsp & ~mask & 0xFFFFFFFF) | sp if stack is None else sp
+        self._load(state.segs[CS], code, new_cpl)
+        state.rip = offset
+        self._finish(kind, new_cpl)
+
+    def _inner_stack(self, cpl: int, ext: int) -> tuple[Descriptor, int]:
+        """SS descriptor and ESP for `cpl` from the 32- or 16-bit TSS."""
+        state = self._state
+        tss_error = (state.tr.selector & 0xFFFC) | ext
+        if (state.tr.flags >> DESC_TYPE_SHIFT) & 0xF in (9, 11):
+            at = 4 + cpl * 8
+            if at + 7 > state.tr.limit:
+                raise GuestFault(Vector.TS, tss_error)
+            esp, selector = struct.unpack("<IHxx", self._linear.read(state.tr.base + at, 8))
+        else:
+            at = 2 + cpl * 4
+            if at + 3 > state.tr.limit:
+                raise GuestFault(Vector.TS, tss_error)
+            esp, selector = struct.unpack("<HH", self._linear.read(state.tr.base + at, 4))
+        error = (selector & 0xFFFC) | ext
+        if not selector & 0xFFFC:
+            raise GuestFault(Vector.TS, ext)
+        stack = self._descriptor(selector, Vector.TS, ext)
+        if (
+            selector & 3 != cpl
+            or stack.dpl != cpl
+            or not stack.flags & DESC_S
+            or stack.flags & DESC_CODE
+            or not stack.flags & DESC_WRITABLE
+        ):
+            raise GuestFault(Vector.TS, error)
+        if not stack.flags & DESC_P:
+            raise GuestFault(Vector.SS, error)
+        return stack, esp

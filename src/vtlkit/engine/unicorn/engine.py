@@ -1,0 +1,841 @@
+"""The embedded engine: one Unicorn instance as the CPU of one vCPU.
+
+The guest runs in emulated SVM guest mode that is entered once and never left: the translator's own intercept checks
+turn CPUID, HLT, MSR accesses and the rest into calls of the interrupt hook with the state precise at the instruction.
+The instance runs in a greenlet of its own. A hook that must exit switches to the greenlet that called `run` and stays
+suspended, C frames included, until the next `run` switches back: an exit neither stops nor restarts the translator.
+
+Where it stays suspended decides what may be touched. In the interrupt hook no translated block is running and all state
+may change. In an I/O hook (port or memory-mapped) the rest of the block still runs afterwards, so registers may be read
+only: `at_boundary` says which of the two it is.
+
+Shared with other tasks: `kick` stores to the interrupt request's low byte and to the decrementer's high half, single
+stores that the vCPU's task answers by clearing the byte. Everything else belongs to the vCPU's task.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar, Final
+
+from greenlet import getcurrent, greenlet
+
+from vtlkit.engine.api import (
+    Access,
+    ControlRegister,
+    Cpuid,
+    Engine,
+    EngineError,
+    Event,
+    EventType,
+    ExceptionExit,
+    Exit,
+    Hlt,
+    Hypercall,
+    Intercept,
+    InternalError,
+    Interrupted,
+    InterruptWindow,
+    MemoryFault,
+    MmioRead,
+    MmioRead8,
+    MmioWrite,
+    MmioWrite8,
+    NmiWindow,
+    Other,
+    Pause,
+    PortIn,
+    PortOut,
+    RamBlock,
+    Rdmsr,
+    Rdtsc,
+    Shutdown,
+    Wrmsr,
+)
+from vtlkit.engine.unicorn import binding, registers
+from vtlkit.engine.unicorn.binding import (
+    EdgeCallback,
+    Hook,
+    InCallback,
+    InterruptCallback,
+    InvalidCallback,
+    MemoryCallback,
+    MemoryEvent,
+    OutCallback,
+)
+from vtlkit.engine.unicorn.codepages import TranslatedCode
+from vtlkit.engine.unicorn.controls import (
+    EXCEPTION_BASE,
+    MSR_PERMISSION_GPA,
+    VMCB_GPA,
+    ControlPages,
+    SvmExit,
+    intercept_words,
+    mnemonic_of,
+)
+from vtlkit.engine.unicorn.decode import MAX_LENGTH, Decoded, decode, length
+from vtlkit.engine.unicorn.delivery import CS, Delivery
+from vtlkit.engine.unicorn.linear import GuestFault, LinearMemory, PhysicalFault
+from vtlkit.engine.unicorn.memory import GuestPhysicalMap, Kind, Range
+from vtlkit.engine.unicorn.state import (
+    CC_FLAGS,
+    CC_OP_EFLAGS,
+    HF2_GIF,
+    HF2_NMI,
+    HF_CPL,
+    HF_CS32,
+    HF_CS64,
+    HF_GUEST,
+    HF_INHIBIT_IRQ,
+    INTERRUPT_NMI,
+    INTERRUPT_SMI,
+    INTERRUPT_VIRQ,
+    CpuState,
+    locate,
+)
+from vtlkit.x86.exceptions import HAS_ERROR_CODE, Vector
+from vtlkit.x86.paging import SUPERVISOR
+from vtlkit.x86.registers import CR0_PE, RFLAGS_DF, RFLAGS_FIXED, RFLAGS_TF, RFLAGS_VM, Sregs
+
+if TYPE_CHECKING:
+    from vtlkit.engine.unicorn.factory import UnicornFactory
+
+_IOPL_SHIFT: Final = 12
+_INTERRUPTED: Final = Interrupted()
+_INTERRUPT_WINDOW: Final = InterruptWindow()
+_NMI_WINDOW: Final = NmiWindow()
+_SHUTDOWN: Final = Shutdown()
+_CPUID: Final = {n: Cpuid(n) for n in range(1, MAX_LENGTH + 1)}
+_HLT: Final = {n: Hlt(n) for n in range(1, MAX_LENGTH + 1)}
+_RDMSR: Final = {n: Rdmsr(n) for n in range(1, MAX_LENGTH + 1)}
+_WRMSR: Final = {n: Wrmsr(n) for n in range(1, MAX_LENGTH + 1)}
+_HYPERCALL: Final = {n: Hypercall(n) for n in range(1, MAX_LENGTH + 1)}
+_PAUSE: Final = {n: Pause(n) for n in range(1, MAX_LENGTH + 1)}
+_RDTSC: Final = {n: Rdtsc(n, False) for n in range(1, MAX_LENGTH + 1)}
+_RDTSCP: Final = {n: Rdtsc(n, True) for n in range(1, MAX_LENGTH + 1)}
+
+_NO_CHAIN: Final = 0xFFFF
+
+
+class UnicornEngine(Engine):
+    """See `vtlkit.engine.api.Engine` for the contract."""
+
+    hypercall_instruction: ClassVar[bytes] = b"\x0f\x01\xd9"
+    """VMMCALL: an intercepted instruction in SVM guest mode, at any CPL."""
+    native_msrs: ClassVar[frozenset[int]] = registers.NATIVE_MSRS
+    regs: CpuState
+
+    def __init__(self, factory: UnicornFactory, name: str) -> None:
+        self._factory = factory
+        self._lib = factory.lib
+        self.name = name
+        handle = ctypes.c_void_p()
+        lib = self._lib
+        lib.check(lib.open(binding.UC_ARCH_X86, binding.UC_MODE_64, ctypes.byref(handle)), "an instance")
+        assert handle.value is not None
+        self._handle = handle.value
+        self._closed = False
+        lib.check(lib.ctl(self._handle, binding.CTL_USE_EXITS, 1, 0), "exit points")
+        no_exits = (ctypes.c_uint64 * 1)()
+        lib.check(lib.ctl(self._handle, binding.CTL_EXITS, ctypes.addressof(no_exits), 0), "no exit points")
+        self._live = locate(lib, self._handle)
+        self._request_low = ctypes.c_uint8.from_address(ctypes.addressof(self._live.interrupt_request))
+        self._request_high = ctypes.c_uint8.from_address(ctypes.addressof(self._live.interrupt_request) + 1)
+        self.regs = self._live.state
+        self._controls = ControlPages()
+        self._map = GuestPhysicalMap(lib, self._handle)
+        self._controls.map(lib, self._handle)
+        registers.enable_features(self.regs)
+        self.linear = LinearMemory(self.regs, self._map, registers.MAXPHYADDR)
+        self._delivery = Delivery(self)
+        self.exception_intercepts = 0
+        self._event: Event | None = None
+        self._counting = factory.counts_instructions()
+        self._executed = 0
+        self._seen = 0
+        self._budget = 0
+        self._answer = 0
+        self._unfinished = False
+        self._running = False
+        self._abandoned = False
+        self._failure: BaseException | None = None
+        self._fault: tuple[int, int, int] | None = None
+        self._deferred: Event | None = None
+        self._undo = (0, 0, 0, 0, 0)
+        self._started = False
+        self._lengths: dict[int, tuple[int, int, int, bytes, int, int]] = {}
+        self._code: dict[int, TranslatedCode] = {}
+        self._host_wrote = False
+        self._caller: greenlet = getcurrent()
+        self._cpu: greenlet | None = None
+        self._install_hooks()
+        registers.set_sregs(self, Sregs.reset())
+        self.regs.vm_vmcb = VMCB_GPA
+        self.regs.hflags2 |= HF2_GIF
+        self.regs.old_exception = -1
+        self.set_intercepts(Intercept.NONE)
+        for msr in registers.READ_NATIVELY:
+            self.intercept_msr(msr, False, True)
+
+    def _install_hooks(self) -> None:
+        lib, handle = self._lib, self._handle
+        self._callbacks = (
+            InterruptCallback(self._on_interrupt),
+            InvalidCallback(self._on_invalid),
+            InCallback(self._on_in),
+            OutCallback(self._on_out),
+            MemoryCallback(self._on_memory),
+            EdgeCallback(self._on_edge),
+        )
+        interrupt, invalid, port_in, port_out, memory, edge = self._callbacks
+        lib.hook_add(handle, Hook.INTR, interrupt)
+        lib.hook_add(handle, Hook.INSN_INVALID, invalid)
+        lib.hook_add(handle, Hook.INSN, port_in, binding.UC_X86_INS_IN)
+        lib.hook_add(handle, Hook.INSN, port_out, binding.UC_X86_INS_OUT)
+        violations = (
+            Hook.MEM_READ_UNMAPPED
+            | Hook.MEM_WRITE_UNMAPPED
+            | Hook.MEM_FETCH_UNMAPPED
+            | Hook.MEM_READ_PROT
+            | Hook.MEM_WRITE_PROT
+            | Hook.MEM_FETCH_PROT
+        )
+        lib.hook_add(handle, violations, memory)
+        lib.hook_add(handle, Hook.EDGE_GENERATED, edge)
+
+    # --- execution ------------------------------------------------------------------------------------------------
+
+    def run(self, budget: int | None, *, force_immediate_exit: bool = False) -> Exit:
+        if not self._unfinished:
+            event = self._event
+            if event is not None:
+                self._event = None
+                interrupted = self._delivery.deliver(event)
+                if interrupted is not None:
+                    return interrupted
+            if force_immediate_exit or self._request_low.value:
+                self._request_low.value = 0
+                return _INTERRUPTED
+        elif force_immediate_exit:
+            budget = 0
+            self.kick()
+        physical = self._factory.physical
+        if physical is not None:
+            physical.acquire(self)
+            try:
+                return self._enter(budget)
+            finally:
+                physical.release(self)
+        return self._enter(budget)
+
+    def _enter(self, budget: int | None) -> Exit:
+        factory = self._factory
+        if (factory.last_entered is not self or self._host_wrote) and not self._unfinished:
+            self._forget_changed_code()
+        factory.last_entered = self
+        if self._counting:
+            # Between blocks the words are ours; a suspended block goes on counting from where it is.
+            live = self._live
+            live.count.value = self._budget = budget if budget is not None else (1 << 62)
+            live.counter.value = self._seen = 0
+        self._caller = getcurrent()
+        cpu = self._cpu
+        if cpu is None:
+            cpu = self._cpu = greenlet(self._loop)
+        self._running = True
+        result: Exit = cpu.switch()
+        self._running = False
+        if self._counting:
+            self._count()
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+        return result
+
+    def _count(self) -> None:
+        executed = self._live.counter.value
+        # The counter is one ahead when the limit itself stopped the slice.
+        if executed > self._budget:
+            executed = self._budget
+        self._executed += executed - self._seen
+        self._seen = executed
+
+    def _loop(self) -> None:
+        """The engine's greenlet: start the translator, say why it stopped, again."""
+        lib, handle, live = self._lib, self._handle, self._live
+        state = self.regs
+        while not self._closed:
+            state.hflags |= HF_GUEST
+            if not self._started:
+                self._started = True
+                self._note_code(state.rip + (0 if state.hflags & HF_CS64 else state.segs[CS].base), 1)
+            self._fault = None
+            error = lib.emu_start(handle, state.rip, 0, 0, live.count.value if self._counting else 0)
+            if self._closed:
+                return
+            self._unfinished = False
+            self._caller.switch(self._stopped(error))
+
+    def _stopped(self, error: int) -> Exit:
+        """Why the translator came back on its own."""
+        if self._deferred is not None:
+            event, self._deferred = self._deferred, None
+            state = self.regs
+            state.rax, state.rcx, state.rsi, state.rdi, state.rip = self._undo
+            return self._delivery.deliver(event) or _INTERRUPTED
+        if self._fault is not None:
+            kind, address, size = self._fault
+            self._fault = None
+            return self._memory_fault(kind, address, size)
+        if error:
+            return InternalError(f"Unicorn stopped: {self._lib.describe(error)} at RIP {self.regs.rip:#x}")
+        return _INTERRUPTED
+
+    def _leave(self, reason: Exit) -> None:
+        """Exit from a hook; returns at the next `run`."""
+        self._caller.switch(reason)
+
+    def kick(self) -> None:
+        self._request_low.value = INTERRUPT_SMI
+        self._live.decrementer.value = _NO_CHAIN
+
+    def instructions(self) -> int | None:
+        if not self._counting:
+            return None
+        if self._running:
+            self._count()
+        return self._executed
+
+    def complete(self, value: int) -> None:
+        self._answer = value
+
+    @property
+    def at_boundary(self) -> bool:
+        return not self._unfinished
+
+    def abandon(self) -> None:
+        if self._unfinished:
+            # Let the rest of the block run against nothing: what it computes is about to be replaced, and
+            # what it stores would be lost work of a reset processor.
+            self._abandoned = True
+            while self._unfinished:
+                self._answer = 0
+                self.run(0, force_immediate_exit=True)
+            self._abandoned = False
+        self._event = None
+        self._request_low.value = 0
+
+    def skip(self, length: int) -> None:
+        state = self.regs
+        rip = state.rip + length
+        state.rip = rip if state.hflags & HF_CS64 else rip & 0xFFFFFFFF
+        state.hflags &= ~HF_INHIBIT_IRQ
+        if state.eflags & RFLAGS_TF:
+            state.dr[6] |= 1 << 14
+            self.inject(Event(EventType.EXCEPTION, Vector.DB))
+
+    # --- hooks ----------------------------------------------------------------------------------------------------
+
+    def _guarded(self, action: Callable[[], None]) -> None:
+        """Run hook code; an exception is kept for `run` to raise and the translator is stopped."""
+        try:
+            action()
+        except BaseException as error:  # noqa: BLE001 - C frames cannot carry it; `run` raises it
+            self._failure = error
+            self._lib.emu_stop(self._handle)
+            self._caller.switch(_INTERRUPTED)
+
+    def _on_interrupt(self, _uc: int, number: int, _data: int) -> None:
+        try:
+            reason = self._exit_of(number)
+            if reason is not None and not self._closed:
+                self._caller.switch(reason)
+        except BaseException as error:  # noqa: BLE001 - C frames cannot carry it; `run` raises it
+            self._failure = error
+            self._lib.emu_stop(self._handle)
+
+    def _exit_of(self, number: int) -> Exit | None:
+        """The exit that an interrupt-hook number stands for; None if it was handled here."""
+        code = number - 0x100
+        if code == SvmExit.CPUID:
+            return _CPUID[self._length()]
+        if code == SvmExit.MSR:
+            return _WRMSR[self._length()] if self.regs.error_code else _RDMSR[self._length()]
+        if code == SvmExit.HLT:
+            return _HLT[self._length()]
+        if code == SvmExit.VMMCALL:
+            return _HYPERCALL[self._length()]
+        if code == SvmExit.PAUSE:
+            return _PAUSE[self._length()]
+        if code < 0:
+            return self._unintercepted(number)
+        if EXCEPTION_BASE <= code < EXCEPTION_BASE + 32:
+            return self._exception(code - EXCEPTION_BASE)
+        if code == SvmExit.SMI:
+            self._request_low.value = 0
+            return _INTERRUPTED
+        if code == SvmExit.VINTR:
+            self._request_high.value &= ~(INTERRUPT_VIRQ >> 8)
+            return _INTERRUPT_WINDOW
+        if code == SvmExit.NMI:
+            self._request_high.value &= ~(INTERRUPT_NMI >> 8)
+            return _NMI_WINDOW
+        return self._rarer_exit(code)
+
+    def _rarer_exit(self, code: int) -> Exit:
+        if code == SvmExit.RDTSC:
+            decoded = self._decoded()
+            return (_RDTSCP if decoded.mnemonic == "rdtscp" else _RDTSC)[decoded.length]
+        if code == SvmExit.SHUTDOWN:
+            return _SHUTDOWN
+        if code < EXCEPTION_BASE:
+            decoded = self._decoded()
+            write = bool(code & 0x10)
+            if decoded.register < 0:
+                # CLTS and LMSW change CR0 without naming it.
+                return Other(decoded.length, decoded.mnemonic)
+            return ControlRegister(decoded.length, decoded.register, decoded.gpr, write)
+        name = mnemonic_of(code)
+        decoded = self._decoded()
+        return Other(decoded.length, name or decoded.mnemonic)
+
+    def _unintercepted(self, number: int) -> Exit | None:
+        """A software interrupt, or a page fault (never intercepted in the instance, so that CR2 is set)."""
+        state = self.regs
+        state.old_exception = -1
+        if state.exception_is_int:
+            return self._delivery.deliver(self._software_interrupt(number))
+        return self._exception(number)
+
+    def _software_interrupt(self, vector: int) -> Event:
+        before = self.linear.fetch(self._linear_rip() - 1, 1)
+        single = (vector == Vector.BP and before == b"\xcc") or (vector == Vector.OF and before == b"\xce")
+        return Event(EventType.SOFTWARE, vector, instruction_length=1 if single else 2)
+
+    def _exception(self, vector: int) -> Exit | None:
+        state = self.regs
+        state.old_exception = -1
+        error_code = state.error_code if vector in HAS_ERROR_CODE else None
+        address = 0
+        if vector == Vector.PF:
+            address = state.cr[2]
+            fault = self._hidden_table_fault(address)
+            if fault is not None:
+                return fault
+        if self.exception_intercepts >> vector & 1:
+            return ExceptionExit(vector, error_code, address, None)
+        return self._delivery.deliver(Event(EventType.EXCEPTION, vector, error_code))
+
+    def _hidden_table_fault(self, gva: int) -> Exit | None:
+        """A page fault because a page table lies where the guest-physical map forbids reads is that violation instead."""
+        if not self._map.hides:
+            return None
+        try:
+            self.linear.translate(gva, SUPERVISOR)
+        except PhysicalFault as fault:
+            return MemoryFault(fault.gpa, fault.size, fault.access, True, gva) if fault.mapped else None
+        except GuestFault:
+            return None
+        return None
+
+    def _on_invalid(self, _uc: int, _data: int) -> bool:
+        # Only INT 6 comes here: #UD itself is intercepted.
+        def deliver() -> None:
+            state = self.regs
+            state.rip = state.exception_next_eip
+            reason = self._delivery.deliver(self._software_interrupt(Vector.UD))
+            if reason is not None:
+                self._caller.switch(reason)
+
+        self._guarded(deliver)
+        return True
+
+    def _on_in(self, _uc: int, port: int, size: int, _data: int) -> int:
+        if self._abandoned or self._closed:
+            return 0
+        if self._io_denied(port, size):
+            return 0
+        self._unfinished = True
+        self._caller.switch(PortIn(port, size))
+        return self._answer
+
+    def _on_out(self, _uc: int, port: int, size: int, value: int, _data: int) -> None:
+        if self._abandoned or self._closed or self._io_denied(port, size):
+            return
+        self._unfinished = True
+        self._caller.switch(PortOut(port, size, value & ((1 << size * 8) - 1)))
+
+    def _io_denied(self, port: int, size: int) -> bool:
+        """Check I/O privilege, which the translator does not; arrange for #GP if it is denied.
+
+        The block cannot be left from here: the instruction's effects are undone when the translator stops behind it,
+        which is right behind it when instructions are counted.
+        """
+        state = self.regs
+        if self._deferred is not None:
+            return True
+        if not state.cr[0] & CR0_PE:
+            return False
+        v86 = state.eflags & RFLAGS_VM
+        if not v86 and (state.hflags & HF_CPL) <= (state.eflags >> _IOPL_SHIFT) & 3:
+            return False
+        try:
+            if not self._io_bitmap_denies(port, size):
+                return False
+            event = Event(EventType.EXCEPTION, Vector.GP, 0)
+        except GuestFault as fault:
+            state.cr[2] = fault.address if fault.vector == Vector.PF else state.cr[2]
+            event = Event(EventType.EXCEPTION, fault.vector, fault.error_code)
+        except PhysicalFault:
+            event = Event(EventType.EXCEPTION, Vector.GP, 0)
+        self._deferred = event
+        self._undo = (state.rax, state.rcx, state.rsi, state.rdi, state.rip)
+        self._lib.emu_stop(self._handle)
+        return True
+
+    def _io_bitmap_denies(self, port: int, size: int) -> bool:
+        state = self.regs
+        tr = state.tr
+        if (tr.flags >> 8) & 0xF not in (9, 11) or tr.limit < 0x67:
+            return True
+        base = int.from_bytes(self.linear.read(tr.base + 0x66, 2), "little") + port // 8
+        if base + 1 > tr.limit:
+            return True
+        bits = int.from_bytes(self.linear.read(tr.base + base, 2), "little") >> (port & 7)
+        return bool(bits & ((1 << size) - 1))
+
+    def _on_memory(self, _uc: int, kind: int, address: int, size: int, _value: int, _data: int) -> bool:
+        self._fault = (kind, address, size)
+        return False
+
+    def _memory_fault(self, kind: int, address: int, size: int) -> Exit:
+        if kind in (MemoryEvent.READ_UNMAPPED, MemoryEvent.READ_PROT):
+            access = Access.READ
+        elif kind in (MemoryEvent.WRITE_UNMAPPED, MemoryEvent.WRITE_PROT):
+            access = Access.WRITE
+        else:
+            access = Access.EXECUTE
+        item = self._map.find(address)
+        return MemoryFault(address, size, access, item is not None and item.kind is Kind.RAM)
+
+    def _mmio_read(self, gpa: int, size: int) -> int:
+        if self._abandoned or self._closed:
+            return 0
+        self._unfinished = True
+        self._caller.switch(MmioRead(gpa, size))
+        return self._answer
+
+    def _mmio_write(self, gpa: int, size: int, value: int) -> None:
+        if self._abandoned or self._closed:
+            return
+        self._unfinished = True
+        self._caller.switch(MmioWrite(gpa, size, value & ((1 << size * 8) - 1)))
+
+    def _on_edge(self, _uc: int, block: ctypes._Pointer[binding.TranslationBlock], _previous: object, _data: int) -> None:
+        try:
+            self._note_code(block[0].pc, block[0].size)
+        except BaseException as error:  # noqa: BLE001 - C frames cannot carry it; `run` raises it
+            self._failure = error
+            self._lib.emu_stop(self._handle)
+
+    # --- code -----------------------------------------------------------------------------------------------------
+
+    def _note_code(self, address: int, size: int) -> None:
+        """Remember that bytes at a linear address have been translated."""
+        try:
+            gpa = self.linear.translate(address, SUPERVISOR)
+        except (GuestFault, PhysicalFault):
+            return
+        found = self._map.ram(gpa, Access.NONE)
+        if found is None:
+            return
+        block, offset = found
+        first = min(size, 4096 - offset % 4096)
+        known = self._code.get(id(block))
+        if known is None:
+            known = self._code[id(block)] = TranslatedCode(block)
+        known.add(offset, first)
+        if first < size:
+            self._note_code(address + first, size - first)
+
+    def _forget_changed_code(self) -> None:
+        self._host_wrote = False
+        for known in self._code.values():
+            for offset, data in known.changed():
+                self._drop_translations(known.block, offset, data)
+
+    def _drop_translations(self, block: RamBlock, offset: int, data: bytes) -> None:
+        """Storing the bytes that are there already makes Unicorn drop what it translated from them."""
+
+        def visit(item: Range) -> None:
+            if item.block is not block or not item.visible:
+                return
+            low = max(offset, item.offset)
+            high = min(offset + len(data), item.offset + (item.end - item.gpa))
+            if low < high:
+                piece = data[low - offset : high - offset]
+                gpa = item.gpa + (low - item.offset)
+                self._lib.check(self._lib.mem_write(self._handle, gpa, piece, len(piece)), "dropping translations")
+
+        self._map.each(visit)
+
+    def memory_written(self, gpa: int, size: int) -> None:
+        self._host_wrote = True
+
+    # --- instructions ---------------------------------------------------------------------------------------------
+
+    def _linear_rip(self) -> int:
+        state = self.regs
+        if state.hflags & HF_CS64:
+            return state.rip
+        return (state.rip + state.segs[CS].base) & 0xFFFFFFFF
+
+    def _bits(self) -> int:
+        hflags = self.regs.hflags
+        return 64 if hflags & HF_CS64 else 32 if hflags & HF_CS32 else 16
+
+    def _length(self) -> int:
+        """Length of the instruction at RIP. Remembered by address and checked against the bytes that lie there now."""
+        state = self.regs
+        rip = self._linear_rip()
+        known = self._lengths.get(rip)
+        if known is not None and known[0] == state.cr[3] and known[1] == state.hflags & (HF_CS64 | HF_CS32):
+            block = self._factory.block_views[known[2]]
+            at = known[4]
+            if block[at : at + known[5]] == known[3]:
+                return known[5]
+        return self._decode_length(rip)
+
+    def _decode_length(self, rip: int) -> int:
+        code = self.linear.fetch(rip, MAX_LENGTH)
+        size = length(code, self._bits())
+        if not size:
+            raise EngineError(f"instruction at {rip:#x} exited but does not decode: {code.hex()}")
+        if rip % 4096 + size <= 4096:
+            found = self._map.ram(self.linear.translate(rip, SUPERVISOR), Access.NONE)
+            if found is not None:
+                block, offset = found
+                index = self._factory.view_index(block)
+                state = self.regs
+                self._lengths[rip] = (
+                    state.cr[3],
+                    state.hflags & (HF_CS64 | HF_CS32),
+                    index,
+                    code[:size],
+                    offset,
+                    size,
+                )
+        return size
+
+    def _decoded(self) -> Decoded:
+        rip = self._linear_rip()
+        code = self.linear.fetch(rip, MAX_LENGTH)
+        decoded = decode(code, self._bits())
+        if decoded is None:
+            raise EngineError(f"instruction at {rip:#x} exited but does not decode: {code.hex()}")
+        return decoded
+
+    def instruction_bytes(self, size: int = 16) -> bytes:
+        """Up to `size` bytes at RIP, fewer where they cannot be fetched."""
+        try:
+            return self.linear.fetch(self._linear_rip(), size)
+        except (GuestFault, PhysicalFault):
+            return b""
+
+    # --- events ---------------------------------------------------------------------------------------------------
+
+    def inject(self, event: Event) -> None:
+        assert self._event is None, f"{self._event} is injected already, {event} on top"
+        assert not self._unfinished, "an event cannot be injected into an unfinished I/O instruction"
+        self._event = event
+
+    def injected(self) -> Event | None:
+        return self._event
+
+    def cancel_injection(self) -> Event | None:
+        event, self._event = self._event, None
+        return event
+
+    def request_interrupt_window(self, wanted: bool) -> None:
+        if wanted:
+            self._request_high.value |= INTERRUPT_VIRQ >> 8
+        else:
+            self._request_high.value &= ~(INTERRUPT_VIRQ >> 8)
+
+    def request_nmi_window(self, wanted: bool) -> None:
+        if wanted:
+            self._request_high.value |= INTERRUPT_NMI >> 8
+        else:
+            self._request_high.value &= ~(INTERRUPT_NMI >> 8)
+
+    @property
+    def interrupt_shadow(self) -> bool:
+        return bool(self.regs.hflags & HF_INHIBIT_IRQ)
+
+    @interrupt_shadow.setter
+    def interrupt_shadow(self, value: bool) -> None:
+        self.regs.hflags = (self.regs.hflags & ~HF_INHIBIT_IRQ) | (HF_INHIBIT_IRQ if value else 0)
+
+    @property
+    def nmi_blocked(self) -> bool:
+        return bool(self.regs.hflags2 & HF2_NMI)
+
+    @nmi_blocked.setter
+    def nmi_blocked(self, value: bool) -> None:
+        self.regs.hflags2 = (self.regs.hflags2 & ~HF2_NMI) | (HF2_NMI if value else 0)
+
+    def set_intercepts(self, intercepts: Intercept, exceptions: int = 0) -> None:
+        words = intercept_words(intercepts)
+        state = self.regs
+        state.intercept = words.instructions
+        state.intercept_cr_read = words.cr_read
+        state.intercept_cr_write = words.cr_write
+        state.intercept_dr_read = words.dr_read
+        state.intercept_dr_write = words.dr_write
+        # All exceptions but #PF come as intercepts: the instance then keeps no half-delivered exception of its own.
+        state.intercept_exceptions = 0xFFFFFFFF & ~(1 << Vector.PF)
+        self.exception_intercepts = exceptions
+
+    def intercept_msr(self, index: int, read: bool, write: bool) -> None:
+        self._controls.intercept_msr(index, read, write)
+
+    # --- registers ------------------------------------------------------------------------------------------------
+
+    @property
+    def rflags(self) -> int:
+        state = self.regs
+        flags: int = state.eflags | RFLAGS_FIXED | (RFLAGS_DF if state.df < 0 else 0)
+        if state.cc_op == CC_OP_EFLAGS:
+            return flags | (state.cc_src & CC_FLAGS)
+        value = ctypes.c_uint32()
+        self._lib.check(
+            self._lib.reg_read(self._handle, binding.UC_X86_REG_EFLAGS, ctypes.byref(value)), "reading EFLAGS"
+        )
+        return flags | (value.value & CC_FLAGS)
+
+    @rflags.setter
+    def rflags(self, value: int) -> None:
+        state = self.regs
+        state.cc_src = value & CC_FLAGS
+        state.cc_op = CC_OP_EFLAGS
+        state.df = -1 if value & RFLAGS_DF else 1
+        state.eflags = (value & ~(CC_FLAGS | RFLAGS_DF)) | RFLAGS_FIXED
+
+    def change_rflags(self, *, clear: int) -> None:
+        """Clear flags that are not arithmetic ones."""
+        self.regs.eflags &= ~clear
+
+    def update_hflags(self, cpl: int | None = None) -> None:
+        """Recompute what the translator keys on after a change of segments or control registers."""
+        registers.update_hflags(self.regs, cpl)
+
+    def get_sregs(self) -> Sregs:
+        return registers.get_sregs(self.regs)
+
+    def set_sregs(self, sregs: Sregs) -> None:
+        assert not self._unfinished, "system registers cannot change in an unfinished I/O instruction"
+        registers.set_sregs(self, sregs)
+
+    @property
+    def cpl(self) -> int:
+        return int(self.regs.hflags & HF_CPL)
+
+    def get_msr(self, index: int) -> int:
+        return registers.get_msr(self.regs, index)
+
+    def set_msr(self, index: int, value: int) -> None:
+        if registers.set_msr(self.regs, index, value):
+            self.flush_tlb()
+
+    def get_fpu(self) -> bytes:
+        return registers.get_fpu(self.regs)
+
+    def set_fpu(self, image: bytes) -> None:
+        registers.set_fpu(self.regs, image)
+
+    def get_debugregs(self) -> tuple[int, int, int, int, int, int]:
+        dr = self.regs.dr
+        return dr[0], dr[1], dr[2], dr[3], dr[6], dr[7]
+
+    def set_debugregs(self, values: tuple[int, int, int, int, int, int]) -> None:
+        dr = self.regs.dr
+        for number, value in zip((0, 1, 2, 3, 6, 7), values, strict=True):
+            dr[number] = value
+
+    @property
+    def xcr0(self) -> int:
+        return int(self.regs.xcr0)
+
+    @xcr0.setter
+    def xcr0(self, value: int) -> None:
+        self.regs.xcr0 = value
+
+    def copy_shared_state(self, source: Engine) -> None:
+        assert isinstance(source, UnicornEngine)
+        assert not self._unfinished and not source._unfinished
+        registers.copy_shared_state(self.regs, source.regs)
+
+    # --- memory ---------------------------------------------------------------------------------------------------
+
+    def map_ram(self, gpa: int, size: int, block: RamBlock, offset: int, access: Access) -> None:
+        assert not self._unfinished, "the map cannot change in an unfinished I/O instruction"
+        self._factory.view_index(block)
+        self._map.map_ram(gpa, size, block, offset, access)
+
+    def map_exit(self, gpa: int, size: int) -> None:
+        self._map.map_io(
+            gpa,
+            size,
+            Kind.EXIT,
+            lambda offset, length: self._mmio_read(gpa + offset, length),
+            lambda offset, length, value: self._mmio_write(gpa + offset, length, value),
+        )
+
+    def map_device(self, gpa: int, size: int, read: MmioRead8, write: MmioWrite8) -> None:
+        def guarded_read(offset: int, length: int) -> int:
+            if self._closed or self._abandoned:
+                return 0
+            try:
+                return read(offset, length)
+            except BaseException as error:  # noqa: BLE001 - C frames cannot carry it; `run` raises it
+                self._failure = error
+                self._lib.emu_stop(self._handle)
+                return 0
+
+        def guarded_write(offset: int, length: int, value: int) -> None:
+            if self._closed or self._abandoned:
+                return
+            try:
+                write(offset, length, value)
+            except BaseException as error:  # noqa: BLE001 - C frames cannot carry it; `run` raises it
+                self._failure = error
+                self._lib.emu_stop(self._handle)
+
+        self._map.map_io(gpa, size, Kind.DEVICE, guarded_read, guarded_write)
+
+    def unmap(self, gpa: int, size: int) -> None:
+        assert not self._unfinished, "the map cannot change in an unfinished I/O instruction"
+        self._map.unmap(gpa, size)
+
+    def protect(self, gpa: int, size: int, access: Access) -> None:
+        assert not self._unfinished, "the map cannot change in an unfinished I/O instruction"
+        self._map.protect(gpa, size, access)
+
+    def flush_tlb(self) -> None:
+        self._lib.check(self._lib.ctl(self._handle, binding.CTL_TLB_FLUSH, 0, 0), "a TLB flush")
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        if self._cpu is not None and not self._cpu.dead and self._started:
+            # Unwind suspended hooks: the C frames below them must return before the instance is freed.
+            self._lib.emu_stop(self._handle)
+            self._caller = getcurrent()
+            self._cpu.parent = getcurrent()
+            self._cpu.switch()
+        self._lib.check(self._lib.close(self._handle), "closing an instance")
+
+
+assert MSR_PERMISSION_GPA > VMCB_GPA
