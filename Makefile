@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --quiet --quiet
 
 # Stamps are touched last, so that an installation that was interrupted is done again.
 READY  := $(VENV)/.ready
@@ -13,7 +13,7 @@ CONFORMANCE_FLAGS ?= $(if $(shell command -v qemu-system-x86_64 2>/dev/null),--q
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench conformance clean
+.PHONY: help demo test check format bench conformance checkout-named clean
 
 help:
 	@echo "make demo         run the demo guest: two VPs, two VTLs, a protected page"
@@ -42,9 +42,11 @@ format: $(DEV)
 bench: $(READY)
 	@$(BIN)/python -m benchmarks.harness $(BENCH_FLAGS)
 
-conformance: $(READY)
-	@test -n "$(KVM_UNIT_TESTS)" || { echo "make conformance: set KVM_UNIT_TESTS=dir to a built kvm-unit-tests checkout" >&2; exit 2; }
+conformance: checkout-named $(READY)
 	@$(BIN)/python -m tests.conformance.kvm_unit_tests --dir "$(KVM_UNIT_TESTS)" --output docs/CONFORMANCE.md $(CONFORMANCE_FLAGS)
+
+checkout-named:
+	@test -n "$(KVM_UNIT_TESTS)" || { echo "make conformance: set KVM_UNIT_TESTS=dir to a built kvm-unit-tests checkout" >&2; exit 2; }
 
 clean:
 	@rm -rf $(VENV) dist build conformance-out .mypy_cache .ruff_cache .pytest_cache .hypothesis

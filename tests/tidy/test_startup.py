@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
+SOURCE = Path(__file__).parents[2] / "src"
 HEAVY = {"unicorn", "iced_x86", "greenlet"}
 
 PROBE = """
@@ -22,7 +25,9 @@ print(json.dumps({"status": status, "modules": sorted(sys.modules)}), file=sys.s
 
 def probe(program: str, *words: str) -> tuple[str, dict[str, object]]:
     """Standard output of `program` with `words`, and what it wrote to standard error as JSON."""
-    done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", program, *words]
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout, json.loads(done.stderr)
 
