@@ -339,7 +339,8 @@ class Engine(ABC):
     def run(self, budget: int | None, *, force_immediate_exit: bool = False) -> Exit:
         """Deliver the injected event if any, then execute until the next exit.
 
-        `budget`: at most so many instructions, exactly where the engine counts; None: until something exits.
+        `budget`: at most so many instructions from here on, exactly where the engine counts; None: what is left of the
+        last budget given. An engine that does not count ignores it and runs until something exits.
         `force_immediate_exit`: exit before the first new instruction, after delivery of the injected event and after
         an unfinished I/O instruction has been finished.
         """

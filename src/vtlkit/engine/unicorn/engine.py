@@ -157,7 +157,6 @@ class UnicornEngine(Engine):
         self._budget = 0
         self._answer = 0
         self._unfinished = False
-        self._running = False
         self._abandoned = False
         self._failure: BaseException | None = None
         self._fault: tuple[int, int, int] | None = None
@@ -234,20 +233,17 @@ class UnicornEngine(Engine):
         if (factory.last_entered is not self or self._host_wrote) and not self._unfinished:
             self._forget_changed_code()
         factory.last_entered = self
-        if self._counting:
+        if budget is not None and self._counting:
             # Between blocks the words are ours; a suspended block goes on counting from where it is.
+            self._count()
             live = self._live
-            live.count.value = self._budget = budget if budget is not None else (1 << 62)
+            live.count.value = self._budget = budget
             live.counter.value = self._seen = 0
         self._caller = getcurrent()
         cpu = self._cpu
         if cpu is None:
             cpu = self._cpu = greenlet(self._loop)
-        self._running = True
         result: Exit = cpu.switch()
-        self._running = False
-        if self._counting:
-            self._count()
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure
@@ -271,7 +267,16 @@ class UnicornEngine(Engine):
                 self._started = True
                 self._note_code(state.rip + (0 if state.hflags & HF_CS64 else state.segs[CS].base), 1)
             self._fault = None
-            error = lib.emu_start(handle, state.rip, 0, 0, live.count.value if self._counting else 0)
+            if self._counting:
+                # Starting resets the counter: carry on with what is left.
+                self._count()
+                self._budget -= self._seen
+                self._seen = 0
+                if self._budget <= 0:
+                    self._live.counter.value = 0
+                    self._caller.switch(_INTERRUPTED)
+                    continue
+            error = lib.emu_start(handle, state.rip, 0, 0, self._budget)
             if self._closed:
                 return
             self._unfinished = False
@@ -303,8 +308,7 @@ class UnicornEngine(Engine):
     def instructions(self) -> int | None:
         if not self._counting:
             return None
-        if self._running:
-            self._count()
+        self._count()
         return self._executed
 
     def complete(self, value: int) -> None:
