@@ -119,7 +119,7 @@ REP_HYPERCALLS: Final = frozenset(
         HvCallCode.HvCallQuerySparseGpaPageHostVisibility,
     }
 )
-"""Calls with a list of elements; a zero rep count is HV_STATUS_INVALID_HYPERCALL_INPUT, as a non-zero one is elsewhere."""
+"""Calls with a list of elements: they need a rep count, all others a zero one (else INVALID_HYPERCALL_INPUT)."""
 
 HV_HYPERCALL_CALL_CODE: Final = Bits(0, 16)
 HV_HYPERCALL_FAST: Final = Bits(16)

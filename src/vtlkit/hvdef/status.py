@@ -1,4 +1,4 @@
-"""Hypercall status codes (TLFS, HV_STATUS; the codes that the published pages leave out as OpenVMM's hvdef has them)."""
+"""Hypercall status codes (TLFS, HV_STATUS; what the published pages leave out is from OpenVMM's hvdef)."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ HV_INPUT_VTL_RESERVED_MASK: Final = 0xE0
 
 
 class HV_X64_SEGMENT_REGISTER(Struct, size=16, offsets={"Limit": 8, "Selector": 12, "Attributes": 14}):
-    """`Attributes` has the descriptor's form: type 3:0, S 4, DPL 6:5, P 7, reserved 11:8, AVL 12, L 13, D/B 14, G 15."""
+    """`Attributes` is the descriptor's form: type 3:0, S 4, DPL 6:5, P 7, zero 11:8, AVL 12, L 13, D/B 14, G 15."""
 
     Base: u64 = 0
     Limit: u32 = 0
