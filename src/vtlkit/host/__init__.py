@@ -1,1 +1,1 @@
-"""What runs the hypervisor's own tasks: real threads (`threads`) or the deterministic simulator (`sim`), behind `api`."""
+"""What runs the hypervisor's own tasks: real threads (`threads`) or a deterministic simulator (`sim`), behind `api`."""

@@ -105,7 +105,7 @@ class Bitmap(ABC):
 
 
 class Lock(ABC):
-    """A sleeping mutual-exclusion lock (`struct mutex`); a context manager. Not recursive: taking it twice is an assertion."""
+    """A sleeping mutual-exclusion lock (`struct mutex`); a context manager. Taking it twice is an assertion."""
 
     __slots__ = ()
 
@@ -133,7 +133,7 @@ class Lock(ABC):
 
 
 class RwSem(ABC):
-    """A reader/writer semaphore (`struct rw_semaphore`): many readers or one writer; a waiting writer holds off new readers."""
+    """A reader/writer semaphore (`struct rw_semaphore`): readers or one writer; a waiting writer goes first."""
 
     __slots__ = ()
 
@@ -278,7 +278,7 @@ class Host(ABC):
 
     @abstractmethod
     def schedule(self, deadline_ns: int | None = None) -> None:
-        """Block until woken, signalled, or `deadline_ns` has come; returns at once if the task is not marked as sleeping."""
+        """Block until woken, signalled, or `deadline_ns` has come; at once if `prepare` has not marked the task."""
 
     @abstractmethod
     def relax(self) -> None:
@@ -316,7 +316,7 @@ class Host(ABC):
     def guest_budget_ns(self) -> int | None:
         """How long the calling task may run guest code before it must come back to the run loop.
 
-        A deterministic host chooses it (from the one choice sequence, bounded by the next timer); None means until kicked.
+        A deterministic host chooses it (from its choice sequence, bounded by the next timer); None means until kicked.
         """
 
     @abstractmethod
@@ -342,3 +342,19 @@ class Host(ABC):
 
     @abstractmethod
     def smp_wmb(self) -> None: ...
+
+
+class RunnableHost(Host):
+    """A host as its owner sees it: what made it also runs and ends it. Hypervisor code sees only `Host`."""
+
+    @abstractmethod
+    def run(self, until: int | None = None) -> None:
+        """Return when every task but daemons is done, after `stop()`, or at time `until` (ns); may be called again.
+
+        Raises the first exception that a task or a timer callback raised, after ending the other tasks. Call it from
+        outside the tasks.
+        """
+
+    @abstractmethod
+    def stop(self) -> None:
+        """End every task at its next blocking call, by an exception that only `finally` blocks see. Never blocks."""

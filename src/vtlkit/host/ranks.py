@@ -33,7 +33,8 @@ def check_order(task_name: str, held: list[RankedLock], lock: RankedLock) -> Non
     if any(other is lock for other in held):
         raise LockOrderError(f"task '{task_name}' takes '{lock.name}', which it already holds")
     raise LockOrderError(
-        f"task '{task_name}' takes '{lock.name}' ({describe_rank(lock)}) while it holds '{top.name}' ({describe_rank(top)})"
+        f"task '{task_name}' takes '{lock.name}' ({describe_rank(lock)}) "
+        f"while it holds '{top.name}' ({describe_rank(top)})"
     )
 
 

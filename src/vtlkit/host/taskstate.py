@@ -6,7 +6,7 @@ import enum
 
 
 class TaskState(enum.IntEnum):
-    """What `Host.schedule` goes by. Set by the task itself before it sleeps, and back to RUNNING by whoever wakes it."""
+    """What `Host.schedule` goes by. Set by the task before it sleeps, and back to RUNNING by whoever wakes it."""
 
     RUNNING = 0
     INTERRUPTIBLE = 1

@@ -1,7 +1,7 @@
 """Shared words of the simulator. Counterpart: READ_ONCE/WRITE_ONCE, atomics and bit operations.
 
-Promise: every access is atomic, because a task loses control only where it asks for it. The plain classes never ask. The
-instrumented ones ask before every access: each interleaving of accesses is then a possible run (sequential consistency).
+Promise: every access is atomic, because a task loses control only where it offers it. The plain classes never do. The
+instrumented ones do before every access: each interleaving of accesses is a possible run (sequential consistency).
 """
 
 from __future__ import annotations

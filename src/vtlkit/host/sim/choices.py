@@ -1,8 +1,7 @@
 """The one choice sequence of a simulated run: who runs next, slice lengths, `choose()`, `random_bytes()`.
 
-Promise: a run is a function of its choices. A run made from a seed is named by `seed:N` (or `fifo:N`); one whose choices
-came from elsewhere, or were recorded, by the choices themselves. The generator is written out here, so that a seed means
-the same under every Python.
+Promise: a run is a function of its choices. One made from a seed is named by `seed:N` (or `fifo:N`); one whose choices
+came from elsewhere, or were recorded, by the choices themselves.
 """
 
 from __future__ import annotations
@@ -13,40 +12,30 @@ import zlib
 from dataclasses import dataclass
 from typing import Protocol
 
-_MASK64 = (1 << 64) - 1
+from vtlkit.host.splitmix import SplitMix64
 
 
-class ReplayDivergence(Exception):  # noqa: N818
+class ReplayDivergence(Exception):
     """A replayed run asked for another choice than the recorded run did: the code or its inputs changed."""
 
 
 class ChoiceSource(Protocol):
     """Where choices come from."""
 
-    def draw(self, count: int, label: str) -> int:
+    def draw(self, count: int, label: str, /) -> int:
         """An integer in [0, count); `count` is at least 2."""
 
 
 class SeededSource:
-    """SplitMix64 (Steele, Lea, Flood, 2014): one 64-bit word of state, one word out per step."""
+    """Choices from a seed."""
 
-    __slots__ = ("_state",)
+    __slots__ = ("_below",)
 
     def __init__(self, seed: int) -> None:
-        self._state = seed & _MASK64
+        self._below = SplitMix64(seed).below
 
-    def draw(self, count: int, label: str) -> int:
-        self._state = state = (self._state + 0x9E3779B97F4A7C15) & _MASK64
-        word = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
-        word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) & _MASK64
-        word ^= word >> 31
-        if count <= 1 << 32:
-            return (word * count) >> 64
-        bits = 64
-        while 1 << bits < count << 32:
-            word = word << 64 | self.draw(1 << 32, label) << 32 | self.draw(1 << 32, label)
-            bits += 64
-        return (word * count) >> bits
+    def draw(self, count: int, _label: str, /) -> int:
+        return self._below(count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +63,8 @@ class ReplaySource:
         recorded = self._choices[position]
         if recorded.label != label or recorded.count != count:
             raise ReplayDivergence(
-                f"choice {position} is ({label}, {count} ways); the recorded one is ({recorded.label}, {recorded.count} ways)"
+                f"choice {position} is ({label}, {count} ways); "
+                f"the recorded one is ({recorded.label}, {recorded.count} ways)"
             )
         self._position = position + 1
         return recorded.value
@@ -134,7 +124,7 @@ def decode_choices(text: str) -> list[Choice]:
         position, size = _get(data, position)
         labels.append(data[position : position + size].decode())
         position += size
-    choices = []
+    choices: list[Choice] = []
     while position < len(data):
         position, label = _get(data, position)
         position, count = _get(data, position)

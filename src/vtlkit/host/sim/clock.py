@@ -1,7 +1,7 @@
 """Virtual time and the timers on it. Counterpart: kernel/time/hrtimer.c.
 
-Promise: time is integer nanoseconds and moves only by `advance`. Whatever is due fires in the order of deadlines, ties in
-the order in which they were started, and sees `now` at its own deadline unless that was past when it was started.
+Promise: time is integer nanoseconds and never goes back. Whatever is due fires in the order of deadlines, ties in the
+order in which they were started, and sees `now` at its own deadline unless that was past when it was started.
 Callbacks run in interrupt context: `in_interrupt` is set, and nothing may block.
 """
 
@@ -36,7 +36,7 @@ class Alarm:
 
 
 class Clock:
-    """`now` and `next` (the earliest deadline, or NEVER) are read directly on hot paths and written only here."""
+    """Hot paths read `now` and `next` (the earliest deadline, or NEVER) and may move `now` on, short of `next`."""
 
     __slots__ = ("_armed", "_heap", "_on_error", "_tickets", "in_interrupt", "next", "now")
 

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 _HOST_DIRECTORY = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
-class Deadlock(Exception):  # noqa: N818
-    """No task can run, no timer is armed, and a task that is not a daemon is not done. The text says who waits for what."""
+class Deadlock(Exception):
+    """No task can run, no timer is armed, and a task that is not a daemon is not done. The text: who waits for what."""
 
 
 def describe_deadlock(tasks: Iterable[SimTask], now_ns: int) -> str:

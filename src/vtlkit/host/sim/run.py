@@ -9,8 +9,6 @@ Everything here is touched by one greenlet at a time and is not locked.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from greenlet import GreenletExit, getcurrent
 
 from vtlkit.host.sim.clock import NEVER, Alarm, Clock
@@ -27,8 +25,6 @@ _INTERRUPTIBLE = TaskState.INTERRUPTIBLE
 
 class RunLoop:
     """What the parts of the simulator share. Not for code outside `host.sim`: that sees `Simulator`, a `Host`."""
-
-    KILL: ClassVar[type[BaseException]] = GreenletExit
 
     def __init__(self, scheduler: Scheduler, instrument: bool) -> None:
         self.clock = Clock(self.fail)
@@ -231,6 +227,7 @@ class RunLoop:
                 self._yield_to(self.scheduler.next(self.ready))
 
     def consume_ns(self, duration_ns: int) -> None:
+        assert duration_ns >= 0, "time does not go back"
         clock = self.clock
         now = clock.now + duration_ns
         if now < clock.next:

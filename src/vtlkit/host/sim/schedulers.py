@@ -32,19 +32,19 @@ class Scheduler(ABC):
         self.slice_ns = slice_ns
 
     @abstractmethod
-    def next(self, runnable: list[SimTask]) -> int:
+    def next(self, runnable: list[SimTask], /) -> int:
         """Index of the task to run: the running one blocks, or has asked others to go first."""
 
     @abstractmethod
-    def after_slice(self, running: SimTask, runnable: list[SimTask], duration_ns: int) -> int:
+    def after_slice(self, running: SimTask, runnable: list[SimTask], duration_ns: int, /) -> int:
         """`running` has executed guest code for `duration_ns`: the index of the task to run instead, or -1 to go on."""
 
     @abstractmethod
-    def at_access(self, runnable: list[SimTask]) -> int:
+    def at_access(self, runnable: list[SimTask], /) -> int:
         """The running task is about to touch shared state: the index of the task to run instead, or -1 to go on."""
 
     @abstractmethod
-    def guest_slice(self, running: SimTask) -> int:
+    def guest_slice(self, running: SimTask, /) -> int:
         """Nanoseconds of guest code that `running` may execute in one go while others wait."""
 
 
@@ -54,20 +54,20 @@ class FifoScheduler(Scheduler):
     __slots__ = ()
     name = "fifo"
 
-    def next(self, runnable: list[SimTask]) -> int:
+    def next(self, _runnable: list[SimTask], /) -> int:
         return 0
 
-    def after_slice(self, running: SimTask, runnable: list[SimTask], duration_ns: int) -> int:
+    def after_slice(self, running: SimTask, _runnable: list[SimTask], duration_ns: int, /) -> int:
         running.slice_left -= duration_ns
         if running.slice_left > 0:
             return -1
         running.slice_left = self.slice_ns
         return 0
 
-    def at_access(self, runnable: list[SimTask]) -> int:
+    def at_access(self, _runnable: list[SimTask], /) -> int:
         return -1
 
-    def guest_slice(self, running: SimTask) -> int:
+    def guest_slice(self, running: SimTask, /) -> int:
         return running.slice_left
 
 
@@ -77,16 +77,16 @@ class RandomScheduler(Scheduler):
     __slots__ = ()
     name = "seed"
 
-    def next(self, runnable: list[SimTask]) -> int:
+    def next(self, runnable: list[SimTask], /) -> int:
         return self.choices.draw(len(runnable), RUN)
 
-    def after_slice(self, running: SimTask, runnable: list[SimTask], duration_ns: int) -> int:
+    def after_slice(self, _running: SimTask, runnable: list[SimTask], _duration_ns: int, /) -> int:
         return self.choices.draw(len(runnable) + 1, RUN) - 1
 
-    def at_access(self, runnable: list[SimTask]) -> int:
+    def at_access(self, runnable: list[SimTask], /) -> int:
         return self.choices.draw(len(runnable) + 1, RUN) - 1
 
-    def guest_slice(self, running: SimTask) -> int:
+    def guest_slice(self, _running: SimTask, /) -> int:
         return 1 + self.choices.draw(2 * self.slice_ns, SLICE)
 
 

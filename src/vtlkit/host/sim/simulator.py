@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from vtlkit.host.api import Bitmap, Cell, Host, Lock, LockRank, RwSem, Task, Timer, WaitQueue
+from vtlkit.host.api import Bitmap, Cell, Lock, LockRank, RunnableHost, RwSem, Task, Timer, WaitQueue
 from vtlkit.host.sim.cells import InstrumentedBitmap, InstrumentedCell, SimBitmap, SimCell
 from vtlkit.host.sim.choices import (
     Choice,
@@ -77,7 +77,7 @@ class Token:
         return Token(kind, seed, "instrument" in options, slice_ns, tuple(choices))
 
 
-class Simulator(RunLoop, Host):
+class Simulator(RunLoop, RunnableHost):
     """A host whose tasks are greenlets, whose time is virtual, and whose every choice is drawn from one sequence.
 
     `Simulator()` runs tasks first come, first served; `Simulator(seed=N)` draws who runs next from seed N.

@@ -1,7 +1,7 @@
 """Locks and wait queues of the simulator. Counterpart: kernel/locking/mutex.c, rwsem.c; kernel/sched/swait.c, rcuwait.
 
-Promise: a lock is handed to the task that has waited longest, never raced for. That loses no behaviour: a task that waits
-for a lock cannot be told from one that is about to ask for it, and arrival is a scheduling point of its own.
+Promise: a lock is handed to the task that has waited longest, never raced for. That loses no behaviour: a task that
+waits for a lock cannot be told from one that is about to ask for it, and arrival is a scheduling point of its own.
 Nothing here is locked: a task loses control only in `RunLoop.block` and at access points.
 """
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from greenlet import greenlet
+from greenlet import GreenletExit, greenlet
 
 from vtlkit.host.api import Task
 from vtlkit.host.ranks import RankedLock, check_none_held
@@ -30,7 +30,7 @@ class Obstacle(Protocol):
 
 
 class SimTask(Alarm, Task):
-    """Fields are written by the task itself and by whoever wakes it; one greenlet runs at a time, so no lock is needed."""
+    """Fields are written by the task and by whoever wakes it; one greenlet runs at a time, so no lock is needed."""
 
     __slots__ = (
         "_function",
@@ -74,14 +74,14 @@ class SimTask(Alarm, Task):
         self.resume = self.greenlet
 
     def _main(self) -> None:
-        """The task's life. GreenletExit is how the loop ends a task early; it passes without a trace."""
+        """The task's life. GreenletExit is how a task is ended early; it passes without a trace."""
         loop = self._loop
         try:
             self._function()
             check_none_held(self.name, self.held)
-        except BaseException as error:
-            if loop.killing and isinstance(error, loop.KILL):
-                raise
+        except GreenletExit:
+            raise
+        except BaseException as error:  # noqa: BLE001 - re-raised by run()
             self.raised = error
             loop.fail(error, f"task '{self.name}'")
         finally:
