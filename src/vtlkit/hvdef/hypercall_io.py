@@ -314,7 +314,7 @@ HV_DEVICE_INTERRUPT_TARGET_PROCESSOR_SET: Final = 1 << 1
 class HV_INPUT_RETARGET_DEVICE_INTERRUPT(
     Struct, size=56, offsets={"InterruptSource": 16, "MsiAddress": 24, "Vector": 40, "ProcessorMask": 48}
 ):
-    """With HV_DEVICE_INTERRUPT_TARGET_PROCESSOR_SET `ProcessorMask` is the format of a VP set, and mask and banks follow."""
+    """With HV_DEVICE_INTERRUPT_TARGET_PROCESSOR_SET a VP set begins at `ProcessorMask`, banks after it."""
 
     PartitionId: u64 = 0
     DeviceId: u64 = 0
@@ -434,7 +434,7 @@ class HV_INPUT_SIGNAL_EVENT(Struct, size=8, offsets={"FlagNumber": 4}):
 
 
 class HV_INPUT_POST_MESSAGE_DIRECT(Struct, size=280, offsets={"Vtl": 12, "Sint": 16, "Message": 20}):
-    """As OpenVMM's hvdef: the SINT has a 32-bit word and a whole HV_MESSAGE follows (the published offsets overlap it)."""
+    """As OpenVMM's hvdef: the SINT in a 32-bit word, then a whole HV_MESSAGE (the published offsets differ)."""
 
     PartitionId: u64 = 0
     VpIndex: u32 = 0
