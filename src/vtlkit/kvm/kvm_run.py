@@ -1,0 +1,159 @@
+"""Why `Vcpu.run` returned: one class per exit reason, in KVM's names (`struct kvm_run`, KVM_EXIT_* in linux/kvm.h).
+
+An exit that asks user space for something has a field for the answer; user space fills it before it calls `run` again.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import ClassVar
+
+from vtlkit.engine.api import Access
+
+
+class SystemEvent(enum.IntEnum):
+    """KVM_SYSTEM_EVENT_*."""
+
+    SHUTDOWN = 1
+    RESET = 2
+    CRASH = 3
+    WAKEUP = 4
+
+
+class KvmRun:
+    """An exit to user space. `reason` is the name under which it is counted and traced."""
+
+    __slots__ = ()
+    reason: ClassVar[str]
+
+
+@dataclass(slots=True)
+class Io(KvmRun):
+    """KVM_EXIT_IO: one element of IN or OUT. For IN, user space puts what it read into `data`."""
+
+    reason: ClassVar[str] = "IO"
+    port: int
+    size: int
+    write: bool
+    data: int = 0
+
+
+@dataclass(slots=True)
+class Mmio(KvmRun):
+    """KVM_EXIT_MMIO. For a load, user space puts what it read into `data`."""
+
+    reason: ClassVar[str] = "MMIO"
+    gpa: int
+    size: int
+    write: bool
+    data: int = 0
+
+
+@dataclass(slots=True)
+class Hlt(KvmRun):
+    """KVM_EXIT_HLT: only if the VM was made without in-kernel interrupt controllers."""
+
+    reason: ClassVar[str] = "HLT"
+
+
+@dataclass(slots=True)
+class Hyperv(KvmRun):
+    """KVM_EXIT_HYPERV, type HCALL: a hypercall that user space owns.
+
+    `control` is the hypercall input value (TLFS, "Hypercall Inputs"). Memory-based: `input_gpa` and `output_gpa`; fast:
+    the same two are the register parameters, and `xmm` holds XMM0..XMM5 (96 bytes) if the caller used them.
+    User space puts the hypercall result value into `result`; with `complete` False the registers are left alone (a VTL
+    switch has no result), with `retry` True the instruction is executed again.
+    """
+
+    reason: ClassVar[str] = "HYPERV"
+    code: int
+    control: int
+    input_gpa: int
+    output_gpa: int
+    fast: bool
+    xmm: bytes = b""
+    length: int = 0
+    """Length in bytes of the hypercall instruction, RIP being at it."""
+    result: int = 0
+    complete: bool = True
+    retry: bool = False
+
+
+@dataclass(slots=True)
+class MemoryFault(KvmRun):
+    """KVM_EXIT_MEMORY_FAULT: an access that memory attributes forbid. RIP is at the instruction.
+
+    Running the vCPU again executes the instruction again. `gva` is None where the engine does not know it.
+    `instruction` holds up to 16 bytes at RIP, `instruction_length` the decoded length (0 if they do not decode).
+    """
+
+    reason: ClassVar[str] = "MEMORY_FAULT"
+    gpa: int
+    size: int
+    access: Access
+    gva: int | None
+    instruction: bytes
+    instruction_length: int
+
+
+@dataclass(slots=True)
+class SystemEventExit(KvmRun):
+    """KVM_EXIT_SYSTEM_EVENT."""
+
+    reason: ClassVar[str] = "SYSTEM_EVENT"
+    type: SystemEvent
+    data: tuple[int, ...] = ()
+
+
+@dataclass(slots=True)
+class Intr(KvmRun):
+    """KVM_RUN returned EINTR: a signal, a kick by user space, or `immediate_exit`."""
+
+    reason: ClassVar[str] = "INTR"
+
+
+@dataclass(slots=True)
+class Shutdown(KvmRun):
+    """KVM_EXIT_SHUTDOWN: triple fault."""
+
+    reason: ClassVar[str] = "SHUTDOWN"
+
+
+@dataclass(slots=True)
+class Rdmsr(KvmRun):
+    """KVM_EXIT_X86_RDMSR. User space fills `data`, or sets `error` for #GP."""
+
+    reason: ClassVar[str] = "X86_RDMSR"
+    index: int
+    data: int = 0
+    error: bool = False
+
+
+@dataclass(slots=True)
+class Wrmsr(KvmRun):
+    """KVM_EXIT_X86_WRMSR. User space sets `error` for #GP."""
+
+    reason: ClassVar[str] = "X86_WRMSR"
+    index: int
+    data: int
+    error: bool = False
+
+
+@dataclass(slots=True)
+class Debug(KvmRun):
+    """KVM_EXIT_DEBUG: an intercepted exception."""
+
+    reason: ClassVar[str] = "DEBUG"
+    vector: int
+    error_code: int | None
+    address: int
+
+
+@dataclass(slots=True)
+class InternalErrorExit(KvmRun):
+    """KVM_EXIT_INTERNAL_ERROR: the hypervisor cannot go on with this guest; `message` says why."""
+
+    reason: ClassVar[str] = "INTERNAL_ERROR"
+    message: str

@@ -1,0 +1,204 @@
+"""The guest-physical address space of one VM: slots, overlay pages over them, and attributes over both.
+
+Counterpart: the memslot readers of virt/kvm/kvm_main.c (`kvm_read_guest` and friends). Overlay pages are the TLFS's: a
+page that hides what lies under it until it is taken away (TLFS, "GPA Overlay Pages").
+
+The hypervisor reads and writes here on a guest's behalf with no regard to attributes unless asked: those guard guest
+accesses, and a parameter that a guest names is checked with `check`.
+
+Changes are made under the SLOTS lock and logged; each vCPU brings its engine up to date by the log before it enters the
+guest (`mmu`). The slots are one cell, stored last: a reader sees a whole transaction or none of it.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from vtlkit.engine.api import PAGE_SIZE, Access, RamBlock
+from vtlkit.host.api import Host, LockRank
+from vtlkit.kvm.attributes import MemoryAttributes
+from vtlkit.kvm.errors import GuestMemoryError, KvmError
+from vtlkit.kvm.memslots import MemoryRegion, Memslots
+
+_PAGE_MASK = PAGE_SIZE - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Overlay:
+    """One page over the slots."""
+
+    block: RamBlock
+    offset: int
+    access: Access
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A range whose backing (`backing` True) or permissions changed."""
+
+    gpa: int
+    size: int
+    backing: bool
+
+
+class GuestMemory:
+    """Slots, overlays and attributes of one VM."""
+
+    def __init__(self, host: Host, name: str) -> None:
+        self.lock = host.lock(f"{name}-slots", LockRank.SLOTS)
+        self._slots = host.cell(Memslots(), f"{name}-memslots")
+        self.attributes = MemoryAttributes()
+        self._overlays: dict[int, Overlay] = {}
+        self.log: list[Change] = []
+        """Every change, oldest first; a vCPU remembers how far it has come."""
+        self.on_change: Callable[[], None] = lambda: None
+        """Told after each change, with no lock held: requests MEMORY_CHANGED of every vCPU."""
+        self.on_write: Callable[[int, int], None] = lambda _gpa, _size: None
+        """Told of each write from the host's side: translated code may lie there."""
+
+    @property
+    def slots(self) -> Memslots:
+        return self._slots.load_acquire()
+
+    # --- changes --------------------------------------------------------------------------------------------------
+
+    def set_regions(self, regions: Iterable[MemoryRegion]) -> None:
+        """Change several slots in one step.
+
+        Raises:
+            KvmError: as `Memslots.changed`; nothing changed.
+        """
+        with self.lock:
+            slots, touched = self._slots.load().changed(regions)
+            self._slots.store_release(slots)
+            self.log.extend(Change(gpa, size, True) for gpa, size in touched)
+        self.on_change()
+
+    def set_attributes(self, gpa: int, size: int, access: Access) -> None:
+        """Permit guests `access` to whole pages, and nothing else.
+
+        Raises:
+            KvmError: EINVAL if the range is not made of whole pages.
+        """
+        if gpa % PAGE_SIZE or size % PAGE_SIZE or size <= 0 or gpa < 0:
+            raise KvmError(errno.EINVAL, f"attribute range {gpa:#x}+{size:#x} is not made of whole pages")
+        with self.lock:
+            self.attributes.set(gpa, size, access)
+            self.log.append(Change(gpa, size, False))
+        self.on_change()
+
+    def map_overlay(self, gpa: int, block: RamBlock, offset: int = 0, access: Access = Access.ALL) -> None:
+        """Put a page over `gpa`, in place of an overlay that is there."""
+        assert not gpa & _PAGE_MASK
+        with self.lock:
+            self._overlays[gpa] = Overlay(block, offset, access)
+            self.log.append(Change(gpa, PAGE_SIZE, True))
+        self.on_change()
+
+    def unmap_overlay(self, gpa: int) -> None:
+        """Take the overlay away; what lies under it shows again."""
+        with self.lock:
+            if self._overlays.pop(gpa, None) is None:
+                return
+            self.log.append(Change(gpa, PAGE_SIZE, True))
+        self.on_change()
+
+    def overlay_at(self, gpa: int) -> Overlay | None:
+        return self._overlays.get(gpa & ~_PAGE_MASK)
+
+    # --- what lies where ------------------------------------------------------------------------------------------
+
+    def find(self, gpa: int) -> tuple[RamBlock, int, Access, int] | None:
+        """(block, offset, access, bytes that follow contiguously) at `gpa`; access is of slot or overlay, not attributes."""
+        overlay = self._overlays.get(gpa & ~_PAGE_MASK) if self._overlays else None
+        if overlay is not None:
+            inside = gpa & _PAGE_MASK
+            return overlay.block, overlay.offset + inside, overlay.access, PAGE_SIZE - inside
+        region = self._slots.load_acquire().at(gpa)
+        if region is None:
+            return None
+        assert region.block is not None
+        access = Access.READ | Access.EXECUTE if region.readonly else Access.ALL
+        left = region.end - gpa
+        if self._overlays:
+            left = min(left, PAGE_SIZE - (gpa & _PAGE_MASK))
+        return region.block, region.offset + (gpa - region.gpa), access, left
+
+    def pieces(self, gpa: int, size: int) -> list[tuple[int, int, RamBlock, int, Access]]:
+        """Backed parts of whole pages [gpa, gpa + size): (gpa, size, block, offset, access), attributes applied."""
+        found: list[tuple[int, int, RamBlock, int, Access]] = []
+        end = gpa + size
+        over = sorted(page for page in self._overlays if gpa <= page < end)
+        for region in self.slots.within(gpa, end):
+            assert region.block is not None
+            base = Access.READ | Access.EXECUTE if region.readonly else Access.ALL
+            low, high = max(region.gpa, gpa), min(region.end, end)
+            cuts = [page for page in over if low <= page < high]
+            for start, stop in _without(low, high, cuts):
+                for first, last, access in self.attributes.runs(start, stop):
+                    found.append(
+                        (first, last - first, region.block, region.offset + (first - region.gpa), base & access)
+                    )
+        for page in over:
+            overlay = self._overlays[page]
+            found.append((page, PAGE_SIZE, overlay.block, overlay.offset, overlay.access & self.attributes.at(page)))
+        return found
+
+    def check(self, gpa: int, size: int, access: Access) -> bool:
+        """Whether a guest may make this access to all of [gpa, gpa + size)."""
+        while size > 0:
+            found = self.find(gpa)
+            if found is None or access & ~(found[2] & self.attributes.at(gpa)):
+                return False
+            step = min(size, found[3], PAGE_SIZE - (gpa & _PAGE_MASK))
+            gpa += step
+            size -= step
+        return True
+
+    # --- host accesses --------------------------------------------------------------------------------------------
+
+    def read(self, gpa: int, size: int) -> bytes:
+        """`size` bytes from `gpa` (`kvm_read_guest`).
+
+        Raises:
+            GuestMemoryError: part of the range has no memory.
+        """
+        found = self.find(gpa)
+        if found is None:
+            raise GuestMemoryError(gpa, size, write=False)
+        block, offset, _, left = found
+        if size <= left:
+            return bytes(block.view[offset : offset + size])
+        return bytes(block.view[offset : offset + left]) + self.read(gpa + left, size - left)
+
+    def write(self, gpa: int, data: bytes) -> None:
+        """Write `data` at `gpa` (`kvm_write_guest`).
+
+        Raises:
+            GuestMemoryError: part of the range has no writable memory; what lies before it has been written.
+        """
+        found = self.find(gpa)
+        if found is None or not found[2] & Access.WRITE:
+            raise GuestMemoryError(gpa, len(data), write=True)
+        block, offset, _, left = found
+        if len(data) <= left:
+            block.view[offset : offset + len(data)] = data
+            self.on_write(gpa, len(data))
+            return
+        block.view[offset : offset + left] = data[:left]
+        self.on_write(gpa, left)
+        self.write(gpa + left, data[left:])
+
+
+def _without(low: int, high: int, pages: list[int]) -> Iterable[tuple[int, int]]:
+    """[low, high) less whole pages."""
+    for page in pages:
+        if page > low:
+            yield low, page
+        low = page + PAGE_SIZE
+    if low < high:
+        yield low, high
+
+
