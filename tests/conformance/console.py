@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import enum
 import re
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 STATUS_PASS = (0 << 1) | 1
@@ -58,8 +60,8 @@ class Outcome:
     status: int = 0
     """Exit status of the process; negative: the number of the signal that killed it."""
     seconds: float = 0.0
-    failures: tuple[str, ...] = ()
-    """Names of the failed checks, as printed."""
+    failures: Mapping[str, int] = field(default_factory=dict)
+    """Names of the failed checks, as printed, and how often each failed: some images repeat one 100000 times."""
     detail: str = ""
     """One line that says why the verdict is neither PASS nor SKIP nor a plain FAIL."""
 
@@ -69,7 +71,7 @@ class Console:
     """What could be read from the console alone."""
 
     counts: Counts
-    failures: tuple[str, ...]
+    failures: Mapping[str, int]
     has_summary: bool
     last_words: str
     """The line in which the guest reports its own death (unhandled exception, abort, assertion), or nothing."""
@@ -95,7 +97,7 @@ def parse_console(text: str) -> Console:
         skipped=len(lines["SKIP"]),
     )
     counts = printed if summary is None else _reconcile(printed, summary)
-    return Console(counts, tuple(lines["FAIL"] + lines["XPASS"]), summary is not None, last_words)
+    return Console(counts, dict(Counter(lines["FAIL"] + lines["XPASS"])), summary is not None, last_words)
 
 
 def _reconcile(printed: Counts, summary: re.Match[str]) -> Counts:

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from tests.conformance.unittests_cfg import PlannedTest
 
 GRACE_SECONDS = 15
 """How long an emulator may take past the time limit it was given before it is killed."""
+POLL_SECONDS = 0.2
 
 
 class Emulator(Protocol):
@@ -123,8 +125,13 @@ def commit_of(directory: Path) -> str:
     return f" (commit {done.stdout.strip()})" if done.returncode == 0 else ""
 
 
-def run_test(test: PlannedTest, emulator: Emulator, log_directory: Path, timeout_scale: float) -> Outcome:
-    """Run one test to its end and judge it. Logs: NAME.EMULATOR.out and .err in `log_directory`."""
+def run_test(
+    test: PlannedTest, emulator: Emulator, log_directory: Path, timeout_scale: float, stop: threading.Event
+) -> Outcome:
+    """Run one test to its end and judge it. Logs: NAME.EMULATOR.out and .err in `log_directory`.
+
+    Setting `stop` from another thread ends it within POLL_SECONDS; its outcome then means nothing.
+    """
     limit = max(1, round(test.timeout_seconds * timeout_scale))
     stem = log_directory / f"{test.name}.{emulator.name}"
     out_path, err_path = stem.with_name(stem.name + ".out"), stem.with_name(stem.name + ".err")
@@ -135,15 +142,24 @@ def run_test(test: PlannedTest, emulator: Emulator, log_directory: Path, timeout
             emulator.command(test, limit), stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
         )
         try:
-            status = process.wait(limit if own_limit else limit + GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            status = STATUS_TIMEOUT
+            status = _wait(process, limit if own_limit else limit + GRACE_SECONDS, stop)
         finally:
             _end(process)
         seconds = time.perf_counter() - begin
     console = out_path.read_bytes().decode("utf-8", "replace")
     errors = err_path.read_bytes().decode("utf-8", "replace")
     return judge(console, errors, status, seconds)
+
+
+def _wait(process: subprocess.Popen[bytes], limit_seconds: float, stop: threading.Event) -> int:
+    """The exit status, or STATUS_TIMEOUT where the limit passes or `stop` is set before the process ends."""
+    deadline = time.perf_counter() + limit_seconds
+    while not stop.is_set() and (left := deadline - time.perf_counter()) > 0:
+        try:
+            return process.wait(min(left, POLL_SECONDS))
+        except subprocess.TimeoutExpired:
+            continue
+    return STATUS_TIMEOUT
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

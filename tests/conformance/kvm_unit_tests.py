@@ -2,7 +2,7 @@
 
 Counterpart: kvm-unit-tests' run_tests.sh. Usage: `python -m tests.conformance.kvm_unit_tests --dir DIR`; see --help.
 The program ends with 0 if every test was run and recorded, whatever the tests say (it measures, docs/LIMITS.md
-explains), and with 2 on bad input.
+explains), with 2 on bad input, with 130 on Ctrl-C, which records nothing.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import argparse
 import datetime
 import platform
 import sys
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -86,16 +87,22 @@ def run_all(tests: Sequence[PlannedTest], emulators: Sequence[Emulator], options
     options.logs.mkdir(parents=True, exist_ok=True)
     outcomes: dict[str, dict[str, Outcome]] = {test.name: {} for test in tests}
     total = len(tests) * len(emulators)
+    stop = threading.Event()
     with ThreadPoolExecutor(max_workers=max(1, options.jobs)) as pool:
         running = {
-            pool.submit(run_test, test, emulator, options.logs, options.timeout_scale): (test, emulator)
+            pool.submit(run_test, test, emulator, options.logs, options.timeout_scale, stop): (test, emulator)
             for test in tests
             for emulator in emulators
         }
-        for number, done in enumerate(as_completed(running), 1):
-            test, emulator = running[done]
-            outcome = outcomes[test.name][emulator.name] = done.result()
-            print(_progress(number, total, emulator.name, test.name, outcome), file=sys.stderr, flush=True)
+        try:
+            for number, done in enumerate(as_completed(running), 1):
+                test, emulator = running[done]
+                outcome = outcomes[test.name][emulator.name] = done.result()
+                print(_progress(number, total, emulator.name, test.name, outcome), file=sys.stderr, flush=True)
+        except BaseException:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
     return [Row.of(test, outcomes[test.name]) for test in tests]
 
 
@@ -139,7 +146,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"conformance: {error}", file=sys.stderr)
         return 2
     found = versions(options.dir, emulators, reference)
-    rows = run_all(tests, emulators, options)
+    try:
+        rows = run_all(tests, emulators, options)
+    except KeyboardInterrupt:
+        print("conformance: interrupted; nothing was recorded", file=sys.stderr)
+        return 130
     if reference is not None:
         rows = with_reference(rows, reference)
     today = datetime.datetime.now(datetime.UTC).date().isoformat()

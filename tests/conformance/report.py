@@ -112,7 +112,6 @@ def _outcome(data: Mapping[str, Any]) -> Outcome:
     fields = dict(data)
     fields["verdict"] = Verdict(fields["verdict"])
     fields["counts"] = Counts(**fields["counts"])
-    fields["failures"] = tuple(fields["failures"])
     return Outcome(**fields)
 
 
@@ -185,7 +184,7 @@ def _complaints(row: Row, column: str) -> Iterable[str]:
     detail = f": {_escape(outcome.detail)}" if outcome.detail else ""
     yield f"- **{row.name}**: {outcome.verdict.value}{detail}"
     own = set(row.own_failures) if row.differs is not None and column == "vtlkit" else set()
-    for (name, times), mark in ((item, item[0] in own) for item in Counter(outcome.failures).items()):
+    for (name, times), mark in ((item, item[0] in own) for item in outcome.failures.items()):
         yield f"  - {_escape(name)}{f' ({times} times)' if times > 1 else ''}{' (not in QEMU)' if mark else ''}"
 
 

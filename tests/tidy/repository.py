@@ -25,7 +25,8 @@ LARGE_FILES: Mapping[str, int] = {}
 """Path -> size in bytes that it may have, where more than MAX_BYTES is justified."""
 
 _MACHINE_PATH = re.compile(r"(?<![\w.~-])/(?:work|tmp|farm|root|home/\w+)/")
-_TRACKER = re.compile(r"(?<![\w&:%#])#\d{1,5}\b|\bissues?\s+#?\d+\b", re.IGNORECASE)
+# PCI's own name for its configuration mechanism has a number behind a hash, too.
+_TRACKER = re.compile(r"(?<![\w&:%#])(?<!mechanism )#\d{1,5}\b|\bissues?\s+#?\d+\b", re.IGNORECASE)
 _UNFINISHED = re.compile(r"\b(?:TO" + r"DO|FIX" + r"ME|X" + r"XX)\b")
 _COMMAND = re.compile(r"\bmake(?: +-\S+)* +([a-z][\w-]*)")
 

@@ -21,8 +21,12 @@ def test_report_lines_are_counted_by_kind() -> None:
         "PASS: a\nFAIL: b\nXFAIL: c\nKFAIL: d\nXPASS: e\nSKIP: f\nINFO: PASS is near\nPASS:no space\n"
     )
     assert console.counts == Counts(passed=1, failed=2, known_failures=1, expected_failures=1, skipped=1)
-    assert console.failures == ("b", "e")
+    assert console.failures == {"b": 1, "e": 1}
     assert not console.has_summary
+
+
+def test_a_check_that_fails_often_is_named_once() -> None:
+    assert parse_console("FAIL: x\r\nFAIL: y\r\nFAIL: x\r\n").failures == {"x": 2, "y": 1}
 
 
 def test_the_summary_knows_of_checks_that_print_nothing() -> None:
@@ -77,7 +81,7 @@ def test_the_detail_says_how_it_died() -> None:
 @given(st.text(), st.text(), st.integers(-64, 255))
 def test_any_console_and_status_has_a_verdict(console: str, errors: str, status: int) -> None:
     outcome = judge(console, errors, status, 0.0)
-    assert outcome.counts.failed >= len(outcome.failures)
+    assert outcome.counts.failed >= sum(outcome.failures.values())
     if outcome.verdict is Verdict.PASS:
         assert status == 1
         assert not outcome.counts.failed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from tests.conformance.report import Record, Row, from_json, to_json, to_markdow
 from tests.conformance.unittests_cfg import NotRun, PlannedTest
 
 GOOD = Outcome(Verdict.PASS, Counts(passed=3), 1, 0.5)
-BAD = Outcome(Verdict.FAIL, Counts(2, 1, 1, 0, 4), 3, 1.25, ("msr: x | y",))
+BAD = Outcome(Verdict.FAIL, Counts(2, 1, 1, 0, 4), 3, 1.25, {"msr: x | y": 1})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,19 +47,26 @@ def case(timeout_seconds: int = 60) -> PlannedTest:
     ],
 )
 def test_a_run_is_judged_by_what_the_process_did(text: str, verdict: Verdict, tmp_path: Path) -> None:
-    assert emulators.run_test(case(), Program(text), tmp_path, 1.0).verdict is verdict
+    assert emulators.run_test(case(), Program(text), tmp_path, 1.0, threading.Event()).verdict is verdict
     assert (tmp_path / "case.vtlkit.out").is_file()
 
 
 def test_a_run_without_end_is_ended_with_its_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(emulators, "GRACE_SECONDS", 0)
     child = "import os, signal; print('PASS: a', flush=True); os.fork(); print(os.getpid(), flush=True); signal.pause()"
-    outcome = emulators.run_test(case(timeout_seconds=1), Program(child), tmp_path, 1.0)
+    outcome = emulators.run_test(case(timeout_seconds=1), Program(child), tmp_path, 1.0, threading.Event())
     assert outcome.verdict is Verdict.TIMEOUT
     assert outcome.counts.passed == 1
     for line in (tmp_path / "case.vtlkit.out").read_text().splitlines()[1:]:
         state = Path(f"/proc/{line}/stat")
         assert not state.exists() or state.read_text().split()[2] == "Z"
+
+
+def test_a_run_can_be_stopped(tmp_path: Path) -> None:
+    stop = threading.Event()
+    stop.set()
+    outcome = emulators.run_test(case(), Program("import signal; signal.pause()"), tmp_path, 1.0, stop)
+    assert outcome.verdict is Verdict.TIMEOUT
 
 
 def record() -> Record:
