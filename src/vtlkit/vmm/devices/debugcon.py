@@ -21,8 +21,8 @@ class DebugConsole:
     def __init__(self, sink: Callable[[bytes], None]) -> None:
         self._sink = sink
 
-    def read(self, port: int, size: int) -> int:  # noqa: ARG002 (one register)
+    def read(self, port: int, size: int) -> int:
         return _READBACK
 
-    def write(self, port: int, size: int, value: int) -> None:  # noqa: ARG002 (one register)
+    def write(self, port: int, size: int, value: int) -> None:
         self._sink(bytes((value & 0xFF,)))

@@ -27,8 +27,8 @@ class DebugExit:
     def __init__(self, events: MachineEvents) -> None:
         self._events = events
 
-    def read(self, port: int, size: int) -> int:  # noqa: ARG002 (every port of the device reads alike)
+    def read(self, port: int, size: int) -> int:
         return 0
 
-    def write(self, port: int, size: int, value: int) -> None:  # noqa: ARG002 (the value's width is its size)
+    def write(self, port: int, size: int, value: int) -> None:
         self._events.debug_exit(value)

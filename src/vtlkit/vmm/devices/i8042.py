@@ -243,10 +243,10 @@ class Port92(BytePortDevice):
         """Machine reset."""
         self._value = 0
 
-    def read_byte(self, port: int) -> int:  # noqa: ARG002 (one register)
+    def read_byte(self, port: int) -> int:
         return self._value & ~self.A20 | (self.A20 if self._i8042.a20 else 0)
 
-    def write_byte(self, port: int, value: int) -> None:  # noqa: ARG002 (one register)
+    def write_byte(self, port: int, value: int) -> None:
         rising = value & ~self._value & self.FAST_RESET
         self._value = value
         self._i8042.a20 = bool(value & self.A20)
@@ -270,10 +270,10 @@ class ResetControl(BytePortDevice):
         """Machine reset."""
         self._value = 0
 
-    def read_byte(self, port: int) -> int:  # noqa: ARG002 (one register)
+    def read_byte(self, port: int) -> int:
         return self._value
 
-    def write_byte(self, port: int, value: int) -> None:  # noqa: ARG002 (one register)
+    def write_byte(self, port: int, value: int) -> None:
         self._value = value & self.SYSTEM_RESET
         if value & self.RESET_CPU:
             self._events.reset()

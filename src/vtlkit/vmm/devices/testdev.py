@@ -36,10 +36,10 @@ class TestIrqLines:
     def __init__(self, set_gsi: Callable[[int, int], None]) -> None:
         self._set_gsi = set_gsi
 
-    def read(self, port: int, size: int) -> int:  # noqa: ARG002 (write-only registers)
+    def read(self, port: int, size: int) -> int:
         return 0
 
-    def write(self, port: int, size: int, value: int) -> None:  # noqa: ARG002 (any size means the same)
+    def write(self, port: int, size: int, value: int) -> None:
         self._set_gsi(port - IRQ_LINE_PORT, 1 if value else 0)
 
 
@@ -70,10 +70,10 @@ class FlushPagePort:
     def __init__(self, flush_page: Callable[[int], None]) -> None:
         self._flush_page = flush_page
 
-    def read(self, port: int, size: int) -> int:  # noqa: ARG002 (write-only register)
+    def read(self, port: int, size: int) -> int:
         return 0
 
-    def write(self, port: int, size: int, value: int) -> None:  # noqa: ARG002 (the value's width is its size)
+    def write(self, port: int, size: int, value: int) -> None:
         self._flush_page(value & _PAGE_MASK)
 
 
