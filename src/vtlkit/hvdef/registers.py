@@ -14,7 +14,6 @@ class HvRegisterName(enum.IntEnum):
     HvRegisterInstructionEmulationHints = 0x00000002
     HvRegisterDispatchSuspend = 0x00000003
     HvRegisterInternalActivityState = 0x00000004
-
     # Version & Feature Discovery
     HvRegisterHypervisorVersion = 0x00000100
     HvRegisterPrivilegesAndFeaturesInfo = 0x00000200
@@ -25,31 +24,24 @@ class HvRegisterName(enum.IntEnum):
     HvRegisterPasidFeaturesInfo = 0x00000205
     HvRegisterNestedVirtFeaturesInfo = 0x00000207
     HvRegisterIptFeaturesInfo = 0x00000208
-
-    # Guest Crash Registers
     HvRegisterGuestCrashP0 = 0x00000210
     HvRegisterGuestCrashP1 = 0x00000211
     HvRegisterGuestCrashP2 = 0x00000212
     HvRegisterGuestCrashP3 = 0x00000213
     HvRegisterGuestCrashP4 = 0x00000214
     HvRegisterGuestCrashCtl = 0x00000215
-
     # Frequency / Timing
     HvRegisterProcessorClockFrequency = 0x00000240
     HvRegisterInterruptClockFrequency = 0x00000241
-
-    # Idle & Debug
     HvRegisterGuestIdle = 0x00000250
     HvRegisterDebugDeviceOptions = 0x00000260
     HvRegisterMemoryZeroingControl = 0x00000270
-
     # Pending Events & Interrupt State
     HvRegisterPendingEvent0 = 0x00010004
     HvRegisterPendingEvent1 = 0x00010005
     HvRegisterDeliverabilityNotifications = 0x00010006
     HvRegisterPendingEvent2 = 0x00010008
     HvRegisterPendingEvent3 = 0x00010009
-
     # Runtime / Context
     HvRegisterVpRuntime = 0x00090000
     HvRegisterGuestOsId = 0x00090002
@@ -61,11 +53,8 @@ class HvRegisterName(enum.IntEnum):
     HvRegisterReferenceTsc = 0x00090017
     HvRegisterReferenceTscSequence = 0x0009001A
     HvRegisterNestedVpIndex = 0x00091003
-
-    # Performance Statistics
     HvRegisterStatsPartitionRetail = 0x00090020
     HvRegisterStatsVpRetail = 0x00090022
-
     # Synthetic Interrupt Controller
     HvRegisterSint0 = 0x000A0000
     HvRegisterSint1 = 0x000A0001
@@ -89,7 +78,6 @@ class HvRegisterName(enum.IntEnum):
     HvRegisterSipp = 0x000A0013
     HvRegisterEom = 0x000A0014
     HvRegisterSirbp = 0x000A0015
-
     # Synthetic Timers
     HvRegisterStimer0Config = 0x000B0000
     HvRegisterStimer0Count = 0x000B0001
@@ -101,7 +89,6 @@ class HvRegisterName(enum.IntEnum):
     HvRegisterStimer3Count = 0x000B0007
     HvRegisterStimeUnhaltedTimerConfig = 0x000B0100
     HvRegisterStimeUnhaltedTimerCount = 0x000B0101
-
     # Virtual Secure Mode
     HvRegisterVsmCodePageOffsets = 0x000D0002
     HvRegisterVsmVpStatus = 0x000D0003
@@ -126,12 +113,10 @@ class HvRegisterName(enum.IntEnum):
     HvRegisterVsmVpSecureConfigVtl14 = 0x000D001E
     HvRegisterVsmVpWaitForTlbLock = 0x000D0020
     HvRegisterIsolationCapabilities = 0x000D0100
-
     # Interrupt & Pending State
     HvRegisterPendingInterruption = 0x00010002
     HvRegisterInterruptState = 0x00010003
     HvX64RegisterPendingDebugException = 0x00010007
-
     # General Purpose & Instruction State
     HvX64RegisterRax = 0x00020000
     HvX64RegisterRcx = 0x00020001
@@ -151,7 +136,6 @@ class HvRegisterName(enum.IntEnum):
     HvX64RegisterR15 = 0x0002000F
     HvX64RegisterRip = 0x00020010
     HvX64RegisterRflags = 0x00020011
-
     # Floating Point / SIMD
     HvX64RegisterXmm0 = 0x00030000
     HvX64RegisterXmm1 = 0x00030001
@@ -179,7 +163,6 @@ class HvRegisterName(enum.IntEnum):
     HvX64RegisterFpMmx7 = 0x00030017
     HvX64RegisterFpControlStatus = 0x00030018
     HvX64RegisterXmmControlStatus = 0x00030019
-
     # Control & Intermediate Control Registers
     HvX64RegisterCr0 = 0x00040000
     HvX64RegisterCr2 = 0x00040001
@@ -190,16 +173,12 @@ class HvRegisterName(enum.IntEnum):
     HvX64RegisterIntermediateCr0 = 0x00041000
     HvX64RegisterIntermediateCr4 = 0x00041003
     HvX64RegisterIntermediateCr8 = 0x00041004
-
-    # Debug Registers
     HvX64RegisterDr0 = 0x00050000
     HvX64RegisterDr1 = 0x00050001
     HvX64RegisterDr2 = 0x00050002
     HvX64RegisterDr3 = 0x00050003
     HvX64RegisterDr6 = 0x00050004
     HvX64RegisterDr7 = 0x00050005
-
-    # Segment Registers
     HvX64RegisterEs = 0x00060000
     HvX64RegisterCs = 0x00060001
     HvX64RegisterSs = 0x00060002
@@ -208,11 +187,8 @@ class HvRegisterName(enum.IntEnum):
     HvX64RegisterGs = 0x00060005
     HvX64RegisterLdtr = 0x00060006
     HvX64RegisterTr = 0x00060007
-
-    # Table Registers
     HvX64RegisterIdtr = 0x00070000
     HvX64RegisterGdtr = 0x00070001
-
     # Virtualized MSRs – Core & System
     HvX64RegisterTsc = 0x00080000
     HvX64RegisterEfer = 0x00080001
@@ -227,7 +203,6 @@ class HvRegisterName(enum.IntEnum):
     HvX64RegisterCstar = 0x0008000A
     HvX64RegisterSfmask = 0x0008000B
     HvX64RegisterInitialApicId = 0x0008000C
-
     # Cache Control
     HvX64RegisterMsrMtrrCap = 0x0008000D
     HvX64RegisterMsrMtrrDefType = 0x0008000E
@@ -274,7 +249,6 @@ class HvRegisterName(enum.IntEnum):
     HvX64RegisterMsrMtrrFix4kE8000 = 0x00080078
     HvX64RegisterMsrMtrrFix4kF0000 = 0x00080079
     HvX64RegisterMsrMtrrFix4kF8000 = 0x0008007A
-
     # Additional Virtualized MSRs & Controls
     HvX64RegisterTscAux = 0x0008007B
     HvX64RegisterBndcfgs = 0x0008007C
@@ -304,7 +278,6 @@ class HvRegisterName(enum.IntEnum):
     HvX64RegisterUmwaitControl = 0x00080098
     HvX64RegisterXfd = 0x00080099
     HvX64RegisterXfdErr = 0x0008009A
-
     # Feature / Nested Virtualization Capability MSRs
     HvX64RegisterMsrIa32MiscEnable = 0x000800A0
     HvX64RegisterIa32FeatureControl = 0x000800A1
@@ -326,7 +299,6 @@ class HvRegisterName(enum.IntEnum):
     HvX64RegisterIa32VmxTrueEntryCtls = 0x000800B2
     HvX64RegisterAmdVmHsavePa = 0x000800B3
     HvX64RegisterAmdVmCr = 0x000800B4
-
     # Performance Monitoring & Tracing
     HvX64RegisterPerfGlobalCtrl = 0x00081000
     HvX64RegisterPerfGlobalStatus = 0x00081001
@@ -351,7 +323,6 @@ class HvRegisterName(enum.IntEnum):
     HvX64RegisterLbrFrom0 = 0x00082100
     HvX64RegisterLbrTo0 = 0x00082200
     HvX64RegisterLbrInfo0 = 0x00083300
-
     # APIC
     HvX64RegisterApicId = 0x00084802
     HvX64RegisterApicVersion = 0x00084803
@@ -396,7 +367,6 @@ class HvRegisterName(enum.IntEnum):
     HvX64RegisterApicCurrentCount = 0x00084839
     HvX64RegisterApicDivide = 0x0008483E
     HvX64RegisterApicSelfIpi = 0x0008483F
-
     # Hypervisor-defined
     HvX64RegisterHypercall = 0x00090001
     HvX64RegisterSyntheticEoi = 0x00090010
@@ -405,27 +375,18 @@ class HvRegisterName(enum.IntEnum):
     HvX64RegisterEmulatedTimerPeriod = 0x00090030
     HvX64RegisterEmulatedTimerControl = 0x00090031
     HvX64RegisterPmTimerAssist = 0x00090032
-
-    # AMD SEV Configuration
     HvX64RegisterSevControl = 0x00090040
     HvX64RegisterSevGhcbGpa = 0x00090041
     HvX64RegisterSevAvicGpa = 0x00090043
-
-    # Nested State
     HvX64RegisterNestedGuestState = 0x00090050
     HvX64RegisterNestedCurrentVmGpa = 0x00090051
     HvX64RegisterNestedVmxInvEpt = 0x00090052
     HvX64RegisterNestedVmxInvVpid = 0x00090053
-
-    # Intercept Control
     HvX64RegisterCrInterceptControl = 0x000E0000
     HvX64RegisterCrInterceptCr0Mask = 0x000E0001
     HvX64RegisterCrInterceptCr4Mask = 0x000E0002
     HvX64RegisterCrInterceptIa32MiscEnableMask = 0x000E0003
-
-    # x64 GHCB
     HvX64RegisterGhcb = 0x00090019
-
     # Known to OpenVMM, absent from the published list
     HvRegisterVpConfig = 0x00090018
     HvRegisterGuestSchedulerEvent = 0x0009001B

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 from typing import Annotated, Final
 
-from vtlkit.layout import Bits, Bytes, Struct, u8, u16, u32, u64
+from vtlkit.layout import Bits, Bytes, Struct, u32, u64
 
 HV_SYNIC_SINT_COUNT: Final = 16
 HV_SYNIC_STIMER_COUNT: Final = 4
@@ -58,40 +58,3 @@ class HV_TIMER_MESSAGE_PAYLOAD(Struct, size=24):
     Reserved: u32 = 0
     ExpirationTime: u64 = 0
     DeliveryTime: u64 = 0
-
-
-HV_CONNECTION_ID_ID: Final = Bits(0, 24)
-HV_CONNECTION_ID_RESERVED_MASK: Final = 0xFF000000
-
-
-class HvPortType(enum.IntEnum):
-    HvPortTypeMessage = 1
-    HvPortTypeEvent = 2
-    HvPortTypeMonitor = 3
-    HvPortTypeDoorbell = 4
-
-
-class HV_DOORBELL_PORT_INFO(Struct, size=24, offsets={"TargetSint": 8, "TargetVp": 12}):
-    """HV_PORT_INFO of a doorbell port, with the alignment that the C declaration implies."""
-
-    PortType: u32 = HvPortType.HvPortTypeDoorbell
-    Padding: u32 = 0
-    TargetSint: u8 = 0
-    Padding0: u8 = 0
-    Padding1: u16 = 0
-    TargetVp: u32 = 0
-    RsvdZ: u64 = 0
-
-
-class HV_DOORBELL_CONNECTION_INFO(Struct, size=32):
-    """HV_CONNECTION_INFO of a doorbell connection."""
-
-    PortType: u32 = HvPortType.HvPortTypeDoorbell
-    Padding: u32 = 0
-    GuestPhysicalAddress: u64 = 0
-    TriggerValue: u64 = 0
-    Flags: u64 = 0
-
-
-HV_DOORBELL_FLAG_TRIGGER_SIZE_MASK: Final = 0x7
-HV_DOORBELL_FLAG_TRIGGER_ANY_VALUE: Final = 0x80000000
