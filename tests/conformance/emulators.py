@@ -164,6 +164,8 @@ def _wait(process: subprocess.Popen[bytes], limit_seconds: float, stop: threadin
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Leave nothing of the emulator's session running, whatever ended the wait."""
-    if process.poll() is None:
+    try:
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    except ProcessLookupError:
+        pass  # every process of the session has ended, and been waited for
+    process.wait()

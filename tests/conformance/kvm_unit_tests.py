@@ -39,7 +39,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--reference", type=Path, metavar="JSON", help="take QEMU's column from an earlier --json file")
     parser.add_argument("--timeout-scale", type=float, default=1.0, help="multiply every time limit (default 1)")
     parser.add_argument("--run-option", action="append", default=[], help="one more word for `vtlkit run`; repeatable")
-    parser.add_argument("--output", type=Path, help="write the Markdown page here")
+    parser.add_argument("--output", type=Path, help="write the Markdown page here; not done with --only")
     parser.add_argument("--json", type=Path, help="write the data here (default: conformance-out/results.json)")
     parser.add_argument("--logs", type=Path, default=Path("conformance-out"), help="directory of consoles and errors")
     return parser.parse_args(argv)
@@ -156,7 +156,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     record = Record(today, found, tuple(rows), tuple(not_run))
     (options.json or options.logs / "results.json").write_text(to_json(record))
-    if options.output is not None:
+    if options.only and options.output is not None:
+        print(f"conformance: {options.output} is left as it is, as --only ran a part", file=sys.stderr)
+    elif options.output is not None:
         options.output.write_text(to_markdown(record))
     for column in record.columns():
         print(f"{column}: " + ", ".join(f"{number} {v}" for v, number in sorted(record.verdicts(column).items())))

@@ -51,15 +51,43 @@ def test_a_run_is_judged_by_what_the_process_did(text: str, verdict: Verdict, tm
     assert (tmp_path / "case.vtlkit.out").is_file()
 
 
-def test_a_run_without_end_is_ended_with_its_children(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def alive(process: str) -> bool:
+    state = Path(f"/proc/{process}/stat")
+    return state.exists() and state.read_text().rpartition(") ")[2][0] != "Z"
+
+
+@pytest.mark.parametrize("last", ["signal.pause()", "parent and os._exit(1) or signal.pause()"])
+def test_nothing_of_a_run_stays_behind(last: str, tmp_path: Path) -> None:
+    # The parent waits until both have written their line, so the test does not depend on how fast they are.
+    program = "import os, signal; r, w = os.pipe(); parent = os.fork(); os.write(1, b'%d\\n' % os.getpid()); "
+    program += f"parent and os.read(r, 1) or os.write(w, b'x'); {last}"
+    console = tmp_path / "case.vtlkit.out"
+    stop = threading.Event()
+
+    def watch() -> None:
+        while not stop.is_set() and not (console.exists() and console.read_text().count("\n") == 2):
+            stop.wait(0.01)
+        stop.set()
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    emulators.run_test(case(), Program(program), tmp_path, 1.0, stop)
+    stop.set()
+    watcher.join()
+    processes = console.read_text().split()
+    assert len(processes) == 2
+    for _ in range(1000):
+        if not any(map(alive, processes)):
+            break
+        threading.Event().wait(0.01)  # a kill takes a moment to arrive
+    assert not any(map(alive, processes))
+
+
+def test_a_run_past_its_limit_is_a_timeout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(emulators, "GRACE_SECONDS", 0)
-    child = "import os, signal; print('PASS: a', flush=True); os.fork(); print(os.getpid(), flush=True); signal.pause()"
-    outcome = emulators.run_test(case(timeout_seconds=1), Program(child), tmp_path, 1.0, threading.Event())
+    outcome = emulators.run_test(case(1), Program("import signal; signal.pause()"), tmp_path, 1.0, threading.Event())
     assert outcome.verdict is Verdict.TIMEOUT
-    assert outcome.counts.passed == 1
-    for line in (tmp_path / "case.vtlkit.out").read_text().splitlines()[1:]:
-        state = Path(f"/proc/{line}/stat")
-        assert not state.exists() or state.read_text().split()[2] == "Z"
+    assert outcome.seconds >= 1
 
 
 def test_a_run_can_be_stopped(tmp_path: Path) -> None:
@@ -126,6 +154,16 @@ def test_a_whole_run_writes_page_and_data(
     page = (tmp_path / "page.md").read_text()
     assert "- c: needs nested virtualisation" in page
     assert str(tmp_path) not in page
+
+
+def test_a_part_does_not_replace_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kvm_unit_tests, "emulators_for", lambda options: [Program("raise SystemExit(1)")])
+    page = tmp_path / "page.md"
+    page.write_text("the whole")
+    words = ["--dir", str(checkout(tmp_path)), "--logs", str(tmp_path / "logs"), "--output", str(page), "--only", "b"]
+    assert kvm_unit_tests.main(words) == 0
+    assert page.read_text() == "the whole"
+    assert [row.name for row in from_json((tmp_path / "logs" / "results.json").read_text()).rows] == ["b"]
 
 
 @pytest.mark.parametrize(
