@@ -148,7 +148,6 @@ void vtl1_main(struct vp *vp)
     hv_enable_hypercall_page(hypercall_pages[1]);
     hv_use_hypercall_page(vp, hypercall_pages[1]);
     hv_learn_vtl_switch(vp, hypercall_pages[1]);
-    vtl_return(HV_VTL_RETURN_FAST);
     bench_vtl_returns();
 }
 

@@ -1,4 +1,7 @@
-/* The bare VTL switches of `vtlcall`: nothing between them but the counter, which lives in the shared RBX. */
+/*
+ * The bare VTL switches of `vtlcall`: nothing between them but the counter, which lives in the shared RBX. VTL1 has used the
+ * registers up when it returns first, to a vtl_call that keeps VTL0's on its stack; after that it touches RAX and RCX only.
+ */
 #include "vp.h"
 
     .text

@@ -60,7 +60,7 @@ static void enable_vtl1(void)
     say("VSM: enabled VTLs 0x%lx, highest VTL %u, VTL call at +0x%lx, VTL return at +0x%lx of the hypercall page",
         status & 0xffff, maximum, offsets & 0xfff, offsets >> 12 & 0xfff);
     if (!maximum || parse_number(command_line_word("vtls="), 1) < 1)
-        leave_without_vsm("VTL 0 is the highest VTL");
+        leave_without_vsm("there is no VTL above VTL0");
 
     paging_build(&vtl1_tables);
     vp_init(&vtl1_vps[0], 1, 0, vps[0].apic_id);
@@ -102,8 +102,9 @@ static void write_closed_page(struct vp *vp)
     board[0] = ~WRITTEN;
     call(SERVICE_CLOSE, (u64)board, 0);
     say("writing 0x%lx to the closed page at GPA 0x%lx", WRITTEN, (u64)board);
-    if (!try_write(board, WRITTEN))
-        fail("the write took #GP");
+    u64 faulted = try_write(board, WRITTEN);
+    if (faulted)
+        fail("the write took #GP at RIP 0x%lx", faulted);
     u64 value = board[0];
     if (value != WRITTEN)
         fail("the page holds 0x%lx", value);
@@ -116,9 +117,12 @@ static void read_key(struct vp *vp)
 
     (void)vp;
     say("reading the key of VTL1 at GPA 0x%lx", (u64)vtl1_key);
-    if (try_read(vtl1_key, &value))
+    u64 faulted = try_read(vtl1_key, &value);
+    if (!faulted)
         fail("VTL0 can read 0x%lx in the page of VTL1's key", value);
-    say("took #GP instead; going on");
+    if (faulted != (u64)try_read_instruction)
+        fail("#GP at RIP 0x%lx, not 0x%lx", faulted, (u64)try_read_instruction);
+    say("the read took #GP at RIP 0x%lx; going on without it", faulted);
     if (call(SERVICE_VERIFY, FIRST_NUMBER, call(SERVICE_SIGN, FIRST_NUMBER, 0)) != 1)
         fail("VTL1 does not verify its own tag");
 }

@@ -11,7 +11,9 @@
 #include "cpu.h"
 #include "demo.h"
 #include "hyperv.h"
+#include "smp.h"
 
+#define REGISTER_RSP 4
 #define VECTOR_SINT0 0x30
 #define SPINS_FOR_MESSAGE 100000
 
@@ -31,14 +33,15 @@ static void on_interrupt(struct vp *vp, u8 vector)
 }
 
 /* Its own code must be out of VTL0's reach too, or VTL0 could have it do anything; VTL0 still runs the code that both use. */
-static void protect_partition(struct vp *vp)
+static void protect_partition(void)
 {
     u64 pages = (u64)(private_end - private_start) / PAGE_SIZE, code = (u64)(code_end - code_start) / PAGE_SIZE;
     u64 config = hv_get_register(HvRegisterVsmPartitionConfig);
 
-    (void)vp;
     config |= HV_VSM_PARTITION_CONFIG_ENABLE_VTL_PROTECTION | HV_VSM_PARTITION_CONFIG_DEFAULT_MASK(HV_MAP_GPA_ALL);
     hv_set_register(HV_INPUT_VTL_CURRENT, HvRegisterVsmPartitionConfig, config);
+    if (!(hv_get_register(HvRegisterVsmPartitionConfig) & HV_VSM_PARTITION_CONFIG_ENABLE_VTL_PROTECTION))
+        fail("protection does not stay enabled");
     hv_protect_pages((u64)private_start, pages, HV_MAP_GPA_NONE);
     hv_protect_pages((u64)code_start, code, HV_MAP_GPA_READ_EXECUTE);
     say("protection on: %lu pages are mine alone, %lu pages of code are read-only for VTL0", pages, code);
@@ -46,7 +49,6 @@ static void protect_partition(struct vp *vp)
 
 static void enable_other_vps(const struct vp *vp)
 {
-    extern struct vp vps[MAX_VPS];
     u32 count = vp_count;
 
     /* Once VTL1 exists VTL0 may enable it on no other VP, so that every VP starts VTL1 in a context that VTL1 chose. */
@@ -75,7 +77,7 @@ static void start(struct vp *vp)
     /* A constant, so that runs can be compared; it is out of VTL0's reach from here on. */
     for (u32 i = 0; i < PAGE_SIZE / sizeof(u64); i++)
         vtl1_key[i] = (i + 1) * 0x9e3779b97f4a7c15;
-    protect_partition(vp);
+    protect_partition();
     enable_other_vps(vp);
 }
 
@@ -136,6 +138,9 @@ static void check_intercept(const struct vp *vp, const struct hv_memory_intercep
     for (u32 i = 0; i < m->instruction_byte_count; i++)
         if (m->instruction_bytes[i] != instruction[i])
             fail("instruction byte %u in the message is 0x%x, not 0x%x", i, m->instruction_bytes[i], instruction[i]);
+    for (u32 i = 0; i < 16; i++)
+        if (i != REGISTER_RSP && m->registers[i] != ((const u64 *)&vp->lower)[i])
+            fail("register %u in the message is 0x%lx, not 0x%lx", i, m->registers[i], ((const u64 *)&vp->lower)[i]);
 }
 
 static void handle_intercept(struct vp *vp)
@@ -148,8 +153,10 @@ static void handle_intercept(struct vp *vp)
     if (!vp->message_arrived)
         fail("entered for an intercept or interrupt, but SINT0 brought no message");
     vp->message_arrived = false;
-    if (vp->message.type != HvMessageTypeGpaIntercept || m->access > HV_INTERCEPT_ACCESS_EXECUTE)
-        fail("message of type 0x%x, access %u", vp->message.type, m->access);
+    if (vp->message.type != HvMessageTypeGpaIntercept || vp->message.payload_size != sizeof *m)
+        fail("message of type 0x%x, %u bytes", vp->message.type, vp->message.payload_size);
+    if (m->access > HV_INTERCEPT_ACCESS_EXECUTE)
+        fail("the message names access %u", m->access);
     check_intercept(vp, m);
 
     bool allowed = m->access == HV_INTERCEPT_ACCESS_WRITE && closed_page && m->gpa / PAGE_SIZE == closed_page / PAGE_SIZE;

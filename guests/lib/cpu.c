@@ -83,6 +83,7 @@ void interrupt(struct interrupt_frame *f)
             fail("unexpected interrupt, vector 0x%x, RIP 0x%lx", (u32)f->vector, f->rip);
         vp->on_interrupt(vp, (u8)f->vector);
     } else if (vp->fixup && f->vector == VECTOR_GENERAL_PROTECTION) {
+        f->rax = f->rip;
         f->rip = vp->fixup;
         vp->fixup = 0;
     } else {

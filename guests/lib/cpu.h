@@ -65,8 +65,8 @@ void halt_forever(void) __attribute__((noreturn));
 void vp_init(struct vp *vp, u32 vtl, u32 index, u32 apic_id);
 void vp_load(struct vp *vp);
 
-bool try_read(const volatile u64 *address, u64 *value);
-bool try_write(volatile u64 *address, u64 value);
+u64 try_read(const volatile u64 *address, u64 *value);
+u64 try_write(volatile u64 *address, u64 value);
 extern const u8 try_read_instruction[], try_write_instruction[];
 
 #endif

@@ -115,6 +115,8 @@ struct hv_memory_intercept {
     u64 gva;
     u64 gpa;
     u8 instruction_bytes[16];
+    struct hv_segment_register ds, ss;
+    u64 registers[16]; /* RAX RCX RDX RBX RSP RBP RSI RDI R8 to R15 */
 };
 
 #define HV_EXECUTION_STATE_VTL(state) ((state) >> 7 & 0xf)
@@ -123,6 +125,7 @@ struct hv_memory_intercept {
 _Static_assert(sizeof(struct hv_initial_vp_context) == 224, "hv_initial_vp_context");
 _Static_assert(offsetof(struct hv_vp_assist_page, vtl_return_rax) == 16, "hv_vp_assist_page");
 _Static_assert(offsetof(struct hv_memory_intercept, gpa) == 0x38, "hv_memory_intercept");
-_Static_assert(sizeof(struct hv_memory_intercept) == 0x50, "hv_memory_intercept");
+_Static_assert(offsetof(struct hv_memory_intercept, registers) == 0x70, "hv_memory_intercept");
+_Static_assert(sizeof(struct hv_memory_intercept) == 0xf0, "hv_memory_intercept");
 
 #endif

@@ -8,7 +8,7 @@
 #define TRAMPOLINE 0x8000
 #define CPUID1_ECX_X2APIC (1u << 21)
 #define DELAY_AFTER_INIT 20000
-#define SPINS_FOR_START (1u << 26)
+#define SPINS_FOR_START (1u << 24)
 
 struct vp vps[MAX_VPS];
 

@@ -56,8 +56,8 @@ enter_c:
     iretq
 
 /*
- * bool try_read(const volatile u64 *address, u64 *value), bool try_write(volatile u64 *address, u64 value): false when the
- * access took an exception. try_read_instruction and try_write_instruction name the accesses themselves.
+ * u64 try_read(const volatile u64 *address, u64 *value), u64 try_write(volatile u64 *address, u64 value): 0, or the RIP at
+ * which the access took #GP. try_read_instruction and try_write_instruction name the accesses themselves.
  */
     .globl try_read, try_read_instruction
 try_read:
@@ -75,8 +75,6 @@ try_write:
 try_write_instruction:
     mov %rsi, (%rdi)
 2:  movq $0, %gs:VP_FIXUP
-    mov $1, %eax
-    ret
-1:  xor %eax, %eax
-    ret
+    xor %eax, %eax
+1:  ret
     .section .note.GNU-stack, "", @progbits

@@ -67,7 +67,7 @@ struct idt_gate {
 
 struct vp {
     struct vp *self;
-    u64 fixup;      /* where the next exception goes on; 0: it is reported and ends the run */
+    u64 fixup;      /* where the next #GP goes on, with its RIP in RAX; 0: it is reported and ends the run */
     u64 vtl_switch; /* in VTL0 the VTL call sequence of the hypercall page, in VTL1 the VTL return sequence */
     struct shared_registers lower; /* VTL1 only: what VTL0 had in the shared registers when VTL1 was entered */
 

@@ -1,4 +1,4 @@
-"""The committed guest images are what guests/ describes: by checksum, by shape and, with the same compiler, by rebuild."""
+"""The committed guest images are what guests/ describes: by checksum, shape and, with the same compiler, by rebuild."""
 
 from __future__ import annotations
 
