@@ -303,8 +303,9 @@ def _writer_went_first(host: RunnableHost, attempt: int) -> bool:
 
 
 def check_no_lost_wake(host: RunnableHost) -> None:
-    """A waiter of prepare / check / sleep gets everything that many wakers produce."""
+    """A waiter of prepare / check / sleep gets everything that many wakers produce, who wait for that in part."""
     queue = host.wait_queue("work")
+    drained = host.wait_queue("drained")
     pending = host.cell(0, "pending")
     total = (TASKS - 1) * ROUNDS
 
@@ -315,14 +316,15 @@ def check_no_lost_wake(host: RunnableHost) -> None:
             if pending.load() == 0:
                 host.schedule()
             handled += pending.xchg(0)
+            drained.wake()
         queue.finish()
 
     def waker(index: int) -> None:
         for turn in range(ROUNDS):
+            if turn >= index * ROUNDS // TASKS:
+                assert host.wait_event(drained, partial(_holds, pending, 0))
             pending.fetch_add(1)
             queue.wake()
-            if turn % 3 == index % 3:
-                host.relax()
 
     run_to_end(host, host.spawn(waiter, "waiter"), *_spawn_all(host, waker, TASKS - 1))
 

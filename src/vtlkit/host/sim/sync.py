@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from vtlkit.host.api import Lock, LockRank, RwSem, WaitQueue
+from vtlkit.host.guards import ReadGuard, WriteGuard
 from vtlkit.host.ranks import LockOrderError, RankedLock, add_held, check_order
 from vtlkit.host.taskstate import TaskState
 
@@ -101,8 +102,8 @@ class SimRwSem(RwSem):
         self._writer: SimTask | None = None
         self._waiters: deque[tuple[SimTask, bool]] = deque()
         """(task, whether it wants to write)"""
-        self._read_guard = _ReadGuard(self)
-        self._write_guard = _WriteGuard(self)
+        self._read_guard = ReadGuard(self)
+        self._write_guard = WriteGuard(self)
         self.name = name
         self.rank = rank
 
@@ -167,34 +168,6 @@ class SimRwSem(RwSem):
             return f"rwsem '{self.name}' (written by '{self._writer.name}')"
         readers = ", ".join(f"'{task.name}'" for task in self._readers)
         return f"rwsem '{self.name}' (read by {readers or 'nobody'})"
-
-
-class _ReadGuard(AbstractContextManager[None]):
-    """Has no state of its own, so that one serves every reader."""
-
-    __slots__ = ("_sem",)
-
-    def __init__(self, sem: SimRwSem) -> None:
-        self._sem = sem
-
-    def __enter__(self) -> None:
-        self._sem.down_read()
-
-    def __exit__(self, *exc: object) -> None:
-        self._sem.up_read()
-
-
-class _WriteGuard(AbstractContextManager[None]):
-    __slots__ = ("_sem",)
-
-    def __init__(self, sem: SimRwSem) -> None:
-        self._sem = sem
-
-    def __enter__(self) -> None:
-        self._sem.down_write()
-
-    def __exit__(self, *exc: object) -> None:
-        self._sem.up_write()
 
 
 class SimWaitQueue(WaitQueue):

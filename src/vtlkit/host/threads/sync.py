@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 from vtlkit.host.api import Lock, LockRank, RwSem, WaitQueue
+from vtlkit.host.guards import ReadGuard, WriteGuard
 from vtlkit.host.ranks import LockOrderError, RankedLock, add_held, check_order
 from vtlkit.host.taskstate import TaskState
 
@@ -102,7 +102,7 @@ class ThreadLock(Lock):
 class ThreadRwSem(RwSem):
     """A reader/writer semaphore: first come, first served, so a waiting writer holds off new readers."""
 
-    __slots__ = ("_guard", "_host", "_readers", "_waiters", "_writer", "name", "rank")
+    __slots__ = ("_guard", "_host", "_read_guard", "_readers", "_waiters", "_write_guard", "_writer", "name", "rank")
 
     def __init__(self, host: ThreadHost, name: str, rank: LockRank) -> None:
         self._host = host
@@ -111,6 +111,8 @@ class ThreadRwSem(RwSem):
         self._writer: ThreadTask | None = None
         self._waiters: deque[tuple[ThreadTask, bool]] = deque()
         """(task, whether it wants to write)"""
+        self._read_guard = ReadGuard(self)
+        self._write_guard = WriteGuard(self)
         self.name = name
         self.rank = rank
 
@@ -170,22 +172,11 @@ class ThreadRwSem(RwSem):
                 self._readers.append(task)
             task.grant()
 
-    @contextmanager
-    def _holding(self, *, writes: bool) -> Iterator[None]:
-        self._down(writes=writes)
-        try:
-            yield
-        finally:
-            if writes:
-                self.up_write()
-            else:
-                self.up_read()
-
     def reading(self) -> AbstractContextManager[None]:
-        return self._holding(writes=False)
+        return self._read_guard
 
     def writing(self) -> AbstractContextManager[None]:
-        return self._holding(writes=True)
+        return self._write_guard
 
 
 class ThreadWaitQueue(WaitQueue):
