@@ -10,10 +10,12 @@ interrupt is coalesced until every CPU that accepted it has ended it, so that th
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass
 from typing import Protocol
 
 from vtlkit.host.api import Lock
+from vtlkit.kvm.errors import KvmError
 from vtlkit.kvm.ipi import IpiBus, Irq
 from vtlkit.x86.apic import (
     IO_APIC_DEFAULT_PHYS_BASE,
@@ -277,9 +279,9 @@ class IoApic:
             return IoApicState(self.base_address, self._ioregsel, self._id, irr, tuple(self._redirtbl))
 
     def set_state(self, state: IoApicState) -> None:
-        """KVM_SET_IRQCHIP: take over the registers and send what was asserted. ValueError: wrong number of pins."""
+        """KVM_SET_IRQCHIP: take over the registers and send what was asserted. EINVAL: wrong number of pins."""
         if len(state.redirtbl) != IOAPIC_NUM_PINS:
-            raise ValueError(f"an I/O APIC state has {IOAPIC_NUM_PINS} entries, not {len(state.redirtbl)}")
+            raise KvmError(errno.EINVAL, f"an I/O APIC state has {IOAPIC_NUM_PINS} entries, not {len(state.redirtbl)}")
         with self._lock:
             self.base_address = state.base_address
             self._ioregsel = state.ioregsel

@@ -7,7 +7,7 @@ Promise: an interrupt message never leaves the `IpiBus` that it was sent on, and
 `match_dest` answers for each member. The map is only a faster way to ask.
 
 Shared: `_members` and `_map` (cells that hold immutable values) and `_generation`. A sender reads the addresses that
-members publish (`LocalApic.address`) and never a register of another vCPU. Publication order: a member stores its new
+members publish (`LapicCore.address`) and never a register of another vCPU. Publication order: a member stores its new
 address, then adds one to `_generation` (a full barrier); a sender loads `_generation`, then the addresses. A sender
 that sees the old generation may use the old address, as an interrupt that is in flight while software moves an APIC
 may; a sender ordered after the move sees the new generation and builds a new map. No lock: two senders may build the
@@ -32,7 +32,7 @@ from vtlkit.x86.apic import (
 )
 
 if TYPE_CHECKING:
-    from vtlkit.kvm.lapic import LocalApic
+    from vtlkit.kvm.lapic_core import LapicCore
 
 DestMap: TypeAlias = Callable[[int, int], None]
 """Called with (vcpu_id, vector) for each local APIC that accepted a fixed or lowest-priority interrupt."""
@@ -62,7 +62,7 @@ class Irq:
 
 @dataclass(frozen=True, slots=True)
 class ApicAddress:
-    """What a local APIC tells the senders about itself: immutable, published as a whole in `LocalApic.address`."""
+    """What a local APIC tells the senders about itself: immutable, published as a whole in `LapicCore.address`."""
 
     x2apic_id: int
     xapic_id: int = 0
@@ -129,13 +129,13 @@ class ApicMap:
 
     __slots__ = ("_cluster", "_flat", "_physical", "_x2apic_cluster", "generation", "present")
 
-    def __init__(self, generation: int, members: Sequence[LocalApic]) -> None:
+    def __init__(self, generation: int, members: Sequence[LapicCore]) -> None:
         self.generation = generation
         self.present = tuple((apic.address.load(), apic) for apic in members if apic.address.load().hw_enabled)
-        self._physical: dict[int, list[LocalApic]] = {}
-        self._flat: list[tuple[int, LocalApic]] = []
-        self._cluster: dict[int, list[tuple[int, LocalApic]]] = {}
-        self._x2apic_cluster: dict[int, list[tuple[int, LocalApic]]] = {}
+        self._physical: dict[int, list[LapicCore]] = {}
+        self._flat: list[tuple[int, LapicCore]] = []
+        self._cluster: dict[int, list[tuple[int, LapicCore]]] = {}
+        self._x2apic_cluster: dict[int, list[tuple[int, LapicCore]]] = {}
         for address, apic in self.present:
             if address.x2apic_mode:
                 self._physical.setdefault(address.x2apic_id, []).append(apic)
@@ -145,7 +145,7 @@ class ApicMap:
                     self._physical.setdefault(address.x2apic_id, []).append(apic)
             self._add_logical(address, apic)
 
-    def _add_logical(self, address: ApicAddress, apic: LocalApic) -> None:
+    def _add_logical(self, address: ApicAddress, apic: LapicCore) -> None:
         ldr = address.ldr
         if address.x2apic_mode:
             cluster = self._x2apic_cluster.setdefault(ldr >> _X2APIC_CLUSTER_SHIFT, [])
@@ -160,11 +160,11 @@ class ApicMap:
             cluster = self._cluster.setdefault(logical_id >> _CLUSTER_SHIFT, [])
             cluster.append((logical_id & _CLUSTER_MEMBER_MASK, apic))
 
-    def physical(self, dest_id: int) -> Sequence[LocalApic]:
+    def physical(self, dest_id: int) -> Sequence[LapicCore]:
         """Targets of a physical destination that is no broadcast."""
         return self._physical.get(dest_id, ())
 
-    def logical(self, dest_id: int) -> Sequence[LocalApic]:
+    def logical(self, dest_id: int) -> Sequence[LapicCore]:
         """Targets of a logical destination that is no broadcast."""
         targets = [apic for mask, apic in self._flat if mask & dest_id] if self._flat else []
         if self._cluster:
@@ -184,7 +184,7 @@ class IpiBus:
         self, host: Host, name: str = "apic", *, x2apic_format: bool = False, broadcast_quirk: bool = True
     ) -> None:
         """`x2apic_format`, `broadcast_quirk`: KVM_CAP_X2APIC_API's choices, fixed before the first vCPU."""
-        self._members: Cell[tuple[LocalApic, ...]] = host.cell((), f"{name}-members")
+        self._members: Cell[tuple[LapicCore, ...]] = host.cell((), f"{name}-members")
         self._generation: Cell[int] = host.cell(0, f"{name}-map-generation")
         self._map: Cell[ApicMap] = host.cell(ApicMap(0, ()), f"{name}-map")
         self._ack_vectors: Cell[int] = host.cell(0, f"{name}-ack-vectors")
@@ -192,7 +192,7 @@ class IpiBus:
         self.x2apic_format = x2apic_format
         self.broadcast_quirk = broadcast_quirk
 
-    def register(self, apic: LocalApic) -> None:
+    def register(self, apic: LapicCore) -> None:
         """Make `apic` reachable. From any task; retries against a concurrent registration."""
         while True:
             old = self._members.load()
@@ -200,7 +200,7 @@ class IpiBus:
                 break
         self.address_changed()
 
-    def unregister(self, apic: LocalApic) -> None:
+    def unregister(self, apic: LapicCore) -> None:
         """No message that is sent after this returns reaches `apic`."""
         while True:
             old = self._members.load()
@@ -208,11 +208,11 @@ class IpiBus:
                 break
         self.address_changed()
 
-    def members(self) -> tuple[LocalApic, ...]:
+    def members(self) -> tuple[LapicCore, ...]:
         """Every registered local APIC, in order of registration."""
         return self._members.load()
 
-    def by_apic_id(self, apic_id: int) -> LocalApic | None:
+    def by_apic_id(self, apic_id: int) -> LapicCore | None:
         """The member with this initial (x2APIC) ID, whatever the guest wrote to its xAPIC ID register."""
         for apic in self._members.load():
             if apic.apic_id == apic_id:
@@ -235,7 +235,7 @@ class IpiBus:
             self._map.cmpxchg(current, fresh)
         return fresh
 
-    def destinations(self, irq: Irq, source: LocalApic | None = None) -> Sequence[LocalApic]:
+    def destinations(self, irq: Irq, source: LapicCore | None = None) -> Sequence[LapicCore]:
         """The hardware-enabled members that `irq` addresses, before lowest-priority arbitration."""
         if irq.shorthand == Shorthand.SELF:
             assert source is not None, "only a local APIC can send to itself"
@@ -258,7 +258,7 @@ class IpiBus:
             )
         ]
 
-    def deliver(self, irq: Irq, source: LocalApic | None = None, dest_map: DestMap | None = None) -> int:
+    def deliver(self, irq: Irq, source: LapicCore | None = None, dest_map: DestMap | None = None) -> int:
         """Deliver a message to every APIC it addresses, or to one by lowest priority. From any task; never blocks.
 
         Returns how many APICs accepted it; 0 if it was dropped, -1 if a broadcast or shorthand addressed nobody.
@@ -282,8 +282,8 @@ class IpiBus:
         return accepted
 
     @staticmethod
-    def _lowest_priority(targets: Sequence[LocalApic]) -> LocalApic | None:
-        lowest: LocalApic | None = None
+    def _lowest_priority(targets: Sequence[LapicCore]) -> LapicCore | None:
+        lowest: LapicCore | None = None
         lowest_prio = 0
         for apic in targets:
             if not apic.address.load().sw_enabled:

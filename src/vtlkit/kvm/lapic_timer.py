@@ -16,9 +16,8 @@ Relies on `Timer.cancel` as `hrtimer_cancel`: after it, no callback of the earli
 
 from __future__ import annotations
 
-from typing import Protocol
-
-from vtlkit.host.api import Cell, Host
+from vtlkit.host.api import Cell
+from vtlkit.kvm.lapic_owner import HvTimer, TimerOwner
 from vtlkit.kvm.requests import Req
 from vtlkit.x86.apic import (
     APIC_LVT_TIMER_MODE_MASK,
@@ -32,32 +31,6 @@ from vtlkit.x86.apic import (
 APIC_BUS_CYCLE_NS = 1
 MIN_TIMER_PERIOD_NS = 200_000
 """The shortest period a guest may program (KVM's module parameter min_timer_period_us)."""
-
-
-class TimerOwner(Protocol):
-    """What the timer needs of the vCPU; see `lapic.ApicOwner`."""
-
-    @property
-    def vcpu_id(self) -> int: ...
-
-    @property
-    def host(self) -> Host: ...
-
-    def make_request(self, request: Req) -> None: ...
-
-    def kick(self) -> None: ...
-
-    def tsc_to_ns(self, guest_tsc: int) -> int: ...
-
-
-class HvTimer(Protocol):
-    """The vendor's way to make a VM-exit at a given time (VMX preemption timer): `set_hv_timer`, `cancel_hv_timer`."""
-
-    def set_hv_timer(self, deadline_ns: int) -> bool:
-        """Force an exit of the guest at `deadline_ns` of the host clock; False if this vCPU cannot use it."""
-
-    def cancel_hv_timer(self) -> None:
-        """Force no exit any more."""
 
 
 class LapicTimer:

@@ -1,7 +1,8 @@
 """The pair of 8259 interrupt controllers with their edge/level registers.
 
-Mirrors arch/x86/kvm/i8259.c. Promise: the output is up exactly while some unmasked request outranks what is in service,
-and `on_output` hears of each change from down to up after the lock is released.
+Mirrors arch/x86/kvm/i8259.c. Promise: after each change of a line or the masks, acknowledgement and end of interrupt,
+the output is up exactly if some unmasked request outranks what is in service, and `on_output` hears of each change from
+down to up after the lock is released.
 
 Shared: the chips are under the IRQCHIP lock, which the public methods take themselves. `output` is a cell that every
 vCPU may look at without the lock. It is a hint: a vCPU that sees it up late gets the spurious vector (IRQ 7) from
@@ -64,7 +65,7 @@ class PicChip:
     elcr: int = 0
 
     def set_irq1(self, pin: int, level: bool) -> int:
-        """Drive an input; an edge is remembered. 1 if it is a new request, 0 if coalesced, -1 if masked."""
+        """Drive an input; an edge is remembered. 0 if it met an earlier request, -1 if the pin is masked, else 1."""
         mask = 1 << pin
         result = 1
         if level:
@@ -133,7 +134,7 @@ class Pic:
     # Lines and acknowledgement
 
     def set_irq(self, pin: int, level: int, source_id: int = 0) -> int:
-        """Drive a pin; sources are wired-OR. 1 if it is a new request, 0 if coalesced, -1 if masked. Takes the lock."""
+        """Drive a pin; sources are wired-OR. 0 if coalesced, -1 if masked, else 1. Takes the lock."""
         self._lock.acquire()
         if level:
             self._irq_states[pin] |= 1 << source_id

@@ -13,11 +13,13 @@ their caller holds.
 from __future__ import annotations
 
 import enum
+import errno
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from vtlkit.host.api import Cell, Host
+from vtlkit.kvm.errors import KvmError
 from vtlkit.kvm.ioapic import IoApic, PinNotifier
 from vtlkit.kvm.ipi import IpiBus, Irq
 from vtlkit.kvm.pic import PIC_NUM_PINS, Pic
@@ -180,40 +182,40 @@ class IrqRouting:
         return self._table.load().routes
 
     def set_gsi_routing(self, routes: Iterable[Route]) -> None:
-        """Replace the whole table (KVM_SET_GSI_ROUTING). Raises ValueError, changing nothing, where KVM says EINVAL."""
+        """Replace the whole table (KVM_SET_GSI_ROUTING). Raises KvmError, changing nothing, where KVM says EINVAL."""
         table = tuple(routes)
         if len(table) > KVM_MAX_IRQ_ROUTES:
-            raise ValueError(f"{len(table)} routes are more than {KVM_MAX_IRQ_ROUTES}")
+            raise KvmError(errno.EINVAL, f"{len(table)} routes are more than {KVM_MAX_IRQ_ROUTES}")
         seen: dict[int, list[Route]] = {}
         for route in table:
             self._check(route)
             earlier = seen.setdefault(route.gsi, [])
             for other in earlier:
                 if not isinstance(other, IrqchipRoute) or not isinstance(route, IrqchipRoute):
-                    raise ValueError(f"GSI {route.gsi} has a second route beside a message or a SINT")
+                    raise KvmError(errno.EINVAL, f"GSI {route.gsi} has a second route beside a message or a SINT")
                 if other.irqchip == route.irqchip:
-                    raise ValueError(f"GSI {route.gsi} drives {route.irqchip.name} twice")
+                    raise KvmError(errno.EINVAL, f"GSI {route.gsi} drives {route.irqchip.name} twice")
             earlier.append(route)
         self._table.store_release(_Table(table))
         self._update_notifiers()
 
     def _check(self, route: Route) -> None:
         if not 0 <= route.gsi < KVM_MAX_IRQ_ROUTES:
-            raise ValueError(f"GSI {route.gsi} is not below {KVM_MAX_IRQ_ROUTES}")
+            raise KvmError(errno.EINVAL, f"GSI {route.gsi} is not below {KVM_MAX_IRQ_ROUTES}")
         if isinstance(route, IrqchipRoute):
             pins = IOAPIC_NUM_PINS if route.irqchip == Irqchip.IOAPIC else _PINS_PER_PIC
             if (self._ioapic if route.irqchip == Irqchip.IOAPIC else self._pic) is None:
-                raise ValueError(f"GSI {route.gsi} is routed to {route.irqchip.name}, which user space has")
+                raise KvmError(errno.EINVAL, f"GSI {route.gsi} is routed to {route.irqchip.name}, which user space has")
             if not 0 <= route.pin < pins:
-                raise ValueError(f"{route.irqchip.name} has no pin {route.pin}")
+                raise KvmError(errno.EINVAL, f"{route.irqchip.name} has no pin {route.pin}")
         elif isinstance(route, MsiRoute):
             self._check_msi(route.address)
         elif self._hv_sint is None:
-            raise ValueError(f"GSI {route.gsi} is routed to a SINT, but there is no SynIC")
+            raise KvmError(errno.EINVAL, f"GSI {route.gsi} is routed to a SINT, but there is no SynIC")
 
     def _check_msi(self, address: int) -> None:
         if self._bus.x2apic_format and address >> _HIGH_SHIFT & ~MSI_ADDR_EXT_DEST & _U32_MASK:
-            raise ValueError(f"MSI address {address:#x} has reserved bits 39:32 set")
+            raise KvmError(errno.EINVAL, f"MSI address {address:#x} has reserved bits 39:32 set")
 
     # Interrupts
 
@@ -249,7 +251,7 @@ class IrqRouting:
     def signal_msi(self, address: int, data: int) -> int:
         """Send a message (KVM_SIGNAL_MSI): CPUs reached, 0 if none. From any task; never blocks.
 
-        Raises ValueError for address bits 39:32 in x2APIC format.
+        Raises KvmError for address bits 39:32 in x2APIC format.
         """
         self._check_msi(address)
         return self._bus.deliver(msi_irq(address, data, x2apic_format=self._bus.x2apic_format))
