@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -61,7 +62,7 @@ def test_every_pointer_leads_to_its_table(cpus: list[int], base: int) -> None:
 @given(CPUS, BASES)
 def test_tables_do_not_overlap(cpus: list[int], base: int) -> None:
     blobs = build_tables(cpus, base=base).blobs
-    for (before, data), (after, _) in zip(blobs, blobs[1:], strict=False):
+    for (before, data), (after, _) in pairwise(blobs):
         assert before + len(data) <= after
 
 
@@ -181,9 +182,7 @@ def test_dsdt_is_well_formed(count: int) -> None:
     dsdt = next(data for _, data in build_tables(list(range(count))).blobs if data.startswith(b"DSDT"))
     names = walk(dsdt[36:])
     assert names[:3] == ["_S3_", "_S5_", "_SB_"]
-    assert [name for name in names if name.startswith("C0") or name.startswith("C1")] == [
-        f"C{uid:03X}" for uid in range(count)
-    ]
+    assert [name for name in names if name.startswith(("C0", "C1"))] == [f"C{uid:03X}" for uid in range(count)]
     assert {"PCI0", "ISA_", "COM1", "RTC_", "KBD_"} <= set(names)
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import struct
 
 import pytest
-from tests.unit.vmm.devices.device_rig import Events, Line
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.vmm.devices.device_rig import Events, Line
 from vtlkit.vmm.devices import i8042 as kbc
 from vtlkit.vmm.devices import testdev
 from vtlkit.vmm.devices.bus import MmioBus, PortBus
@@ -31,7 +31,7 @@ def test_debug_console() -> None:
     device = DebugConsole(out.extend)
     for byte in b"hi":
         device.write(DEBUGCON_PORT, 1, byte)
-    assert (out, device.read(DEBUGCON_PORT, 1)) == (b"hi", 0xE9)
+    assert (bytes(out), device.read(DEBUGCON_PORT, 1)) == (b"hi", 0xE9)
 
 
 def test_testdev_lines_and_flush() -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from tests.unit.vmm.devices.device_rig import Line
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.vmm.devices.device_rig import Line
 from vtlkit.vmm.devices import uart16550 as u
 from vtlkit.vmm.devices.uart16550 import COM1_PORT, Reg, Uart16550
 
