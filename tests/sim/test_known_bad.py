@@ -11,13 +11,10 @@ from vtlkit.host.api import Cell, Host, LockRank
 from vtlkit.host.sim import Deadlock, Simulator
 from vtlkit.host.sim.cells import SimCell
 from vtlkit.host.sim.sync import SimLock, SimWaitQueue
-from vtlkit.testing.host_conformance import (
-    HostCheck,
-    check_fetch_add,
-    check_lock_excludes,
-    check_no_lost_wake,
-    check_ping_pong,
-)
+from vtlkit.testing.host_conformance import HostCheck
+from vtlkit.testing.host_conformance.cells import check_fetch_add
+from vtlkit.testing.host_conformance.locks import check_lock_excludes
+from vtlkit.testing.host_conformance.sleeping import check_no_lost_wake, check_ping_pong
 
 T = TypeVar("T")
 SEEDS = 200

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from vtlkit.host.threads import ThreadHost
-from vtlkit.testing.host_conformance import MS, sleep
+from vtlkit.testing.host_conformance.running import MS, sleep
 
 
 def test_cancel_waits_for_a_callback_that_has_begun() -> None:
