@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from vtlkit.host.api import Host, LockRank
 from vtlkit.host.sim import Simulator
+from vtlkit.host.threads import ThreadHost
 from vtlkit.kvm.ioapic import IoApic
 from vtlkit.kvm.ipi import IpiBus
 from vtlkit.kvm.lapic import LocalApic
@@ -73,9 +74,9 @@ class Machine:
     """`cpus` local APICs on one bus, enabled unless `enabled` is false, and an I/O APIC."""
 
     def __init__(
-        self, cpus: int = 1, *, x2apic: bool = False, enabled: bool = True, host: Simulator | None = None
+        self, cpus: int = 1, *, x2apic: bool = False, enabled: bool = True, host: Simulator | ThreadHost | None = None
     ) -> None:
-        self.host = host if host is not None else Simulator()
+        self.host: Simulator | ThreadHost = host if host is not None else Simulator()
         self.bus = IpiBus(self.host)
         self.lock = self.host.lock("irqchip", LockRank.IRQCHIP)
         self.ioapic = IoApic(self.lock, self.bus)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.kvm.irqchip_rig import SPIV_ON, Machine, Owner, write
-from vtlkit.kvm.ipi import IpiBus, Irq
+from vtlkit.kvm.ipi import IpiBus, Irq, match_dest
 from vtlkit.kvm.lapic import LocalApic
 from vtlkit.x86 import apic as regs
 from vtlkit.x86.apic import DeliveryMode, Shorthand
@@ -102,6 +102,12 @@ def test_destinations_match_the_oracle(
         expected = {n for n, cpu in enumerate(cpus) if cpu.mode != "off" and (n or shorthand == Shorthand.ALLINC)}
     assert got == expected
     assert len(bus.destinations(irq, source)) == len(got), "nobody gets it twice"
+    for n, apic in enumerate(apics):
+        address = apic.address.load()
+        matches = match_dest(
+            address, ipi=ipi, is_source=apic is source, shorthand=shorthand, dest_id=dest, logical=logical
+        )
+        assert (matches and address.hw_enabled) == (n in expected)
 
 
 def pending(machine: Machine, vector: int) -> list[int]:

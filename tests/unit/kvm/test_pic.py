@@ -183,6 +183,17 @@ def test_set_priority_and_rotating_eoi() -> None:
     Rig().run(body)
 
 
+def test_special_fully_nested_mode_lets_the_slave_interrupt_itself() -> None:
+    def body(rig: Rig) -> None:
+        rig.pulse(12)
+        assert rig.pic.read_irq() == 0x2C
+        rig.pulse(9)
+        assert rig.pic.output.load()
+        assert rig.pic.read_irq() == 0x29
+
+    Rig(icw4=0x11).run(body)
+
+
 def test_poll_mode() -> None:
     def body(rig: Rig) -> None:
         rig.pulse(6)
