@@ -143,6 +143,28 @@ static void bench_pingpong(u64 n)
     }
 }
 
+static void exit_often(struct vp *vp)
+{
+    (void)vp;
+    bench_cpuid(rounds);
+}
+
+/* All processors exit at the same time: what the number of processors costs an exit. */
+static void bench_cpuidall(u64 n)
+{
+    u32 up = smp_start(MAX_VPS);
+
+    rounds = n;
+    for (u32 i = 1; i < up; i++) {
+        vps[i].work = exit_often;
+        apic_send(vps, vps[i].apic_id, ICR_FIXED | ICR_ASSERT | VECTOR_WAKE);
+    }
+    exit_often(vps);
+    for (u32 i = 1; i < up; i++)
+        while (vps[i].work)
+            halt_until_interrupt();
+}
+
 void vtl1_main(struct vp *vp)
 {
     hv_enable_hypercall_page(hypercall_pages[1]);
@@ -177,7 +199,7 @@ void guest_main(void)
         {"exit", bench_exit},         {"spin", bench_spin},         {"triple", bench_triple},
         {"hlt", bench_hlt},           {"compute", bench_compute},   {"memory", bench_memory},
         {"cpuid", bench_cpuid},       {"vtlcall", bench_vtlcall},   {"apicwrite", bench_apicwrite},
-        {"pingpong", bench_pingpong}, {"portout", bench_portout},
+        {"pingpong", bench_pingpong}, {"portout", bench_portout},   {"cpuidall", bench_cpuidall},
     };
 
     for (u32 i = 0; i < sizeof benches / sizeof benches[0]; i++) {
@@ -190,5 +212,5 @@ void guest_main(void)
         power_off();
     }
     console_init();
-    fail("say what to run: exit spin triple hlt compute memory cpuid vtlcall apicwrite pingpong portout");
+    fail("say what to run: exit spin triple hlt compute memory cpuid vtlcall apicwrite pingpong portout cpuidall");
 }
