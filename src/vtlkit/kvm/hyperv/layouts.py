@@ -1,0 +1,110 @@
+"""The shape of every hypercall that somebody here answers: sizes of its parameters, and the privilege it needs.
+
+Counterpart: the hypercall reference pages of the TLFS. Data only; who answers a call is in `handlers` and in
+`HvVm.user_space_calls`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from vtlkit.hvdef import hypercall_io as io
+from vtlkit.hvdef.cpuid import HvPartitionPrivilege as Privilege
+from vtlkit.hvdef.hypercalls import HvCallCode as Call
+from vtlkit.hvdef.register_values import HV_REGISTER_VALUE_SIZE
+
+_U32 = 4
+_U64 = 8
+
+
+@dataclass(frozen=True, slots=True)
+class HypercallLayout:
+    """Sizes in bytes: of the fixed parts, and of one list element for a rep call."""
+
+    input_size: int = 0
+    output_size: int = 0
+    rep: bool = False
+    input_element: int = 0
+    output_element: int = 0
+    variable_header: bool = False
+    """A variable header (a VP set's banks) may follow the fixed part."""
+    vtl_switch: bool = False
+    """VTL call or return: no parameters, no result, and #UD for what other calls answer with a status."""
+    privilege: int = 0
+    """`HvPartitionPrivilege` bits, all of which the partition needs."""
+
+
+LAYOUTS: Final[Mapping[int, HypercallLayout]] = {
+    Call.HvCallFlushVirtualAddressSpace: HypercallLayout(io.HV_INPUT_FLUSH_VIRTUAL_ADDRESS_SPACE.SIZE),
+    Call.HvCallFlushVirtualAddressList: HypercallLayout(
+        io.HV_INPUT_FLUSH_VIRTUAL_ADDRESS_SPACE.SIZE, rep=True, input_element=_U64
+    ),
+    Call.HvCallNotifyLongSpinWait: HypercallLayout(io.HV_INPUT_NOTIFY_LONG_SPIN_WAIT.SIZE),
+    Call.HvCallSendSyntheticClusterIpi: HypercallLayout(io.HV_INPUT_SEND_SYNTHETIC_CLUSTER_IPI.SIZE),
+    Call.HvCallModifyVtlProtectionMask: HypercallLayout(
+        io.HV_INPUT_MODIFY_VTL_PROTECTION_MASK.SIZE, rep=True, input_element=_U64, privilege=Privilege.AccessVsm
+    ),
+    Call.HvCallEnablePartitionVtl: HypercallLayout(
+        io.HV_INPUT_ENABLE_PARTITION_VTL.SIZE, privilege=Privilege.AccessVsm
+    ),
+    Call.HvCallEnableVpVtl: HypercallLayout(io.HV_INPUT_ENABLE_VP_VTL.SIZE, privilege=Privilege.AccessVsm),
+    Call.HvCallVtlCall: HypercallLayout(vtl_switch=True, privilege=Privilege.AccessVsm),
+    Call.HvCallVtlReturn: HypercallLayout(vtl_switch=True, privilege=Privilege.AccessVsm),
+    Call.HvCallFlushVirtualAddressSpaceEx: HypercallLayout(
+        io.HV_INPUT_FLUSH_VIRTUAL_ADDRESS_SPACE_EX.SIZE, variable_header=True
+    ),
+    Call.HvCallFlushVirtualAddressListEx: HypercallLayout(
+        io.HV_INPUT_FLUSH_VIRTUAL_ADDRESS_SPACE_EX.SIZE, rep=True, input_element=_U64, variable_header=True
+    ),
+    Call.HvCallSendSyntheticClusterIpiEx: HypercallLayout(
+        io.HV_INPUT_SEND_SYNTHETIC_CLUSTER_IPI_EX.SIZE, variable_header=True
+    ),
+    Call.HvCallGetVpRegisters: HypercallLayout(
+        io.HV_INPUT_GET_VP_REGISTERS.SIZE,
+        rep=True,
+        input_element=_U32,
+        output_element=HV_REGISTER_VALUE_SIZE,
+        privilege=Privilege.AccessVpRegisters,
+    ),
+    Call.HvCallSetVpRegisters: HypercallLayout(
+        io.HV_INPUT_SET_VP_REGISTERS.SIZE,
+        rep=True,
+        input_element=io.HV_REGISTER_ASSOC.SIZE,
+        privilege=Privilege.AccessVpRegisters,
+    ),
+    Call.HvCallTranslateVirtualAddress: HypercallLayout(
+        io.HV_INPUT_TRANSLATE_VIRTUAL_ADDRESS.SIZE,
+        io.HV_OUTPUT_TRANSLATE_VIRTUAL_ADDRESS.SIZE,
+        privilege=Privilege.AccessVpRegisters,
+    ),
+    Call.HvCallTranslateVirtualAddressEx: HypercallLayout(
+        io.HV_INPUT_TRANSLATE_VIRTUAL_ADDRESS.SIZE,
+        io.HV_OUTPUT_TRANSLATE_VIRTUAL_ADDRESS_EX.SIZE,
+        privilege=Privilege.AccessVpRegisters,
+    ),
+    Call.HvCallStartVirtualProcessor: HypercallLayout(
+        io.HV_INPUT_START_VIRTUAL_PROCESSOR.SIZE, privilege=Privilege.StartVirtualProcessor
+    ),
+    Call.HvCallGetVpIndexFromApicId: HypercallLayout(
+        io.HV_INPUT_GET_VP_INDEX_FROM_APIC_ID.SIZE, rep=True, input_element=_U32, output_element=_U32
+    ),
+}
+
+VSM_CALLS: Final = frozenset(
+    {
+        Call.HvCallModifyVtlProtectionMask,
+        Call.HvCallEnablePartitionVtl,
+        Call.HvCallEnableVpVtl,
+        Call.HvCallVtlCall,
+        Call.HvCallVtlReturn,
+        Call.HvCallGetVpRegisters,
+        Call.HvCallSetVpRegisters,
+        Call.HvCallTranslateVirtualAddress,
+        Call.HvCallTranslateVirtualAddressEx,
+        Call.HvCallStartVirtualProcessor,
+        Call.HvCallGetVpIndexFromApicId,
+    }
+)
+"""Calls about VTLs, of which only user space knows: it answers them."""

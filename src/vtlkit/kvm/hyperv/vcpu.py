@@ -1,0 +1,191 @@
+"""The Hyper-V state of one vCPU, and the door through which the run loop reaches the Hyper-V interface (mirrors
+`struct kvm_vcpu_hv` and its entry points in arch/x86/kvm/hyperv.c).
+
+Unless a method says otherwise it is for the vCPU's own task: whoever holds the vCPU's mutex. Shared with other tasks
+are the SynIC (its lock) and the overlays (the lock of `HvVm`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Protocol
+
+from vtlkit.hvdef.cpuid import (
+    HV_CPUID_FUNCTION_HV_INTERFACE,
+    HV_CPUID_FUNCTION_MS_HV_ENLIGHTENMENT_INFORMATION,
+    HV_CPUID_FUNCTION_MS_HV_FEATURES,
+    HV_CPUID_INTERFACE_SIGNATURE,
+    HV_IMPLEMENTED_PHYSICAL_ADDRESS_BITS,
+)
+from vtlkit.hvdef.msrs import HV_X64_MSR_GUEST_IDLE
+from vtlkit.hvdef.status import HvStatus
+from vtlkit.kvm.hyperv import hypercall as calls
+from vtlkit.kvm.hyperv.assist import VpAssistPage
+from vtlkit.kvm.hyperv.msrs import MSRS
+from vtlkit.kvm.hyperv.privileges import privilege_bits
+from vtlkit.kvm.hyperv.synic import SynIc
+from vtlkit.kvm.kvm_run import Hyperv, KvmRun, SystemEvent, SystemEventExit
+from vtlkit.kvm.requests import Req
+
+if TYPE_CHECKING:
+    from vtlkit.kvm.hyperv.owner import VcpuOwner
+    from vtlkit.kvm.hyperv.vm import HvVm
+
+
+class SyntheticTimer(Protocol):
+    """What the rest of the interface knows of a synthetic timer."""
+
+    def process(self) -> None:
+        """Send the expiry that is pending, if one is."""
+
+    def message_ended(self) -> None:
+        """The guest ended a message or interrupt: a message that found no room may be sent again."""
+
+
+class HvVcpu:
+    """Make it when the vCPU is made; its VP index is its number in order of creation unless given."""
+
+    vcpu: VcpuOwner
+    hv_vm: HvVm
+    vp_index: int
+    runtime_ns: int
+    synic: SynIc
+    assist: VpAssistPage
+
+    __slots__ = (
+        "assist",
+        "enabled",
+        "hv_vm",
+        "hypercalls",
+        "idle_requested",
+        "privileges",
+        "runtime_ns",
+        "stimers",
+        "synic",
+        "vcpu",
+        "vp_index",
+    )
+
+    def __init__(self, vcpu: VcpuOwner, vp_index: int | None = None) -> None:
+        self.vcpu = vcpu
+        self.hv_vm = vcpu.vm.hv
+        self.enabled = False
+        """CPUID offers the interface Hv#1."""
+        self.privileges = 0
+        """What it offers of it (`privileges`)."""
+        self.hypercalls = 0
+        """Statistic: hypercalls executed."""
+        self.idle_requested = False
+        """The guest read HV_X64_MSR_GUEST_IDLE: the run loop clears this and blocks until an interrupt is pending."""
+        self.runtime_ns = 0
+        """HV_X64_MSR_VP_RUNTIME in ns: the run loop adds what each stay in the guest took."""
+        self.stimers: tuple[SyntheticTimer, ...] = ()
+        self.synic = SynIc(vcpu, f"vcpu{vcpu.vcpu_id}-synic")
+        self.assist = VpAssistPage(vcpu.vm.memory)
+        self.vp_index = self.hv_vm.add_vp(self, vp_index)
+
+    def set_cpuid(self, leaves: Iterable[tuple[int, int, int, int, int]]) -> None:
+        """KVM_SET_CPUID2 (`kvm_hv_set_cpuid`): what the guest may use. Leaves are (function, eax, ebx, ecx, edx)."""
+        found = {function: registers for function, *registers in leaves}
+        interface = found.get(HV_CPUID_FUNCTION_HV_INTERFACE, [0])[0]
+        self.enabled = interface == HV_CPUID_INTERFACE_SIGNATURE
+        eax, ebx, _, edx = found.get(HV_CPUID_FUNCTION_MS_HV_FEATURES, [0] * 4)
+        self.privileges = privilege_bits(eax, ebx, edx) if self.enabled else 0
+        _, _, ecx, _ = found.get(HV_CPUID_FUNCTION_MS_HV_ENLIGHTENMENT_INFORMATION, [0] * 4)
+        bits = HV_IMPLEMENTED_PHYSICAL_ADDRESS_BITS.get(ecx)
+        if self.enabled and bits:
+            self.hv_vm.physical_address_bits = bits
+
+    # --- MSRs and hypercalls --------------------------------------------------------------------------------------
+
+    def get_msr(self, index: int, host_initiated: bool) -> int | None:
+        """Read a synthetic MSR (0x40000000 to 0x400001FF); None is #GP."""
+        msr = MSRS.get(index)
+        if msr is None or not (host_initiated or self._may_use(msr.privilege)):
+            return None
+        if index == HV_X64_MSR_GUEST_IDLE and not host_initiated:
+            self.idle_requested = True
+        return msr.read(self)
+
+    def set_msr(self, index: int, value: int, host_initiated: bool) -> bool:
+        """Write a synthetic MSR; False is #GP. May block. May make requests of the own vCPU without a kick."""
+        msr = MSRS.get(index)
+        if msr is None:
+            return False
+        if host_initiated:
+            write = msr.host_write or msr.write
+            return write is None or write(self, value)
+        return msr.write is not None and self._may_use(msr.privilege) and msr.write(self, value)
+
+    def _may_use(self, privilege: int) -> bool:
+        return self.enabled and not privilege & ~self.privileges
+
+    @property
+    def hypercall_enabled(self) -> bool:
+        """Whether the hypercall instruction is a Hyper-V hypercall (`kvm_hv_hypercall_enabled`)."""
+        return self.enabled and self.hv_vm.guest_os_id != 0
+
+    def hypercall(self, length: int) -> KvmRun | None:
+        """Execute the hypercall at RIP, an instruction of `length` bytes; an exit if user space is to answer it."""
+        return calls.hypercall(self, length)
+
+    def complete(self, exit: Hyperv) -> None:  # noqa: A002
+        """Take over user space's answer to a hypercall, before the vCPU runs again."""
+        calls.complete(self, exit)
+
+    # --- interrupts -----------------------------------------------------------------------------------------------
+
+    def auto_eoi(self, vector: int) -> bool:
+        """Whether an unmasked SINT with auto-EOI uses `vector`."""
+        return self.synic.auto_eoi_vectors >> vector & 1 != 0
+
+    def on_eoi(self, vector: int) -> None:
+        """The local APIC ended an interrupt (`kvm_hv_synic_send_eoi`)."""
+        if self.synic.vectors >> vector & 1:
+            self.synic.end_of_interrupt(vector)
+            for timer in self.stimers:
+                timer.message_ended()
+
+    def end_of_message(self) -> None:
+        """The guest wrote HV_X64_MSR_EOM."""
+        self.synic.end_of_message()
+        for timer in self.stimers:
+            timer.message_ended()
+
+    def process_stimers(self) -> None:
+        """Req.HV_STIMER (`kvm_hv_process_stimers`): set signalled event flags, send what expired timers have to say."""
+        self.synic.process_events()
+        for timer in self.stimers:
+            timer.process()
+
+    def post_synic_message(self, sint: int, message: bytes) -> HvStatus:
+        """Deliver or queue an HV_MESSAGE (256 bytes) on a SINT (0 to 15); statuses as `SynIc.post`. From any task."""
+        return self.synic.post(sint, message)
+
+    # --- system events and reset ----------------------------------------------------------------------------------
+
+    def request_crash(self, control: int) -> None:
+        """The guest reports its crash: exit to user space."""
+        self.hv_vm.set_crash_control(control)
+        self.vcpu.make_request(Req.HV_CRASH)
+
+    def request_reset(self) -> None:
+        """The guest asks for a reset: exit to user space."""
+        self.vcpu.make_request(Req.HV_RESET)
+
+    def system_event(self, request: Req) -> SystemEventExit:
+        """The exit for Req.HV_CRASH (data: P0 to P4, then the crash control register) or Req.HV_RESET."""
+        if request == Req.HV_CRASH:
+            return SystemEventExit(SystemEvent.CRASH, self.hv_vm.crash_data())
+        assert request == Req.HV_RESET
+        return SystemEventExit(SystemEvent.RESET)
+
+    def reset(self, init_event: bool) -> None:
+        """RESET; INIT leaves synthetic state alone. May block."""
+        if init_event:
+            return
+        self.idle_requested = False
+        self.synic.reset()
+        self.assist.reset()
+        for page in (self.synic.message_page, self.synic.event_page, self.assist.page):
+            self.hv_vm.move_overlay(page, None)
