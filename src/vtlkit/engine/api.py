@@ -370,6 +370,25 @@ class Engine(ABC):
     def skip(self, length: int) -> None:
         """Move RIP past an instruction of `length` bytes, drop the interrupt shadow, honour RFLAGS.TF (#DB is injected)."""
 
+    @abstractmethod
+    def instruction_bytes(self, size: int = 16) -> bytes:
+        """Up to `size` bytes at RIP, fewer where they cannot be fetched."""
+
+    @abstractmethod
+    def instruction_length(self, code: bytes) -> int:
+        """Length in bytes of the instruction that `code` starts with in the present mode; 0 if it does not decode."""
+
+    @abstractmethod
+    def store_operand(self, value: int, size: int) -> Event | None:
+        """Store to the first operand of the instruction at RIP: `size` bytes if it is memory, zero-extended if a register.
+
+        Returns the exception that the store raises, if any; it has had no other effect then.
+        """
+
+    @abstractmethod
+    def load_operand16(self) -> int | Event:
+        """The low 16 bits of the first operand of the instruction at RIP, or the exception that the load raises."""
+
     # --- events ---------------------------------------------------------------------------------------------------
 
     @abstractmethod

@@ -27,6 +27,8 @@ T = TypeVar("T")
 class LockRank(enum.IntEnum):
     """Lock order, outermost first: a task may take a lock only of a rank above all those it holds (docs/locking.md)."""
 
+    PARTITION = 4
+    BUS = 6
     VM = 10
     VCPU = 20
     MEMORY_TRANSACTION = 30
@@ -34,7 +36,6 @@ class LockRank(enum.IntEnum):
     IRQCHIP = 50
     APIC = 60
     SYNIC = 70
-    PARTITION = 80
     DEVICE = 90
     ENGINE = 100
     LEAF = 200

@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 from vtlkit.engine.api import PAGE_SIZE, Access, RamBlock
 from vtlkit.host.api import Host, LockRank
@@ -43,6 +44,15 @@ class Change:
     backing: bool
 
 
+class Follower(Protocol):
+    """Somebody who applies the log of changes."""
+
+    @property
+    def position(self) -> int: ...
+
+    def restart_log(self, dropped: int) -> None: ...
+
+
 class GuestMemory:
     """Slots, overlays and attributes of one VM."""
 
@@ -52,11 +62,29 @@ class GuestMemory:
         self.attributes = MemoryAttributes()
         self._overlays: dict[int, Overlay] = {}
         self.log: list[Change] = []
-        """Every change, oldest first; a vCPU remembers how far it has come."""
+        """Changes that some follower has not applied, oldest first."""
         self.on_change: Callable[[], None] = lambda: None
         """Told after each change, with no lock held: requests MEMORY_CHANGED of every vCPU."""
         self.on_write: Callable[[int, int], None] = lambda _gpa, _size: None
         """Told of each write from the host's side: translated code may lie there."""
+
+        self._followers: list[Follower] = []
+
+    def follow(self, follower: Follower) -> int:
+        """Keep the log for `follower` too; returns the position of one that knows everything up to now."""
+        self._followers.append(follower)
+        return len(self.log)
+
+    def unfollow(self, follower: Follower) -> None:
+        self._followers.remove(follower)
+
+    def trim(self) -> None:
+        """Drop what every follower has applied. The caller holds the lock."""
+        done = min((follower.position for follower in self._followers), default=len(self.log))
+        if done:
+            del self.log[:done]
+            for follower in self._followers:
+                follower.restart_log(done)
 
     @property
     def slots(self) -> Memslots:

@@ -76,9 +76,7 @@ CTL_TLB_FLUSH: Final = 11 | _CTL_WRITE
 InterruptCallback = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_void_p)
 InvalidCallback = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_void_p)
 InCallback = ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_void_p)
-OutCallback = ctypes.CFUNCTYPE(
-    None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_uint32, ctypes.c_void_p
-)
+OutCallback = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_uint32, ctypes.c_void_p)
 MemoryCallback = ctypes.CFUNCTYPE(
     ctypes.c_bool, ctypes.c_void_p, ctypes.c_int, ctypes.c_uint64, ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
 )
@@ -100,7 +98,7 @@ EdgeCallback = ctypes.CFUNCTYPE(
 
 
 class Library:
-    """The loaded library with typed entry points; `ctl` is variadic in C, so its arguments are passed as 64-bit words."""
+    """The loaded library, entry points typed; `ctl` is variadic in C, so its arguments are passed as 64-bit words."""
 
     def __init__(self, path: str, version: tuple[int, int]) -> None:
         self.version = version
@@ -132,6 +130,13 @@ class Library:
         self.context_save = bind("uc_context_save", handle, handle)
         self.context_free = bind("uc_context_free", handle)
         self.ctl = bind("uc_ctl", handle, ctypes.c_int, word, word)
+        restore = getattr(lib, "cpu_restore_state_x86_64", None)
+        if restore is None:
+            raise EngineError("this build of Unicorn exports no cpu_restore_state: pip install 'unicorn==2.1.4'")
+        restore.argtypes = (handle, word, ctypes.c_bool)
+        restore.restype = ctypes.c_bool
+        self.restore_state: Callable[[int, int, bool], bool] = restore
+        """QEMU's own: RIP and the arithmetic flags as of the instruction that a place in translated code comes from."""
         self._hook_add = lib.uc_hook_add
         self._hook_add.restype = ctypes.c_int
         self._context_size = lib.uc_context_size

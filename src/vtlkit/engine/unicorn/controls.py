@@ -18,6 +18,8 @@ EXCEPTION_BASE: Final = 0x40
 VMCB_GPA: Final = 1 << 44
 MSR_PERMISSION_GPA: Final = VMCB_GPA + PAGE_SIZE
 _MSR_PERMISSION_SIZE: Final = 2 * PAGE_SIZE
+EMPTY_TABLE_GPA: Final = MSR_PERMISSION_GPA + _MSR_PERMISSION_SIZE
+"""A page of zeroes: a page table that maps nothing."""
 _MSRPM_BASE_PA: Final = 0x48
 
 _MSR_RANGES: Final = ((0, 0), (0xC0000000, 0x800), (0xC0010000, 0x1000))
@@ -165,11 +167,11 @@ def mnemonic_of(code: int) -> str | None:
 
 
 class ControlPages:
-    """The control block's page and the MSR permission map, as one RAM block of the instance's own."""
+    """The control block's page, the MSR permission map and an empty page table, in one RAM block of the instance."""
 
     def __init__(self) -> None:
-        self._block = RamBlock(PAGE_SIZE + _MSR_PERMISSION_SIZE)
-        self._block.view[PAGE_SIZE:] = b"\xff" * _MSR_PERMISSION_SIZE
+        self._block = RamBlock(PAGE_SIZE + _MSR_PERMISSION_SIZE + PAGE_SIZE)
+        self._block.view[PAGE_SIZE : PAGE_SIZE + _MSR_PERMISSION_SIZE] = b"\xff" * _MSR_PERMISSION_SIZE
         struct.pack_into("<Q", self._block.view, _MSRPM_BASE_PA, MSR_PERMISSION_GPA)
 
     def map(self, lib: Library, handle: int) -> None:

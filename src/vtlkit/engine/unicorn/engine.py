@@ -9,8 +9,14 @@ Where it stays suspended decides what may be touched. In the interrupt hook no t
 may change. In an I/O hook (port or memory-mapped) the rest of the block still runs afterwards, so registers may be read
 only: `at_boundary` says which of the two it is.
 
-Shared with other tasks: `kick` stores to the interrupt request's low byte and to the decrementer's high half, single
-stores that the vCPU's task answers by clearing the byte. Everything else belongs to the vCPU's task.
+Shared with other tasks: `kick` stores to the interrupt request's low byte, which the vCPU's task answers by clearing
+it, and then to the word that makes running code look at it: the instruction limit where instructions are counted, else
+the decrementer's high half. Everything else belongs to the vCPU's task.
+
+A running block must never be left in the middle of an instruction whose store is done: it would be executed twice. So
+counted runs are ended through the limit only, which is looked at between instructions, and blocks that are not counted
+are translated without Unicorn's look at the decrementer behind every access. What then cannot be left at once, because
+an access is forbidden or a port denied, is made harmless and undone: see `_cut_short`.
 """
 
 from __future__ import annotations
@@ -19,6 +25,7 @@ import ctypes
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar, Final
 
+from greenlet import error as GreenletError
 from greenlet import getcurrent, greenlet
 
 from vtlkit.engine.api import (
@@ -66,6 +73,7 @@ from vtlkit.engine.unicorn.binding import (
 )
 from vtlkit.engine.unicorn.codepages import TranslatedCode
 from vtlkit.engine.unicorn.controls import (
+    EMPTY_TABLE_GPA,
     EXCEPTION_BASE,
     MSR_PERMISSION_GPA,
     VMCB_GPA,
@@ -78,9 +86,11 @@ from vtlkit.engine.unicorn.decode import MAX_LENGTH, Decoded, decode, length
 from vtlkit.engine.unicorn.delivery import CS, Delivery
 from vtlkit.engine.unicorn.linear import GuestFault, LinearMemory, PhysicalFault
 from vtlkit.engine.unicorn.memory import GuestPhysicalMap, Kind, Range
+from vtlkit.engine.unicorn.operands import Operand
 from vtlkit.engine.unicorn.state import (
     CC_FLAGS,
     CC_OP_EFLAGS,
+    CONTEXT_BYTES,
     HF2_GIF,
     HF2_NMI,
     HF_CPL,
@@ -96,7 +106,18 @@ from vtlkit.engine.unicorn.state import (
 )
 from vtlkit.x86.exceptions import HAS_ERROR_CODE, Vector
 from vtlkit.x86.paging import SUPERVISOR
-from vtlkit.x86.registers import CR0_PE, RFLAGS_DF, RFLAGS_FIXED, RFLAGS_TF, RFLAGS_VM, Sregs
+from vtlkit.x86.registers import (
+    CR0_PE,
+    CR0_PG,
+    CR4_PAE,
+    DR6_BS,
+    RFLAGS_DF,
+    RFLAGS_FIXED,
+    RFLAGS_RF,
+    RFLAGS_TF,
+    RFLAGS_VM,
+    Sregs,
+)
 
 if TYPE_CHECKING:
     from vtlkit.engine.unicorn.factory import UnicornFactory
@@ -116,6 +137,9 @@ _RDTSC: Final = {n: Rdtsc(n, False) for n in range(1, MAX_LENGTH + 1)}
 _RDTSCP: Final = {n: Rdtsc(n, True) for n in range(1, MAX_LENGTH + 1)}
 
 _NO_CHAIN: Final = 0xFFFF
+
+_STRANDED: Final[list[UnicornEngine]] = []
+"""Engines closed while suspended in a hook of another thread: C frames that only that thread can leave still use them."""
 
 
 class UnicornEngine(Engine):
@@ -142,6 +166,7 @@ class UnicornEngine(Engine):
         self._live = locate(lib, self._handle)
         self._request_low = ctypes.c_uint8.from_address(ctypes.addressof(self._live.interrupt_request))
         self._request_high = ctypes.c_uint8.from_address(ctypes.addressof(self._live.interrupt_request) + 1)
+        self._live.no_exit_request.value = not factory.counts_instructions()
         self.regs = self._live.state
         self._controls = ControlPages()
         self._map = GuestPhysicalMap(lib, self._handle)
@@ -157,12 +182,14 @@ class UnicornEngine(Engine):
         self._budget = 0
         self._answer = 0
         self._unfinished = False
-        self._abandoned = False
         self._failure: BaseException | None = None
         self._fault: tuple[int, int, int] | None = None
         self._deferred: Event | None = None
-        self._undo = (0, 0, 0, 0, 0)
+        self._undo: bytes | None = None
+        self._limited = False
+        self._lone = -1
         self._started = False
+        self._inside = False
         self._lengths: dict[int, tuple[int, int, int, bytes, int, int]] = {}
         self._code: dict[int, TranslatedCode] = {}
         self._host_wrote = False
@@ -210,15 +237,16 @@ class UnicornEngine(Engine):
             event = self._event
             if event is not None:
                 self._event = None
+                if event.type is EventType.SOFTWARE:
+                    self.regs.rip += event.instruction_length
                 interrupted = self._delivery.deliver(event)
                 if interrupted is not None:
                     return interrupted
             if force_immediate_exit or self._request_low.value:
                 self._request_low.value = 0
                 return _INTERRUPTED
-        elif force_immediate_exit:
-            budget = 0
-            self.kick()
+        elif force_immediate_exit or self._request_high.value:
+            return self._finish_instruction(budget, force_immediate_exit)
         physical = self._factory.physical
         if physical is not None:
             physical.acquire(self)
@@ -228,17 +256,48 @@ class UnicornEngine(Engine):
                 physical.release(self)
         return self._enter(budget)
 
+    def _finish_instruction(self, budget: int | None, force_immediate_exit: bool) -> Exit:
+        """Run to the end of an unfinished I/O instruction; where instructions are not counted, to the end of its block.
+
+        Needed too for a window that was asked for meanwhile: whether it is open is looked at between chains of blocks
+        only, and the chain that the suspended block belongs to may be endless.
+        """
+        if not self._counting:
+            if force_immediate_exit:
+                self.kick()
+            self._live.decrementer.value = _NO_CHAIN
+            return self._acquire_and_enter(budget)
+        if budget is None:
+            self._count()
+            budget = self._budget - self._seen
+        reason = self._acquire_and_enter(0)
+        self._set_budget(budget)
+        if force_immediate_exit or reason is not _INTERRUPTED or self._unfinished or self._request_low.value:
+            return reason
+        return self._acquire_and_enter(budget)
+
+    def _acquire_and_enter(self, budget: int | None) -> Exit:
+        physical = self._factory.physical
+        if physical is None:
+            return self._enter(budget)
+        physical.acquire(self)
+        try:
+            return self._enter(budget)
+        finally:
+            physical.release(self)
+
     def _enter(self, budget: int | None) -> Exit:
         factory = self._factory
         if (factory.last_entered is not self or self._host_wrote) and not self._unfinished:
             self._forget_changed_code()
         factory.last_entered = self
         if budget is not None and self._counting:
-            # Between blocks the words are ours; a suspended block goes on counting from where it is.
-            self._count()
-            live = self._live
-            live.count.value = self._budget = budget
-            live.counter.value = self._seen = 0
+            self._set_budget(budget)
+        if self._limited:
+            self._limited = False
+            self._live.count.value = self._budget
+            if self._request_low.value:
+                self._end_soon()
         self._caller = getcurrent()
         cpu = self._cpu
         if cpu is None:
@@ -249,19 +308,31 @@ class UnicornEngine(Engine):
             raise failure
         return result
 
+    def _set_budget(self, budget: int) -> None:
+        """Count up to `budget` from here; a suspended block goes on from where it is."""
+        self._count()
+        live = self._live
+        live.count.value = self._budget = budget
+        live.counter.value = self._seen = 0
+
     def _count(self) -> None:
         executed = self._live.counter.value
-        # The counter is one ahead when the limit itself stopped the slice.
-        if executed > self._budget:
-            executed = self._budget
         self._executed += executed - self._seen
         self._seen = executed
+
+    def _end_soon(self) -> None:
+        """Make running code stop: before the next instruction where they are counted, else before the next block."""
+        if self._counting:
+            self._limited = True
+            self._live.count.value = 0
+        else:
+            self._live.decrementer.value = _NO_CHAIN
 
     def _loop(self) -> None:
         """The engine's greenlet: start the translator, say why it stopped, again."""
         lib, handle, live = self._lib, self._handle, self._live
         state = self.regs
-        while not self._closed:
+        while True:
             state.hflags |= HF_GUEST
             if not self._started:
                 self._started = True
@@ -273,21 +344,26 @@ class UnicornEngine(Engine):
                 self._budget -= self._seen
                 self._seen = 0
                 if self._budget <= 0:
-                    self._live.counter.value = 0
+                    live.counter.value = 0
                     self._caller.switch(_INTERRUPTED)
                     continue
+            self._inside = True
             error = lib.emu_start(handle, state.rip, 0, 0, self._budget)
-            if self._closed:
-                return
+            self._inside = False
             self._unfinished = False
-            self._caller.switch(self._stopped(error))
+            reason = self._stopped(error)
+            if reason is not None:
+                self._caller.switch(reason)
 
-    def _stopped(self, error: int) -> Exit:
-        """Why the translator came back on its own."""
+    def _stopped(self, error: int) -> Exit | None:
+        """Why the translator came back on its own; None if it is to go on."""
+        if self._undo is not None:
+            self._restore()
+        elif self._fault is None and self._live.counter.value > self._live.count.value:
+            # The limit is noticed when the next instruction has been counted.
+            self._live.counter.value -= 1
         if self._deferred is not None:
             event, self._deferred = self._deferred, None
-            state = self.regs
-            state.rax, state.rcx, state.rsi, state.rdi, state.rip = self._undo
             return self._delivery.deliver(event) or _INTERRUPTED
         if self._fault is not None:
             kind, address, size = self._fault
@@ -295,15 +371,32 @@ class UnicornEngine(Engine):
             return self._memory_fault(kind, address, size)
         if error:
             return InternalError(f"Unicorn stopped: {self._lib.describe(error)} at RIP {self.regs.rip:#x}")
+        self._request_low.value = 0
         return _INTERRUPTED
 
-    def _leave(self, reason: Exit) -> None:
-        """Exit from a hook; returns at the next `run`."""
-        self._caller.switch(reason)
+    def _cut_short(self) -> None:
+        """Undo, when the translator stops, whatever the present instruction and its block still do.
+
+        A hook cannot leave translated code. Until the block has ended no access can succeed, as every translation is
+        gone and an empty page table is in force, and the registers are then set back to what they are now.
+        """
+        state, live = self.regs, self._live
+        self._undo = ctypes.string_at(ctypes.addressof(state), CONTEXT_BYTES)
+        self._counted = live.counter.value
+        state.cr[0] |= CR0_PG
+        state.cr[3] = EMPTY_TABLE_GPA
+        state.cr[4] &= ~CR4_PAE
+        self.flush_tlb()
+
+    def _restore(self) -> None:
+        undo, self._undo = self._undo, None
+        assert undo is not None
+        ctypes.memmove(ctypes.addressof(self.regs), undo, CONTEXT_BYTES)
+        self._live.counter.value = self._counted
 
     def kick(self) -> None:
         self._request_low.value = INTERRUPT_SMI
-        self._live.decrementer.value = _NO_CHAIN
+        self._end_soon()
 
     def instructions(self) -> int | None:
         if not self._counting:
@@ -320,24 +413,31 @@ class UnicornEngine(Engine):
 
     def abandon(self) -> None:
         if self._unfinished:
-            # Let the rest of the block run against nothing: what it computes is about to be replaced, and
-            # what it stores would be lost work of a reset processor.
-            self._abandoned = True
-            while self._unfinished:
-                self._answer = 0
-                self.run(0, force_immediate_exit=True)
-            self._abandoned = False
+            self._unwind()
         self._event = None
         self._request_low.value = 0
+
+    def _unwind(self) -> None:
+        """Return from the suspended hook and through the C frames below it, without effect on guest or devices."""
+        assert self._cpu is not None
+        if self._undo is None:
+            self._cut_short()
+        self._answer = 0
+        self._lib.emu_stop(self._handle)
+        self._caller = getcurrent()
+        self._cpu.switch()
 
     def skip(self, length: int) -> None:
         state = self.regs
         rip = state.rip + length
         state.rip = rip if state.hflags & HF_CS64 else rip & 0xFFFFFFFF
         state.hflags &= ~HF_INHIBIT_IRQ
-        if state.eflags & RFLAGS_TF:
-            state.dr[6] |= 1 << 14
-            self.inject(Event(EventType.EXCEPTION, Vector.DB))
+        eflags = state.eflags
+        if eflags & (RFLAGS_TF | RFLAGS_RF):
+            state.eflags = eflags & ~RFLAGS_RF
+            if eflags & RFLAGS_TF:
+                state.dr[6] |= DR6_BS
+                self.inject(Event(EventType.EXCEPTION, Vector.DB))
 
     # --- hooks ----------------------------------------------------------------------------------------------------
 
@@ -348,9 +448,11 @@ class UnicornEngine(Engine):
         except BaseException as error:  # noqa: BLE001 - C frames cannot carry it; `run` raises it
             self._failure = error
             self._lib.emu_stop(self._handle)
-            self._caller.switch(_INTERRUPTED)
 
     def _on_interrupt(self, _uc: int, number: int, _data: int) -> None:
+        self._unfinished = False
+        if self._undo is not None:
+            return
         try:
             reason = self._exit_of(number)
             if reason is not None and not self._closed:
@@ -409,8 +511,19 @@ class UnicornEngine(Engine):
         state = self.regs
         state.old_exception = -1
         if state.exception_is_int:
-            return self._delivery.deliver(self._software_interrupt(number))
+            return self._software(number)
         return self._exception(number)
+
+    def _software(self, vector: int) -> Exit | None:
+        """INT n, INT3 or INTO; RIP is past it."""
+        state = self.regs
+        # Left set it would move RIP at the next intercept too.
+        state.exception_is_int = 0
+        event = self._software_interrupt(vector)
+        if event.instruction_length == 1 and self.exception_intercepts >> vector & 1:
+            state.rip -= 1
+            return ExceptionExit(vector, None, 0, None)
+        return self._delivery.deliver(event)
 
     def _software_interrupt(self, vector: int) -> Event:
         before = self.linear.fetch(self._linear_rip() - 1, 1)
@@ -427,12 +540,28 @@ class UnicornEngine(Engine):
             fault = self._hidden_table_fault(address)
             if fault is not None:
                 return fault
+            if self._alone(address & 4095 == 0 and address - self._linear_rip() <= 4096):
+                return None
         if self.exception_intercepts >> vector & 1:
             return ExceptionExit(vector, error_code, address, None)
         return self._delivery.deliver(Event(EventType.EXCEPTION, vector, error_code))
 
+    def _alone(self, ahead: bool) -> bool:
+        """Whether to execute the instruction at RIP in a block of its own before its fault is believed.
+
+        A block is translated as a whole, across the end of a page too. A fetch from the next page that faults then is
+        not yet the fault of the instruction that RIP is at, if that one lies in the page before (`ahead`).
+        """
+        rip = self._linear_rip()
+        if not ahead or self._lone == rip:
+            self._lone = -1
+            return False
+        self._lone = rip
+        self._live.next_flags.value = 1
+        return True
+
     def _hidden_table_fault(self, gva: int) -> Exit | None:
-        """A page fault because a page table lies where the guest-physical map forbids reads is that violation instead."""
+        """A page fault because a page table lies where the map forbids reads is that violation instead."""
         if not self._map.hides:
             return None
         try:
@@ -448,7 +577,7 @@ class UnicornEngine(Engine):
         def deliver() -> None:
             state = self.regs
             state.rip = state.exception_next_eip
-            reason = self._delivery.deliver(self._software_interrupt(Vector.UD))
+            reason = self._software(Vector.UD)
             if reason is not None:
                 self._caller.switch(reason)
 
@@ -456,16 +585,14 @@ class UnicornEngine(Engine):
         return True
 
     def _on_in(self, _uc: int, port: int, size: int, _data: int) -> int:
-        if self._abandoned or self._closed:
-            return 0
-        if self._io_denied(port, size):
+        if self._undo is not None or self._io_denied(port, size):
             return 0
         self._unfinished = True
         self._caller.switch(PortIn(port, size))
         return self._answer
 
     def _on_out(self, _uc: int, port: int, size: int, value: int, _data: int) -> None:
-        if self._abandoned or self._closed or self._io_denied(port, size):
+        if self._undo is not None or self._io_denied(port, size):
             return
         self._unfinished = True
         self._caller.switch(PortOut(port, size, value & ((1 << size * 8) - 1)))
@@ -473,12 +600,9 @@ class UnicornEngine(Engine):
     def _io_denied(self, port: int, size: int) -> bool:
         """Check I/O privilege, which the translator does not; arrange for #GP if it is denied.
 
-        The block cannot be left from here: the instruction's effects are undone when the translator stops behind it,
-        which is right behind it when instructions are counted.
+        Where instructions are not counted, RIP is that of the block: the translator does not tell a port hook more.
         """
         state = self.regs
-        if self._deferred is not None:
-            return True
         if not state.cr[0] & CR0_PE:
             return False
         v86 = state.eflags & RFLAGS_VM
@@ -494,7 +618,7 @@ class UnicornEngine(Engine):
         except PhysicalFault:
             event = Event(EventType.EXCEPTION, Vector.GP, 0)
         self._deferred = event
-        self._undo = (state.rax, state.rcx, state.rsi, state.rdi, state.rip)
+        self._cut_short()
         self._lib.emu_stop(self._handle)
         return True
 
@@ -510,33 +634,55 @@ class UnicornEngine(Engine):
         return bool(bits & ((1 << size) - 1))
 
     def _on_memory(self, _uc: int, kind: int, address: int, size: int, _value: int, _data: int) -> bool:
-        self._fault = (kind, address, size)
+        if self._fault is None and self._undo is None:
+            self._fault = (kind, address, size)
+            if kind in (MemoryEvent.WRITE_UNMAPPED, MemoryEvent.WRITE_PROT):
+                # Loads and fetches are left at once; behind a store the instruction goes on.
+                self._cut_short()
         return False
 
-    def _memory_fault(self, kind: int, address: int, size: int) -> Exit:
+    def _memory_fault(self, kind: int, address: int, size: int) -> Exit | None:
         if kind in (MemoryEvent.READ_UNMAPPED, MemoryEvent.READ_PROT):
             access = Access.READ
         elif kind in (MemoryEvent.WRITE_UNMAPPED, MemoryEvent.WRITE_PROT):
             access = Access.WRITE
         else:
             access = Access.EXECUTE
+            if self._alone(self._elsewhere(address)):
+                return None
         item = self._map.find(address)
         return MemoryFault(address, size, access, item is not None and item.kind is Kind.RAM)
 
+    def _elsewhere(self, gpa: int) -> bool:
+        """Whether a fetch from `gpa` is from another page than the first byte of the instruction at RIP."""
+        try:
+            return self.linear.translate(self._linear_rip(), SUPERVISOR) ^ gpa >= 4096
+        except (GuestFault, PhysicalFault):
+            return False
+
+    def _find_instruction(self) -> None:
+        """Set RIP and the flags as of the present access, where the code that counts instructions does not do so."""
+        if not self._counting:
+            self._lib.restore_state(self._live.cpu, self._live.io_pc.value, False)
+
     def _mmio_read(self, gpa: int, size: int) -> int:
-        if self._abandoned or self._closed:
+        if self._undo is not None:
             return 0
+        self._find_instruction()
         self._unfinished = True
         self._caller.switch(MmioRead(gpa, size))
         return self._answer
 
     def _mmio_write(self, gpa: int, size: int, value: int) -> None:
-        if self._abandoned or self._closed:
+        if self._undo is not None:
             return
+        self._find_instruction()
         self._unfinished = True
         self._caller.switch(MmioWrite(gpa, size, value & ((1 << size * 8) - 1)))
 
-    def _on_edge(self, _uc: int, block: ctypes._Pointer[binding.TranslationBlock], _previous: object, _data: int) -> None:
+    def _on_edge(
+        self, _uc: int, block: ctypes._Pointer[binding.TranslationBlock], _previous: object, _data: int
+    ) -> None:
         try:
             self._note_code(block[0].pc, block[0].size)
         except BaseException as error:  # noqa: BLE001 - C frames cannot carry it; `run` raises it
@@ -639,6 +785,18 @@ class UnicornEngine(Engine):
         if decoded is None:
             raise EngineError(f"instruction at {rip:#x} exited but does not decode: {code.hex()}")
         return decoded
+
+    def code_bits(self) -> int:
+        return self._bits()
+
+    def instruction_length(self, code: bytes) -> int:
+        return length(code, self._bits())
+
+    def store_operand(self, value: int, size: int) -> Event | None:
+        return Operand(self).store(value, size)
+
+    def load_operand16(self) -> int | Event:
+        return Operand(self).load16()
 
     def instruction_bytes(self, size: int = 16) -> bytes:
         """Up to `size` bytes at RIP, fewer where they cannot be fetched."""
@@ -777,7 +935,8 @@ class UnicornEngine(Engine):
 
     def copy_shared_state(self, source: Engine) -> None:
         assert isinstance(source, UnicornEngine)
-        assert not self._unfinished and not source._unfinished
+        assert not self._unfinished
+        assert not source._unfinished
         registers.copy_shared_state(self.regs, source.regs)
 
     # --- memory ---------------------------------------------------------------------------------------------------
@@ -798,23 +957,23 @@ class UnicornEngine(Engine):
 
     def map_device(self, gpa: int, size: int, read: MmioRead8, write: MmioWrite8) -> None:
         def guarded_read(offset: int, length: int) -> int:
-            if self._closed or self._abandoned:
+            if self._undo is not None:
                 return 0
             try:
                 return read(offset, length)
             except BaseException as error:  # noqa: BLE001 - C frames cannot carry it; `run` raises it
                 self._failure = error
-                self._lib.emu_stop(self._handle)
+                self.kick()
                 return 0
 
         def guarded_write(offset: int, length: int, value: int) -> None:
-            if self._closed or self._abandoned:
+            if self._undo is not None:
                 return
             try:
                 write(offset, length, value)
             except BaseException as error:  # noqa: BLE001 - C frames cannot carry it; `run` raises it
                 self._failure = error
-                self._lib.emu_stop(self._handle)
+                self.kick()
 
         self._map.map_io(gpa, size, Kind.DEVICE, guarded_read, guarded_write)
 
@@ -833,12 +992,13 @@ class UnicornEngine(Engine):
         if self._closed:
             return
         self._closed = True
-        if self._cpu is not None and not self._cpu.dead and self._started:
-            # Unwind suspended hooks: the C frames below them must return before the instance is freed.
-            self._lib.emu_stop(self._handle)
-            self._caller = getcurrent()
-            self._cpu.parent = getcurrent()
-            self._cpu.switch()
+        if self._inside:
+            # The C frames below a suspended hook must return before the instance is freed.
+            try:
+                self._unwind()
+            except GreenletError:
+                _STRANDED.append(self)
+                return
         self._lib.check(self._lib.close(self._handle), "closing an instance")
 
 

@@ -17,7 +17,7 @@ _QUANTUM_S: Final = 0.001
 
 class PhysicalCpu:
     """The processor that the engines of a machine share on real threads: LOCK-prefixed instructions are atomic because
-    only one instance runs at a time. First come, first served; who waits longer than a quantum makes the holder exit."""
+    only one instance runs at a time. First come, first served; a wait of more than a quantum makes the holder exit."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -144,9 +144,12 @@ _CPU_POINTER: Final = 440
 _EMU_COUNTER: Final = 1368
 _EMU_COUNT: Final = 1376
 _INVALID_ERROR: Final = 1424
+_NO_EXIT_REQUEST: Final = 2034
+_NEXT_FLAGS: Final = 24
 _INTERRUPT_REQUEST: Final = 28
 _ENV_POINTER: Final = 296
 _DECREMENTER_POINTER: Final = 304
+_IO_PC: Final = 33144
 
 _CONTEXT_HEADER_MAX: Final = 64
 
@@ -154,9 +157,21 @@ _CONTEXT_HEADER_MAX: Final = 64
 class LiveCpu:
     """Typed views of one instance's live words."""
 
-    __slots__ = ("count", "counter", "decrementer", "interrupt_request", "invalid_error", "state")
+    __slots__ = (
+        "count",
+        "counter",
+        "cpu",
+        "decrementer",
+        "interrupt_request",
+        "invalid_error",
+        "io_pc",
+        "next_flags",
+        "no_exit_request",
+        "state",
+    )
 
     def __init__(self, handle: int, cpu: int, env: int, decrementer: int) -> None:
+        self.cpu = cpu
         self.state = CpuState.from_address(env)
         self.interrupt_request = ctypes.c_uint32.from_address(cpu + _INTERRUPT_REQUEST)
         # Bits 31:16 of the instruction decrementer: all ones leave the chain of blocks at the next block's start.
@@ -164,6 +179,12 @@ class LiveCpu:
         self.counter = ctypes.c_uint64.from_address(handle + _EMU_COUNTER)
         self.count = ctypes.c_uint64.from_address(handle + _EMU_COUNT)
         self.invalid_error = ctypes.c_uint32.from_address(handle + _INVALID_ERROR)
+        # True while blocks are translated: they look for an exit request at their start only, not behind every access.
+        self.no_exit_request = ctypes.c_bool.from_address(handle + _NO_EXIT_REQUEST)
+        # Flags of the next block to translate or find; 1 is a block of one instruction, all ones are the usual flags.
+        self.next_flags = ctypes.c_uint32.from_address(cpu + _NEXT_FLAGS)
+        # Where in translated code the memory-mapped access was made that a device callback answers.
+        self.io_pc = ctypes.c_uint64.from_address(cpu + _IO_PC)
 
 
 class _OwnMemory:

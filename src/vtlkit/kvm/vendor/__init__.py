@@ -1,1 +1,1 @@
-"""TODO package docstring."""
+"""Processor vendors as the run loop sees them: SVM here, VMX to come."""

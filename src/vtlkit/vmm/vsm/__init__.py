@@ -1,1 +1,1 @@
-"""TODO package docstring."""
+"""Virtual Secure Mode: all VTL policy, over the hypervisor's user API (TLFS, "Virtual Secure Mode")."""

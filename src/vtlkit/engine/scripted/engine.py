@@ -1,0 +1,289 @@
+"""An engine whose guest is a Python generator, one yielded operation per instruction (`ops`).
+
+It keeps the whole contract of `vtlkit.engine.api` where that speaks of exits, windows, injection, kicks, budgets,
+memory and unfinished I/O, so that the run loop above cannot tell it from a processor. It has no page tables, segments or
+descriptor tables: addresses are guest-physical, and an event enters the handler registered for its vector instead of a
+gate. It asks nobody for the time and makes no choice of its own: a run is a function of the script, of what the
+hypervisor does, and of what `Host` actions return.
+
+Execution starts at linear address CS.base + RIP: `programs` says which generator function begins there. Setting RIP or
+CS to the beginning of a program, as INIT and SIPI do, begins it; a RIP that is neither that nor where the guest was is
+an `InternalError` exit. A program that returns halts for good; a handler that returns executes IRET.
+
+Shared with other tasks: the kick flag, one store on each side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Final
+
+from vtlkit.engine.api import (
+    Access,
+    Engine,
+    Event,
+    EventType,
+    Exit,
+    Intercept,
+    Interrupted,
+    InterruptWindow,
+    MmioRead8,
+    MmioWrite8,
+    NmiWindow,
+    RamBlock,
+)
+from vtlkit.engine.memory_map import Kind
+from vtlkit.engine.scripted.core import Core, Guest, Handler, Leave
+from vtlkit.engine.scripted.state import FPU_SIZE, NATIVE_MSRS, State
+from vtlkit.x86.exceptions import Vector
+from vtlkit.x86.registers import DR6_BS, RFLAGS_FIXED, RFLAGS_IF, RFLAGS_RF, RFLAGS_TF, Sregs
+
+_INTERRUPTED: Final = Interrupted()
+_INTERRUPT_WINDOW: Final = InterruptWindow()
+_NMI_WINDOW: Final = NmiWindow()
+
+
+class ScriptedEngine(Core, Engine):
+    """See `vtlkit.engine.api.Engine` for the contract and the module for what is different."""
+
+    hypercall_instruction: ClassVar[bytes] = b"\x0f\x01\xd9"
+    native_msrs: ClassVar[frozenset[int]] = NATIVE_MSRS
+    regs: State
+
+    def __init__(self, name: str, programs: Mapping[int, Guest], handlers: Mapping[int, Handler]) -> None:
+        super().__init__(programs, handlers)
+        self.name = name
+        self._event: Event | None = None
+        self._kicked = False
+        self._interrupt_window = False
+        self._nmi_window = False
+        self._closed = False
+
+    # --- execution ------------------------------------------------------------------------------------------------
+
+    def run(self, budget: int | None, *, force_immediate_exit: bool = False) -> Exit:
+        assert not self._closed, "the engine is closed"
+        if budget is not None:
+            self.left = budget
+        try:
+            if self.unfinished:
+                self.execute()
+            elif self._event is not None:
+                event, self._event = self._event, None
+                self.deliver(event)
+            while not (self._kicked or force_immediate_exit or self.left <= 0):
+                self._look_for_windows()
+                self.execute()
+        except Leave as left:
+            return left.reason
+        self._kicked = False
+        return _INTERRUPTED
+
+    def _look_for_windows(self) -> None:
+        if self._nmi_window and not self.nmi_blocked:
+            self.request_nmi_window(False)
+            raise Leave(_NMI_WINDOW)
+        if self._interrupt_window and self.regs.rflags & RFLAGS_IF and not self.interrupt_shadow:
+            self.request_interrupt_window(False)
+            raise Leave(_INTERRUPT_WINDOW)
+
+    def kick(self) -> None:
+        self._kicked = True
+
+    def instructions(self) -> int:
+        return self.executed
+
+    def complete(self, value: int) -> None:
+        assert self.unfinished, "no instruction waits for a value"
+        self.answers[-1] = value
+
+    @property
+    def at_boundary(self) -> bool:
+        return not self.unfinished
+
+    def abandon(self) -> None:
+        self.forget_io()
+        self._event = None
+        self._kicked = False
+
+    def skip(self, length: int) -> None:
+        assert not self.unfinished, "the engine finishes an I/O instruction itself"
+        self.move(length)
+        flags = self.regs.rflags
+        self.regs.rflags = flags & ~RFLAGS_RF
+        if flags & RFLAGS_TF:
+            self.regs.dr[4] |= DR6_BS
+            self.inject(Event(EventType.EXCEPTION, Vector.DB))
+
+    def instruction_bytes(self, size: int = 16) -> bytes:
+        """None: a script is not in guest memory."""
+        return b""
+
+    def instruction_length(self, code: bytes) -> int:
+        """1: every instruction is one byte long."""
+        return 1 if code else 0
+
+    def store_operand(self, value: int, size: int) -> Event | None:
+        """The operand is RAX."""
+        self.regs.rax = value & ((1 << 8 * size) - 1)
+        return None
+
+    def load_operand16(self) -> int | Event:
+        """The operand is RAX."""
+        return self.regs.rax & 0xFFFF
+
+    # --- events ---------------------------------------------------------------------------------------------------
+
+    def inject(self, event: Event) -> None:
+        assert self._event is None, f"{self._event} is injected already, {event} on top"
+        assert not self.unfinished, "an event cannot be injected into an unfinished I/O instruction"
+        self._event = event
+
+    def injected(self) -> Event | None:
+        return self._event
+
+    def cancel_injection(self) -> Event | None:
+        event, self._event = self._event, None
+        return event
+
+    def request_interrupt_window(self, wanted: bool) -> None:
+        self._interrupt_window = wanted
+        self.one_at_a_time = self._interrupt_window or self._nmi_window
+
+    def request_nmi_window(self, wanted: bool) -> None:
+        self._nmi_window = wanted
+        self.one_at_a_time = self._interrupt_window or self._nmi_window
+
+    def set_intercepts(self, intercepts: Intercept, exceptions: int = 0) -> None:
+        self.intercepts = intercepts
+        self.exceptions = exceptions
+
+    def intercept_msr(self, index: int, read: bool, write: bool) -> None:
+        if index not in NATIVE_MSRS and not (read and write):
+            raise ValueError(f"MSR {index:#x} does not live in the engine: it always exits")
+        (self.free_reads.discard if read else self.free_reads.add)(index)
+        (self.free_writes.discard if write else self.free_writes.add)(index)
+
+    # --- registers ------------------------------------------------------------------------------------------------
+
+    @property
+    def rflags(self) -> int:
+        return self.regs.rflags
+
+    @rflags.setter
+    def rflags(self, value: int) -> None:
+        self.regs.rflags = value | RFLAGS_FIXED
+
+    @property
+    def xcr0(self) -> int:
+        return self.regs.xcr0
+
+    @xcr0.setter
+    def xcr0(self, value: int) -> None:
+        self.regs.xcr0 = value
+
+    def get_sregs(self) -> Sregs:
+        sregs = self.regs.sregs.copy()
+        sregs.cr8 = sregs.apic_base = 0
+        return sregs
+
+    def set_sregs(self, sregs: Sregs) -> None:
+        assert not self.unfinished, "system registers cannot change in an unfinished I/O instruction"
+        self.regs.sregs = sregs.copy()
+
+    @property
+    def cpl(self) -> int:
+        return self.regs.sregs.ss.dpl if self.regs.sregs.cr0 & 1 else 0
+
+    def get_msr(self, index: int) -> int:
+        return self.regs.get_msr(index)
+
+    def set_msr(self, index: int, value: int) -> None:
+        self.regs.set_msr(index, value)
+
+    def get_fpu(self) -> bytes:
+        return self.regs.fpu
+
+    def set_fpu(self, image: bytes) -> None:
+        if len(image) != FPU_SIZE:
+            raise ValueError(f"an FXSAVE image has {FPU_SIZE} bytes, not {len(image)}")
+        self.regs.fpu = bytes(image)
+
+    def get_debugregs(self) -> tuple[int, int, int, int, int, int]:
+        first, second, third, fourth, dr6, dr7 = self.regs.dr
+        return first, second, third, fourth, dr6, dr7
+
+    def set_debugregs(self, values: tuple[int, int, int, int, int, int]) -> None:
+        self.regs.dr[:] = values
+
+    def copy_shared_state(self, source: Engine) -> None:
+        assert isinstance(source, ScriptedEngine)
+        assert not self.unfinished
+        assert not source.unfinished
+        self.regs.copy_shared(source.regs)
+
+    # --- memory ---------------------------------------------------------------------------------------------------
+
+    def map_ram(self, gpa: int, size: int, block: RamBlock, offset: int, access: Access) -> None:
+        self._map_may_change()
+        self.memory.map_ram(gpa, size, block, offset, access)
+
+    def map_exit(self, gpa: int, size: int) -> None:
+        self._map_may_change()
+        self.memory.map_io(gpa, size, Kind.EXIT, _never_read, _never_written)
+
+    def map_device(self, gpa: int, size: int, read: MmioRead8, write: MmioWrite8) -> None:
+        self._map_may_change()
+        self.memory.map_io(gpa, size, Kind.DEVICE, read, write)
+
+    def unmap(self, gpa: int, size: int) -> None:
+        self._map_may_change()
+        self.memory.unmap(gpa, size)
+
+    def protect(self, gpa: int, size: int, access: Access) -> None:
+        self._map_may_change()
+        self.memory.protect(gpa, size, access)
+
+    def _map_may_change(self) -> None:
+        assert not self.unfinished, "the map cannot change in an unfinished I/O instruction"
+
+    def memory_written(self, gpa: int, size: int) -> None:
+        """Nothing: a script is not in guest memory."""
+
+    def flush_tlb(self) -> None:
+        """Nothing: addresses are not translated."""
+
+    def close(self) -> None:
+        self._closed = True
+        self.end_scripts()
+
+
+def _never_read(_offset: int, _size: int) -> int:
+    raise AssertionError("an exit range has no callbacks")
+
+
+def _never_written(_offset: int, _size: int, _value: int) -> None:
+    raise AssertionError("an exit range has no callbacks")
+
+
+class ScriptedFactory:
+    """`EngineFactory` of the scripted engine: every vCPU may begin every program of the machine."""
+
+    name = "scripted"
+
+    def __init__(self, programs: Mapping[int, Guest], handlers: Mapping[int, Handler] | None = None) -> None:
+        self._programs = programs
+        self._handlers = handlers or {}
+        self._engines: list[ScriptedEngine] = []
+
+    def create(self, vcpu_name: str) -> ScriptedEngine:
+        engine = ScriptedEngine(vcpu_name, self._programs, self._handlers)
+        self._engines.append(engine)
+        return engine
+
+    def counts_instructions(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        for engine in self._engines:
+            engine.close()

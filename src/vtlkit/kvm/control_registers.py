@@ -1,0 +1,227 @@
+"""MOV to and from control registers, and the rarer intercepted instructions. Mirrors `kvm_set_cr0` and friends of x86.c.
+
+The engine keeps the registers; what may be written to them is decided here, so that reserved bits and forbidden changes
+fault as the processor's do.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from vtlkit.engine import api
+from vtlkit.kvm import kvm_run
+from vtlkit.kvm.kvm_run import KvmRun
+from vtlkit.x86 import cpuid as bits
+from vtlkit.x86.exceptions import Vector
+from vtlkit.x86.registers import (
+    CR0_AM,
+    CR0_CD,
+    CR0_EM,
+    CR0_ET,
+    CR0_MP,
+    CR0_NE,
+    CR0_NW,
+    CR0_PE,
+    CR0_PG,
+    CR0_TS,
+    CR0_WP,
+    CR4_DE,
+    CR4_FSGSBASE,
+    CR4_LA57,
+    CR4_MCE,
+    CR4_OSFXSR,
+    CR4_OSXMMEXCPT,
+    CR4_OSXSAVE,
+    CR4_PAE,
+    CR4_PCE,
+    CR4_PCIDE,
+    CR4_PGE,
+    CR4_PKE,
+    CR4_PSE,
+    CR4_SMAP,
+    CR4_SMEP,
+    CR4_TSD,
+    CR4_UMIP,
+    EFER_LMA,
+    EFER_LME,
+)
+
+if TYPE_CHECKING:
+    from vtlkit.kvm.vcpu import Vcpu
+
+_U32: Final = 0xFFFFFFFF
+_CR0_KNOWN: Final = (
+    CR0_PE | CR0_MP | CR0_EM | CR0_TS | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_NW | CR0_CD | CR0_PG
+)
+_CR4_ALWAYS: Final = (
+    CR4_TSD | CR4_DE | CR4_PSE | CR4_PAE | CR4_MCE | CR4_PGE | CR4_PCE | CR4_OSFXSR | CR4_OSXMMEXCPT
+)
+_CR4_BY_FEATURE: Final = (
+    (CR4_OSXSAVE, 1, "ecx", bits.CPUID_1_ECX_XSAVE),
+    (CR4_PCIDE, 1, "ecx", bits.CPUID_1_ECX_PCID),
+    (CR4_FSGSBASE, 7, "ebx", bits.CPUID_7_0_EBX_FSGSBASE),
+    (CR4_SMEP, 7, "ebx", bits.CPUID_7_0_EBX_SMEP),
+    (CR4_SMAP, 7, "ebx", bits.CPUID_7_0_EBX_SMAP),
+    (CR4_UMIP, 7, "ecx", bits.CPUID_7_0_ECX_UMIP),
+    (CR4_PKE, 7, "ecx", bits.CPUID_7_0_ECX_PKU),
+    (CR4_LA57, 7, "ecx", bits.CPUID_7_0_ECX_LA57),
+)
+_GPRS: Final = (
+    *("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi"),
+    *(f"r{number}" for number in range(8, 16)),
+)
+
+
+def set_cr0(vcpu: Vcpu, value: int) -> bool:
+    """MOV to CR0; False is #GP(0)."""
+    engine = vcpu.engine
+    sregs = engine.get_sregs()
+    if value >> 32:
+        return False
+    value = (value & _CR0_KNOWN) | CR0_ET
+    if value & CR0_NW and not value & CR0_CD:
+        return False
+    if value & CR0_PG and not value & CR0_PE:
+        return False
+    efer = sregs.efer
+    if value & CR0_PG and not sregs.cr0 & CR0_PG:
+        if efer & EFER_LME:
+            # Long mode is entered with PAE on, and not from a 64-bit code segment.
+            if not sregs.cr4 & CR4_PAE or sregs.cs.long:
+                return False
+            efer |= EFER_LMA
+    elif not value & CR0_PG and sregs.cr0 & CR0_PG:
+        if sregs.cr4 & CR4_PCIDE or (efer & EFER_LMA and sregs.cs.long):
+            return False
+        efer &= ~EFER_LMA
+    sregs.cr0, sregs.efer = value, efer
+    engine.set_sregs(sregs)
+    return True
+
+
+def cr4_allowed(vcpu: Vcpu) -> int:
+    """CR4 bits that this vCPU's CPUID offers."""
+    allowed = _CR4_ALWAYS
+    for bit, function, register, feature in _CR4_BY_FEATURE:
+        if vcpu.cpuid.has(function, register, feature):
+            allowed |= bit
+    return allowed
+
+
+def set_cr4(vcpu: Vcpu, value: int) -> bool:
+    """MOV to CR4; False is #GP(0)."""
+    engine = vcpu.engine
+    sregs = engine.get_sregs()
+    if value & ~cr4_allowed(vcpu):
+        return False
+    if sregs.efer & EFER_LMA and (not value & CR4_PAE or (value ^ sregs.cr4) & CR4_LA57):
+        return False
+    changed = value ^ sregs.cr4
+    sregs.cr4 = value
+    engine.set_sregs(sregs)
+    if changed & CR4_UMIP:
+        vcpu.update_intercepts()
+    return True
+
+
+def access(vcpu: Vcpu, exit_: api.ControlRegister) -> KvmRun | None:
+    """MOV to or from CR0, CR4, CR8."""
+    engine = vcpu.engine
+    name = _GPRS[exit_.gpr]
+    wide = vcpu.is_64bit()
+    if not exit_.write:
+        if exit_.register == 8:
+            value = vcpu.apic.get_tpr()
+        else:
+            sregs = engine.get_sregs()
+            value = sregs.cr0 if exit_.register == 0 else sregs.cr4
+        setattr(engine.regs, name, value)
+        engine.skip(exit_.length)
+        return None
+    value = getattr(engine.regs, name)
+    if not wide:
+        value &= _U32
+    if exit_.register == 0:
+        accepted = set_cr0(vcpu, value)
+    elif exit_.register == 4:
+        accepted = set_cr4(vcpu, value)
+    else:
+        accepted = not value >> 4
+        if accepted:
+            vcpu.apic.set_tpr(value)
+    if accepted:
+        engine.skip(exit_.length)
+    else:
+        vcpu.queue_exception(Vector.GP, 0)
+    return None
+
+
+def other(vcpu: Vcpu, exit_: api.Other) -> KvmRun | None:
+    """Intercepted instructions without an exit class of their own."""
+    name = exit_.mnemonic
+    engine = vcpu.engine
+    if name == "clts":
+        sregs = engine.get_sregs()
+        sregs.cr0 &= ~CR0_TS
+        engine.set_sregs(sregs)
+        engine.skip(exit_.length)
+        return None
+    if name in ("lmsw", "smsw"):
+        return _machine_status_word(vcpu, exit_)
+    if name in ("sgdt", "sidt", "sldt", "str"):
+        # Intercepted only while CR4.UMIP is set, and the engine exits here at any CPL.
+        return _store_table(vcpu, exit_)
+    if name in ("monitor", "mwait"):
+        # Not offered in CPUID.
+        vcpu.queue_exception(Vector.UD)
+        return None
+    if name == "rdpmc":
+        vcpu.queue_exception(Vector.GP, 0)
+        return None
+    if name in ("vmrun", "vmload", "vmsave", "stgi", "clgi", "skinit", "invlpga", "rsm"):
+        vcpu.queue_exception(Vector.UD)
+        return None
+    return kvm_run.InternalErrorExit(f"no emulation of {name} at RIP {engine.regs.rip:#x}")
+
+
+def _machine_status_word(vcpu: Vcpu, exit_: api.Other) -> KvmRun | None:
+    engine = vcpu.engine
+    cr0 = engine.get_sregs().cr0
+    if exit_.mnemonic == "smsw":
+        return _store(vcpu, exit_, cr0, 2)
+    if vcpu.cpl():
+        vcpu.queue_exception(Vector.GP, 0)
+        return None
+    source = engine.load_operand16()
+    if isinstance(source, api.Event):
+        vcpu.queue_exception(source.vector, source.error_code)
+        return None
+    # LMSW sets or clears MP, EM and TS, and can set PE but not clear it.
+    if set_cr0(vcpu, (cr0 & ~0xE) | (source & 0xF)):
+        engine.skip(exit_.length)
+    else:
+        vcpu.queue_exception(Vector.GP, 0)
+    return None
+
+
+def _store_table(vcpu: Vcpu, exit_: api.Other) -> KvmRun | None:
+    sregs = vcpu.engine.get_sregs()
+    if exit_.mnemonic in ("sldt", "str"):
+        segment = sregs.ldt if exit_.mnemonic == "sldt" else sregs.tr
+        return _store(vcpu, exit_, segment.selector, 2)
+    table = sregs.gdt if exit_.mnemonic == "sgdt" else sregs.idt
+    size = 10 if vcpu.is_64bit() else 6
+    return _store(vcpu, exit_, (table.limit & 0xFFFF) | (table.base & ((1 << 8 * (size - 2)) - 1)) << 16, size)
+
+
+def _store(vcpu: Vcpu, exit_: api.Other, value: int, size: int) -> KvmRun | None:
+    """An instruction that UMIP keeps from user mode stores `value`."""
+    if vcpu.cpl() and vcpu.engine.get_sregs().cr4 & CR4_UMIP:
+        vcpu.queue_exception(Vector.GP, 0)
+        return None
+    fault = vcpu.engine.store_operand(value, size)
+    if fault is not None:
+        vcpu.queue_exception(fault.vector, fault.error_code)
+    else:
+        vcpu.engine.skip(exit_.length)
+    return None

@@ -1,0 +1,221 @@
+"""CPUID: what the guest is told. Mirrors arch/x86/kvm/cpuid.c.
+
+User space sets a table with `set_cpuid2`, usually starting from `supported`; bits that follow other state (OSXSAVE, APIC,
+OSPKE, the size of the XSAVE area) are computed when the guest asks.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from vtlkit.x86 import cpuid as bits
+from vtlkit.x86.registers import CR4_OSXSAVE, CR4_PKE
+
+KVM_CPUID_FLAG_SIGNIFCANT_INDEX = 1 << 0
+
+_BASIC_MAX = 0x16
+_EXTENDED_MAX = 0x80000008
+_SIGNATURE = 0x00800F12
+"""Family 17h model 1 stepping 2: an AMD processor, as the SVM vendor code is for."""
+_XSAVE_LEGACY_AREA = 576
+_LINEAR_BITS = 48
+_LINEAR_BITS_LA57 = 57
+
+
+@dataclass(frozen=True, slots=True)
+class CpuidEntry:
+    """`struct kvm_cpuid_entry2`."""
+
+    function: int
+    index: int = 0
+    eax: int = 0
+    ebx: int = 0
+    ecx: int = 0
+    edx: int = 0
+    significant_index: bool = False
+
+
+DYNAMIC_LEAVES = frozenset({1, 7, 0xD, 0x80000001})
+"""Leaves of which bits follow other state."""
+
+
+class CpuidTable:
+    """One vCPU's table, found by function and index. Replaced as a whole; belongs to the vCPU's task."""
+
+    __slots__ = ("_by_function", "_indexed", "entries", "max_basic", "max_extended", "max_hypervisor", "plain")
+
+    def __init__(self, entries: Iterable[CpuidEntry] = ()) -> None:
+        self.entries = tuple(entries)
+        self._by_function: dict[int, CpuidEntry] = {}
+        self._indexed: dict[int, dict[int, CpuidEntry]] = {}
+        for entry in self.entries:
+            if entry.significant_index:
+                self._indexed.setdefault(entry.function, {})[entry.index] = entry
+            else:
+                self._by_function[entry.function] = entry
+        self.plain = {
+            entry.function: (entry.eax, entry.ebx, entry.ecx, entry.edx) for entry in self._by_function.values()
+        }
+        """Leaves without subleaves, ready for the registers; DYNAMIC_LEAVES must still be computed."""
+        self.max_basic = self._limit(0)
+        self.max_extended = self._limit(0x80000000)
+        self.max_hypervisor = self._limit(0x40000000)
+
+    def _limit(self, function: int) -> int:
+        entry = self._by_function.get(function)
+        return entry.eax if entry else 0
+
+    def find(self, function: int, index: int = 0) -> CpuidEntry | None:
+        """The entry for EAX = function, ECX = index; None reads as zeros (AMD's answer to an unknown leaf)."""
+        entry = self._by_function.get(function)
+        if entry is not None:
+            return entry
+        indexed = self._indexed.get(function)
+        return indexed.get(index) if indexed else None
+
+    def has(self, function: int, register: str, bit: int) -> bool:
+        """Whether a feature bit is offered."""
+        entry = self.find(function)
+        return entry is not None and bool(getattr(entry, register) & bit)
+
+
+def supported(tsc_khz: int, maxphyaddr: int) -> list[CpuidEntry]:
+    """KVM_GET_SUPPORTED_CPUID: what this hypervisor and its engines can do, for vCPU 0."""
+    vendor = struct.unpack("<III", b"AuthenticAMD")
+    ebx, edx, ecx = vendor
+    feature_ecx = (
+        bits.CPUID_1_ECX_SSE3
+        | bits.CPUID_1_ECX_PCLMULQDQ
+        | bits.CPUID_1_ECX_SSSE3
+        | bits.CPUID_1_ECX_CMPXCHG16B
+        | bits.CPUID_1_ECX_SSE41
+        | bits.CPUID_1_ECX_SSE42
+        | bits.CPUID_1_ECX_X2APIC
+        | bits.CPUID_1_ECX_MOVBE
+        | bits.CPUID_1_ECX_POPCNT
+        | bits.CPUID_1_ECX_TSC_DEADLINE
+        | bits.CPUID_1_ECX_AES
+        | bits.CPUID_1_ECX_XSAVE
+        | bits.CPUID_1_ECX_HYPERVISOR
+    )
+    feature_edx = (
+        bits.CPUID_1_EDX_FPU
+        | bits.CPUID_1_EDX_DE
+        | bits.CPUID_1_EDX_PSE
+        | bits.CPUID_1_EDX_TSC
+        | bits.CPUID_1_EDX_MSR
+        | bits.CPUID_1_EDX_PAE
+        | bits.CPUID_1_EDX_MCE
+        | bits.CPUID_1_EDX_CX8
+        | bits.CPUID_1_EDX_APIC
+        | bits.CPUID_1_EDX_SEP
+        | bits.CPUID_1_EDX_MTRR
+        | bits.CPUID_1_EDX_PGE
+        | bits.CPUID_1_EDX_MCA
+        | bits.CPUID_1_EDX_CMOV
+        | bits.CPUID_1_EDX_PAT
+        | bits.CPUID_1_EDX_PSE36
+        | bits.CPUID_1_EDX_CLFLUSH
+        | bits.CPUID_1_EDX_MMX
+        | bits.CPUID_1_EDX_FXSR
+        | bits.CPUID_1_EDX_SSE
+        | bits.CPUID_1_EDX_SSE2
+    )
+    structured_ebx = (
+        bits.CPUID_7_0_EBX_FSGSBASE
+        | bits.CPUID_7_0_EBX_TSC_ADJUST
+        | bits.CPUID_7_0_EBX_BMI1
+        | bits.CPUID_7_0_EBX_SMEP
+        | bits.CPUID_7_0_EBX_BMI2
+        | bits.CPUID_7_0_EBX_ERMS
+        | bits.CPUID_7_0_EBX_ADX
+        | bits.CPUID_7_0_EBX_SMAP
+        | bits.CPUID_7_0_EBX_CLFLUSHOPT
+        | bits.CPUID_7_0_EBX_CLWB
+    )
+    structured_ecx = bits.CPUID_7_0_ECX_UMIP | bits.CPUID_7_0_ECX_PKU | bits.CPUID_7_0_ECX_LA57
+    # AMD repeats the low feature bits of leaf 1 in 80000001H:EDX, but for those that are its own there.
+    repeated = feature_edx & 0x0183F3FF
+    extended_edx = repeated | (
+        bits.CPUID_80000001_EDX_SYSCALL
+        | bits.CPUID_80000001_EDX_NX
+        | bits.CPUID_80000001_EDX_MMXEXT
+        | bits.CPUID_80000001_EDX_PAGE1GB
+        | bits.CPUID_80000001_EDX_RDTSCP
+        | bits.CPUID_80000001_EDX_LM
+    )
+    extended_ecx = (
+        bits.CPUID_80000001_ECX_LAHF_LM
+        | bits.CPUID_80000001_ECX_CR8_LEGACY
+        | bits.CPUID_80000001_ECX_ABM
+        | bits.CPUID_80000001_ECX_SSE4A
+    )
+    brand = b"vtlkit embedded processor".ljust(48, b"\0")
+    entries = [
+        CpuidEntry(0, 0, _BASIC_MAX, ebx, ecx, edx),
+        CpuidEntry(1, 0, _SIGNATURE, 8 << bits.CPUID_1_EBX_CLFLUSH_SHIFT, feature_ecx, feature_edx),
+        CpuidEntry(6, 0, bits.CPUID_6_EAX_ARAT),
+        CpuidEntry(7, 0, 0, structured_ebx, structured_ecx, 0, True),
+        CpuidEntry(0xD, 0, 3, _XSAVE_LEGACY_AREA, _XSAVE_LEGACY_AREA, 0, True),
+        CpuidEntry(0xD, 1, bits.CPUID_D_1_EAX_XSAVEOPT | bits.CPUID_D_1_EAX_XGETBV1, 0, 0, 0, True),
+        # Frequencies in MHz: base, maximum, bus.
+        CpuidEntry(0x16, 0, tsc_khz // 1000, tsc_khz // 1000, 1000),
+        CpuidEntry(0x80000000, 0, _EXTENDED_MAX, ebx, ecx, edx),
+        CpuidEntry(0x80000001, 0, _SIGNATURE, 0, extended_ecx, extended_edx),
+    ]
+    for number in range(3):
+        entries.append(CpuidEntry(0x80000002 + number, 0, *struct.unpack_from("<IIII", brand, number * 16)))
+    entries.append(CpuidEntry(0x80000007, 0, 0, 0, 0, bits.CPUID_80000007_EDX_INVARIANT_TSC))
+    linear = _LINEAR_BITS_LA57 if structured_ecx & bits.CPUID_7_0_ECX_LA57 else _LINEAR_BITS
+    entries.append(
+        CpuidEntry(0x80000008, 0, maxphyaddr | linear << bits.CPUID_80000008_EAX_LINEAR_BITS_SHIFT, 0, 0, 0)
+    )
+    return entries
+
+
+def for_vcpu(entries: Iterable[CpuidEntry], apic_id: int, vcpus: int) -> list[CpuidEntry]:
+    """`entries` for one of `vcpus` processors of one package: initial APIC ID, counts, extended topology."""
+    width = max(vcpus - 1, 0).bit_length()
+    result = []
+    for entry in entries:
+        if entry.function == 1:
+            ebx = (entry.ebx & 0xFFFF) | min(vcpus, 255) << bits.CPUID_1_EBX_LOGICAL_PROCESSORS_SHIFT
+            ebx |= (apic_id & 0xFF) << bits.CPUID_1_EBX_INITIAL_APIC_ID_SHIFT
+            edx = entry.edx | (bits.CPUID_1_EDX_HTT if vcpus > 1 else 0)
+            entry = CpuidEntry(1, 0, entry.eax, ebx, entry.ecx, edx)
+        elif entry.function == 0x80000008:
+            entry = CpuidEntry(0x80000008, 0, entry.eax, entry.ebx, width << 12 | max(vcpus - 1, 0), 0)
+        result.append(entry)
+    smt = bits.CPUID_B_LEVEL_SMT << bits.CPUID_B_ECX_LEVEL_TYPE_SHIFT
+    core = bits.CPUID_B_LEVEL_CORE << bits.CPUID_B_ECX_LEVEL_TYPE_SHIFT
+    result.append(CpuidEntry(0xB, 0, 0, 1, smt, apic_id, True))
+    result.append(CpuidEntry(0xB, 1, width, vcpus, 1 | core, apic_id, True))
+    result.append(CpuidEntry(0xB, 2, 0, 0, 2, apic_id, True))
+    return result
+
+
+def answer(
+    table: CpuidTable, function: int, index: int, cr4: int, xcr0: int, apic_enabled: bool
+) -> tuple[int, int, int, int]:
+    """EAX, EBX, ECX, EDX as the CPUID instruction returns them (`kvm_cpuid`)."""
+    entry = table.find(function, index)
+    if entry is None:
+        # Any subleaf of the topology leaf reports the x2APIC ID and echoes its number.
+        if function == 0xB and (first := table.find(0xB, 0)) is not None:
+            return 0, 0, index & 0xFF, first.edx
+        return 0, 0, 0, 0
+    eax, ebx, ecx, edx = entry.eax, entry.ebx, entry.ecx, entry.edx
+    if function == 1:
+        if cr4 & CR4_OSXSAVE:
+            ecx |= bits.CPUID_1_ECX_OSXSAVE
+        if not apic_enabled:
+            edx &= ~bits.CPUID_1_EDX_APIC
+    elif function == 7 and cr4 & CR4_PKE:
+        ecx |= bits.CPUID_7_0_ECX_OSPKE
+    elif function == 0xD and index == 0:
+        ebx = _XSAVE_LEGACY_AREA if xcr0 & 3 else 0
+    elif function == 0x80000001 and not apic_enabled:
+        edx &= ~bits.CPUID_1_EDX_APIC
+    return eax, ebx, ecx, edx

@@ -1,0 +1,147 @@
+"""Event injection: what the vCPU delivers next. Mirrors `inject_pending_event` and `kvm_apic_accept_events` of x86.c.
+
+Order: an event whose delivery an exit cut short, an exception the hypervisor queued, an NMI, an interrupt. One is
+injected; for what must wait a window is requested, so that the guest exits the moment it can take it.
+
+`nmi_pending` and the INIT/SIPI latch are set by senders on other tasks; the rest belongs to the vCPU's task.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from vtlkit.engine.api import Event, EventType
+from vtlkit.kvm.requests import Req
+from vtlkit.x86.exceptions import DOUBLE_FAULT, HAS_ERROR_CODE, SHUTDOWN, Vector, combine
+
+if TYPE_CHECKING:
+    from vtlkit.kvm.vcpu import Vcpu
+
+NMI_LIMIT: Final = 2
+"""One NMI in service and one latched, as the processor does."""
+
+PENDING_INIT: Final = 0
+PENDING_SIPI: Final = 1
+
+
+class EventQueue:
+    """The events of one vCPU that are not in the engine yet."""
+
+    def __init__(self, vcpu: Vcpu) -> None:
+        host, name = vcpu.host, vcpu.name
+        self._vcpu = vcpu
+        self.interrupted: Event | None = None
+        """Cut short by an exit; delivered again first (EXITINTINFO)."""
+        self.exception: Event | None = None
+        self.nmi_pending = host.cell(0, f"{name}-nmi-pending")
+        self.apic_events = host.bitmap(f"{name}-apic-events")
+        self.sipi_vector = host.cell(0, f"{name}-sipi-vector")
+
+    def reset(self) -> None:
+        self.interrupted = None
+        self.exception = None
+        self.nmi_pending.store(0)
+
+    def queue_exception(self, vector: int, error_code: int | None = None) -> None:
+        """Queue an exception that the hypervisor raises; two in a row combine as the processor's do."""
+        if error_code is None and vector in HAS_ERROR_CODE:
+            error_code = 0
+        if self.exception is not None:
+            combined = combine(self.exception.vector, vector)
+            if combined is SHUTDOWN:
+                self.exception = None
+                self._vcpu.make_request(Req.TRIPLE_FAULT)
+                return
+            if combined is DOUBLE_FAULT:
+                vector, error_code = Vector.DF, 0
+        self.exception = Event(EventType.EXCEPTION, vector, error_code)
+        self._vcpu.make_request(Req.EVENT)
+
+    def queue_nmi(self) -> None:
+        """From any task."""
+        count = self.nmi_pending.load()
+        while count < NMI_LIMIT:
+            seen = self.nmi_pending.cmpxchg(count, count + 1)
+            if seen == count:
+                break
+            count = seen
+        self._vcpu.make_request(Req.NMI)
+
+    def has_events(self) -> bool:
+        """Whether something but an interrupt waits to be delivered."""
+        return self.exception is not None or self.interrupted is not None or bool(self.nmi_pending.load())
+
+
+def has_interrupt(vcpu: Vcpu) -> bool:
+    """An interrupt that the interrupt controllers would deliver now (`kvm_cpu_has_injectable_intr`)."""
+    return _extint_pending(vcpu) or vcpu.apic.has_interrupt() >= 0
+
+
+def _extint_pending(vcpu: Vcpu) -> bool:
+    pic = vcpu.vm.pic
+    return pic is not None and pic.output.load() and vcpu.apic.accept_pic_intr()
+
+
+def _next_vector(vcpu: Vcpu) -> int:
+    """Take the interrupt out of its controller (`kvm_cpu_get_interrupt`); -1 if it has gone meanwhile."""
+    if _extint_pending(vcpu):
+        pic = vcpu.vm.pic
+        assert pic is not None
+        return pic.read_irq()
+    return vcpu.apic.get_interrupt()
+
+
+def inject_pending(vcpu: Vcpu) -> None:
+    """Give the engine the event that is next and ask for windows for the others. The engine is at a boundary."""
+    engine, queue, vendor = vcpu.engine, vcpu.events, vcpu.vendor
+    busy = engine.injected() is not None
+    if not busy and queue.interrupted is not None:
+        engine.inject(queue.interrupted)
+        queue.interrupted = None
+        busy = True
+    if not busy and queue.exception is not None:
+        engine.inject(queue.exception)
+        queue.exception = None
+        busy = True
+    elif queue.exception is not None:
+        vcpu.make_request(Req.EVENT)
+
+    nmis = queue.nmi_pending.load()
+    if nmis and not busy and not vendor.nmi_blocked(vcpu):
+        queue.nmi_pending.fetch_add(-1)
+        nmis -= 1
+        vendor.inject_nmi(vcpu)
+        busy = True
+    if nmis:
+        if busy and not engine.nmi_blocked:
+            # Deliverable as soon as the injected event is through: ask again then.
+            vcpu.make_request(Req.EVENT)
+            vcpu.force_immediate_exit = True
+        else:
+            engine.request_nmi_window(True)
+
+    if has_interrupt(vcpu):
+        if not busy and vendor.interrupt_allowed(vcpu):
+            vector = _next_vector(vcpu)
+            if vector >= 0:
+                vendor.inject_irq(vcpu, vector)
+                vcpu.statistics.injected_interrupts += 1
+            if has_interrupt(vcpu):
+                engine.request_interrupt_window(True)
+        else:
+            engine.request_interrupt_window(True)
+
+
+def accept_apic_events(vcpu: Vcpu) -> None:
+    """Act on INIT and SIPI (`kvm_apic_accept_events`)."""
+    from vtlkit.kvm.mpstate import MpState
+
+    latch = vcpu.events.apic_events
+    if latch.test_and_clear(PENDING_INIT):
+        vcpu.reset(init_event=True)
+        vcpu.mp_state = MpState.RUNNABLE if vcpu.is_bsp else MpState.INIT_RECEIVED
+    if latch.test(PENDING_SIPI):
+        latch.clear(PENDING_SIPI)
+        if vcpu.mp_state is MpState.INIT_RECEIVED:
+            vcpu.start_at(vcpu.events.sipi_vector.load())
+            vcpu.mp_state = MpState.RUNNABLE

@@ -1,0 +1,241 @@
+"""Exit handlers: what the hypervisor does about each exit of the engine. Mirrors `svm_exit_handlers` and x86.c.
+
+A handler returns None to go on in the guest, or the exit for user space. What user space must answer is completed by
+`complete` at the next KVM_RUN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+from vtlkit.engine import api
+from vtlkit.engine.api import Access
+from vtlkit.kvm import control_registers, kvm_run
+from vtlkit.kvm.cpuid import answer
+from vtlkit.kvm.kvm_run import KvmRun
+from vtlkit.kvm.mmu import forbids
+from vtlkit.kvm.mpstate import MpState
+from vtlkit.x86.exceptions import Vector
+from vtlkit.x86.msr import APICBASE_ENABLE, MSR_TSC_AUX
+
+if TYPE_CHECKING:
+    from vtlkit.kvm.vcpu import Vcpu
+
+# Plain copies: the enum lives with the vCPU, and an attribute look-up on it costs more than the store.
+OUTSIDE_GUEST_MODE: Any = 0
+IN_GUEST_MODE: Any = 1
+
+_U32: Final = 0xFFFFFFFF
+_HIGH: Final = 0xFFFFFFFF00000000
+
+
+def emulate_cpuid(vcpu: Vcpu, length: int) -> None:
+    """`kvm_emulate_cpuid`."""
+    engine = vcpu.engine
+    regs = engine.regs
+    function = regs.rax & _U32
+    dynamic = vcpu.dynamic_cpuid
+    entry = None if function in dynamic else vcpu.cpuid.plain.get(function)
+    if entry is not None:
+        regs.rax, regs.rbx, regs.rcx, regs.rdx = entry
+    else:
+        sregs = engine.get_sregs()
+        regs.rax, regs.rbx, regs.rcx, regs.rdx = answer(
+            vcpu.cpuid,
+            function,
+            regs.rcx & _U32,
+            sregs.cr4,
+            engine.xcr0,
+            bool(vcpu.apic.get_base() & APICBASE_ENABLE),
+        )
+    engine.skip(length)
+    vcpu.statistics.cpuid_exits += 1
+
+
+def _interrupted(_vcpu: Vcpu, _exit: api.Exit) -> None:
+    return None
+
+
+def _hlt(vcpu: Vcpu, exit_: api.Hlt) -> KvmRun | None:
+    """`kvm_emulate_halt`."""
+    vcpu.engine.skip(exit_.length)
+    if not vcpu.vm.irqchip_in_kernel:
+        return kvm_run.Hlt()
+    vcpu.mp_state = MpState.HALTED
+    return None
+
+
+def _rdmsr(vcpu: Vcpu, exit_: api.Rdmsr) -> KvmRun | None:
+    regs = vcpu.engine.regs
+    index = regs.rcx & _U32
+    value = vcpu.msrs.get(index)
+    if value is None:
+        if vcpu.vm.user_space_msr:
+            vcpu.exit_length = exit_.length
+            return kvm_run.Rdmsr(index)
+        vcpu.queue_exception(Vector.GP, 0)
+        return None
+    regs.rax, regs.rdx = value & _U32, value >> 32
+    vcpu.engine.skip(exit_.length)
+    if vcpu.hv.idle_requested:
+        # The guest reads the idle register to halt: it goes on at the next interrupt, whatever RFLAGS.IF says.
+        vcpu.hv.idle_requested = False
+        vcpu.mp_state = MpState.HALTED
+    return None
+
+
+def _wrmsr(vcpu: Vcpu, exit_: api.Wrmsr) -> KvmRun | None:
+    regs = vcpu.engine.regs
+    index = regs.rcx & _U32
+    value = (regs.rax & _U32) | (regs.rdx & _U32) << 32
+    result = vcpu.msrs.set(index, value)
+    if not result:
+        if vcpu.vm.user_space_msr:
+            vcpu.exit_length = exit_.length
+            return kvm_run.Wrmsr(index, value)
+        vcpu.queue_exception(Vector.GP, 0)
+        return None
+    vcpu.engine.skip(exit_.length)
+    user_exit, vcpu.msr_exit = vcpu.msr_exit, None
+    return user_exit
+
+
+def _hypercall(vcpu: Vcpu, exit_: api.Hypercall) -> KvmRun | None:
+    if vcpu.hv.hypercall_enabled:
+        return vcpu.hv.hypercall(exit_.length)
+    # No hypercall interface: KVM's own answer is -KVM_ENOSYS in RAX.
+    if vcpu.cpl():
+        vcpu.engine.regs.rax = -1 & 0xFFFFFFFFFFFFFFFF
+    else:
+        vcpu.engine.regs.rax = -1000 & 0xFFFFFFFFFFFFFFFF
+    vcpu.engine.skip(exit_.length)
+    return None
+
+
+def _pause(vcpu: Vcpu, exit_: api.Pause) -> None:
+    """The guest spins: let the other vCPUs run (`kvm_vcpu_on_spin`)."""
+    vcpu.engine.skip(exit_.length)
+    vcpu.host.relax()
+
+
+def _rdtsc(vcpu: Vcpu, exit_: api.Rdtsc) -> None:
+    regs = vcpu.engine.regs
+    tsc = vcpu.guest_tsc()
+    regs.rax, regs.rdx = tsc & _U32, tsc >> 32
+    if exit_.with_aux:
+        regs.rcx = vcpu.engine.get_msr(MSR_TSC_AUX) & _U32
+    vcpu.engine.skip(exit_.length)
+
+
+def _port_in(vcpu: Vcpu, exit_: api.PortIn) -> KvmRun | None:
+    device = vcpu.vm.port_bus.ports.get(exit_.port)
+    if device is not None:
+        vcpu.engine.complete(device[0](exit_.port, exit_.size))
+        return None
+    return kvm_run.Io(exit_.port, exit_.size, False)
+
+
+def _port_out(vcpu: Vcpu, exit_: api.PortOut) -> KvmRun | None:
+    device = vcpu.vm.port_bus.ports.get(exit_.port)
+    if device is not None:
+        device[1](exit_.port, exit_.size, exit_.value)
+        return None
+    return kvm_run.Io(exit_.port, exit_.size, True, exit_.value)
+
+
+def _mmio_read(_vcpu: Vcpu, exit_: api.MmioRead) -> KvmRun | None:
+    return kvm_run.Mmio(exit_.gpa, exit_.size, False)
+
+
+def _mmio_write(_vcpu: Vcpu, exit_: api.MmioWrite) -> KvmRun | None:
+    return kvm_run.Mmio(exit_.gpa, exit_.size, True, exit_.value)
+
+
+def _memory_fault(vcpu: Vcpu, exit_: api.MemoryFault) -> KvmRun | None:
+    """An access that the engine's map does not permit: stale map, I/O page, read-only slot, or forbidden by attributes."""
+    if exit_.vectoring is not None:
+        vcpu.events.interrupted = exit_.vectoring
+    if vcpu.map.behind():
+        vcpu.map.sync()
+        return None
+    memory = vcpu.vm.memory
+    if memory.find(exit_.gpa) is not None and forbids(memory, exit_.gpa, exit_.access):
+        return _forbidden(vcpu, exit_)
+    if not exit_.mapped:
+        if exit_.access is not Access.EXECUTE and vcpu.map.map_io(exit_.gpa):
+            return None
+        return kvm_run.InternalErrorExit(f"{_describe(exit_)} where there is no memory")
+    # A write to a read-only slot exits as MMIO in KVM; the store must then have no effect.
+    return kvm_run.InternalErrorExit(f"{_describe(exit_)} in a read-only memory slot")
+
+
+def _describe(exit_: api.MemoryFault) -> str:
+    verb = {Access.READ: "read", Access.WRITE: "write", Access.EXECUTE: "instruction fetch"}[exit_.access]
+    return f"guest {verb} of {exit_.size} bytes at GPA {exit_.gpa:#x}"
+
+
+def _forbidden(vcpu: Vcpu, exit_: api.MemoryFault) -> KvmRun:
+    code = b"" if exit_.access is Access.EXECUTE else vcpu.engine.instruction_bytes()
+    return kvm_run.MemoryFault(
+        exit_.gpa, exit_.size, exit_.access, exit_.gva, code, vcpu.engine.instruction_length(code) if code else 0
+    )
+
+
+def _exception(_vcpu: Vcpu, exit_: api.ExceptionExit) -> KvmRun | None:
+    return kvm_run.Debug(exit_.vector, exit_.error_code, exit_.address)
+
+
+def _shutdown(_vcpu: Vcpu, _exit: api.Shutdown) -> KvmRun | None:
+    return kvm_run.Shutdown()
+
+
+def _internal_error(_vcpu: Vcpu, exit_: api.InternalError) -> KvmRun | None:
+    return kvm_run.InternalErrorExit(exit_.reason)
+
+
+HANDLERS: Final[dict[type[api.Exit], Callable[[Vcpu, Any], KvmRun | None]]] = {
+    api.Interrupted: _interrupted,
+    api.InterruptWindow: _interrupted,
+    api.NmiWindow: _interrupted,
+    api.Hlt: _hlt,
+    api.Rdmsr: _rdmsr,
+    api.Wrmsr: _wrmsr,
+    api.Hypercall: _hypercall,
+    api.Pause: _pause,
+    api.Rdtsc: _rdtsc,
+    api.PortIn: _port_in,
+    api.PortOut: _port_out,
+    api.MmioRead: _mmio_read,
+    api.MmioWrite: _mmio_write,
+    api.MemoryFault: _memory_fault,
+    api.ControlRegister: control_registers.access,
+    api.Other: control_registers.other,
+    api.ExceptionExit: _exception,
+    api.Shutdown: _shutdown,
+    api.InternalError: _internal_error,
+}
+
+
+def complete(vcpu: Vcpu) -> KvmRun | None:
+    """Take user space's answer to the last exit."""
+    pending, vcpu.pending_exit = vcpu.pending_exit, None
+    if pending is None:
+        return None
+    if isinstance(pending, kvm_run.Io | kvm_run.Mmio):
+        if not pending.write:
+            vcpu.engine.complete(pending.data)
+    elif isinstance(pending, kvm_run.Hyperv):
+        vcpu.hv.complete(pending)
+    elif isinstance(pending, kvm_run.Rdmsr):
+        if pending.error:
+            vcpu.queue_exception(Vector.GP, 0)
+        else:
+            vcpu.engine.regs.rax, vcpu.engine.regs.rdx = pending.data & _U32, pending.data >> 32
+            vcpu.engine.skip(vcpu.exit_length)
+    elif isinstance(pending, kvm_run.Wrmsr):
+        if pending.error:
+            vcpu.queue_exception(Vector.GP, 0)
+        else:
+            vcpu.engine.skip(vcpu.exit_length)
+    return None

@@ -1,0 +1,135 @@
+"""The run loop of a vCPU: requests, event injection, entry, exit. Mirrors `vcpu_run` and `vcpu_enter_guest` of x86.c.
+
+The caller holds the vCPU's mutex. Everything is plain blocking code over `host.api`; the same functions run on threads,
+in the simulator, and under a checker's scheduler.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vtlkit.engine import api as engine_api
+from vtlkit.kvm import events, exits
+from vtlkit.kvm.kvm_run import Intr, KvmRun, Shutdown, SystemEvent, SystemEventExit
+from vtlkit.kvm.mpstate import MpState
+from vtlkit.kvm.requests import Req
+from vtlkit.kvm.wait import has_events, vcpu_running, wait_for_event
+
+if TYPE_CHECKING:
+    from vtlkit.kvm.vcpu import Vcpu
+
+
+def vcpu_run(vcpu: Vcpu) -> KvmRun:
+    """Run until user space is needed."""
+    vcpu.task = vcpu.host.current()
+    exit_ = exits.complete(vcpu)
+    while exit_ is None:
+        if vcpu_running(vcpu):
+            exit_ = _enter_guest(vcpu)
+        else:
+            exit_ = _wait(vcpu)
+        if exit_ is None and vcpu.engine.at_boundary and vcpu.take_signal():
+            exit_ = Intr()
+    vcpu.pending_exit = exit_
+    vcpu.statistics.user_exits[exit_.reason] += 1
+    return exit_
+
+
+def complete_only(vcpu: Vcpu) -> KvmRun | None:
+    """Take the answer to the last exit and run to the next instruction boundary, executing no further instruction."""
+    exit_ = exits.complete(vcpu)
+    while exit_ is None and not vcpu.engine.at_boundary:
+        reason = vcpu.vendor.vcpu_run(vcpu, None, True)
+        vcpu.sync_clock()
+        exit_ = exits.HANDLERS[type(reason)](vcpu, reason)
+    vcpu.pending_exit = exit_
+    return exit_
+
+
+def _wait(vcpu: Vcpu) -> KvmRun | None:
+    if vcpu.take_signal():
+        return Intr()
+    wait_for_event(vcpu)
+    if vcpu.mp_state is MpState.HV_INACTIVE_VTL and has_events(vcpu):
+        return SystemEventExit(SystemEvent.WAKEUP)
+    return None
+
+
+def _handle_requests(vcpu: Vcpu) -> KvmRun | None:
+    if vcpu.check_request(Req.MEMORY_CHANGED):
+        if vcpu.engine.at_boundary:
+            vcpu.map.sync()
+        else:
+            # The map may not change under an unfinished instruction: finish it first.
+            vcpu.make_request(Req.MEMORY_CHANGED)
+            vcpu.force_immediate_exit = True
+    if vcpu.check_request(Req.TRIPLE_FAULT):
+        return Shutdown()
+    if vcpu.check_request(Req.TLB_FLUSH):
+        vcpu.engine.flush_tlb()
+    if vcpu.requests.test(Req.NMI):
+        vcpu.check_request(Req.NMI)
+        vcpu.make_request(Req.EVENT)
+    if vcpu.check_request(Req.HV_STIMER):
+        vcpu.hv.process_stimers()
+    for request in (Req.HV_CRASH, Req.HV_RESET):
+        if vcpu.check_request(request):
+            return vcpu.hv.system_event(request)
+    vcpu.check_request(Req.UNBLOCK)
+    return None
+
+
+def _enter_guest(vcpu: Vcpu) -> KvmRun | None:
+    """One entry (`vcpu_enter_guest`); None means go round again."""
+    engine = vcpu.engine
+    if vcpu.apic.pending_timer():
+        vcpu.apic.inject_pending_timer()
+    if vcpu.requests.load():
+        exit_ = _handle_requests(vcpu)
+        if exit_ is not None:
+            return exit_
+    if vcpu.events.apic_events.load():
+        events.accept_apic_events(vcpu)
+        if vcpu.mp_state is not MpState.RUNNABLE:
+            return None
+    force_immediate_exit = vcpu.force_immediate_exit
+    vcpu.force_immediate_exit = False
+    if vcpu.check_request(Req.EVENT) or vcpu.events.has_events() or events.has_interrupt(vcpu):
+        if engine.at_boundary:
+            events.inject_pending(vcpu)
+        else:
+            vcpu.make_request(Req.EVENT)
+            force_immediate_exit = True
+        force_immediate_exit = force_immediate_exit or vcpu.force_immediate_exit
+        vcpu.force_immediate_exit = False
+
+    budget_ns = vcpu.host.guest_budget_ns()
+    budget = None if budget_ns is None else budget_ns // vcpu.vm.ns_per_instruction or 1
+
+    mode = vcpu.mode
+    mode.store(exits.IN_GUEST_MODE)
+    # Orders the store of the mode before the load of the requests; pairs with kick()'s cmpxchg after make_request.
+    vcpu.host.smp_mb()
+    if vcpu.signal_pending():
+        # EINTR leaves the vCPU between two instructions: an unfinished one is finished first.
+        if engine.at_boundary:
+            mode.store(exits.OUTSIDE_GUEST_MODE)
+            return None
+        force_immediate_exit = True
+    elif vcpu.requests.load() and not force_immediate_exit:
+        mode.store(exits.OUTSIDE_GUEST_MODE)
+        return None
+    run = vcpu.vendor.vcpu_run
+    reason = run(vcpu, budget, force_immediate_exit)
+    while type(reason) is engine_api.Cpuid:
+        # Fast path: nothing that an interrupt or another task could care about has changed.
+        exits.emulate_cpuid(vcpu, reason.length)
+        if vcpu.requests.load() or engine.injected() is not None:
+            mode.store(exits.OUTSIDE_GUEST_MODE)
+            vcpu.sync_clock()
+            return None
+        reason = run(vcpu, None, False)
+    mode.store(exits.OUTSIDE_GUEST_MODE)
+    vcpu.sync_clock()
+    vcpu.statistics.exits[reason.name] += 1
+    return exits.HANDLERS[type(reason)](vcpu, reason)

@@ -1,0 +1,96 @@
+"""The hypervisor's user API: the only door through which the VMM enters (`/dev/kvm`'s ioctls as methods).
+
+`Kvm.create_vm`, then `Vm` and `Vcpu`; `Vcpu.run` returns a `KvmRun`. A caller's mistake raises `KvmError` with KVM's errno;
+what the guest can see is a value, never an exception.
+"""
+
+from __future__ import annotations
+
+from vtlkit.engine.api import EngineFactory
+from vtlkit.host.api import Host
+from vtlkit.kvm.attributes import MemoryAttributes
+from vtlkit.kvm.cpuid import CpuidEntry, for_vcpu
+from vtlkit.kvm.errors import GuestMemoryError, KvmError
+from vtlkit.kvm.hyperv.cpuid import HvFeatures, cpuid_leaves
+from vtlkit.kvm.hyperv.parameters import HypercallParameters, decode_exit
+from vtlkit.kvm.kvm_run import (
+    Debug,
+    Hlt,
+    Hyperv,
+    InternalErrorExit,
+    Intr,
+    Io,
+    KvmRun,
+    MemoryFault,
+    Mmio,
+    Rdmsr,
+    Shutdown,
+    SystemEvent,
+    SystemEventExit,
+    Wrmsr,
+)
+from vtlkit.kvm.memslots import KVM_MEM_READONLY, MemoryRegion
+from vtlkit.kvm.mpstate import MpState
+from vtlkit.kvm.vcpu import Vcpu, VcpuStatistics
+from vtlkit.kvm.vm import MAX_VCPUS, MAXPHYADDR, Vm
+
+__all__ = [
+    "KVM_MEM_READONLY",
+    "MAXPHYADDR",
+    "MAX_VCPUS",
+    "CpuidEntry",
+    "Debug",
+    "GuestMemoryError",
+    "HvFeatures",
+    "HypercallParameters",
+    "MemoryAttributes",
+    "VcpuStatistics",
+    "decode_exit",
+    "hv_cpuid_entries",
+    "Hlt",
+    "Hyperv",
+    "InternalErrorExit",
+    "Intr",
+    "Io",
+    "Kvm",
+    "KvmError",
+    "KvmRun",
+    "MemoryFault",
+    "MemoryRegion",
+    "Mmio",
+    "MpState",
+    "Rdmsr",
+    "Shutdown",
+    "SystemEvent",
+    "SystemEventExit",
+    "Vcpu",
+    "Vm",
+    "Wrmsr",
+    "for_vcpu",
+]
+
+
+def hv_cpuid_entries(features: HvFeatures) -> list[CpuidEntry]:
+    """KVM_GET_SUPPORTED_HV_CPUID for a choice of features.
+
+    Raises:
+        KvmError: EINVAL, features that do not go together.
+    """
+    return [
+        CpuidEntry(function, 0, eax, ebx, ecx, edx)
+        for function, eax, ebx, ecx, edx in cpuid_leaves(features, physical_address_bits=MAXPHYADDR)
+    ]
+
+
+class Kvm:
+    """The hypervisor on one host with one kind of engine (an open /dev/kvm)."""
+
+    def __init__(self, host: Host, engines: EngineFactory) -> None:
+        self.host = host
+        self.engines = engines
+        self._created = 0
+
+    def create_vm(self, name: str | None = None) -> Vm:
+        """KVM_CREATE_VM."""
+        self._created += 1
+        return Vm(self.host, self.engines, name or f"vm{self._created - 1}")

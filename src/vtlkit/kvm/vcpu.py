@@ -1,0 +1,455 @@
+"""One virtual processor: its state, its requests, and the calls of KVM's vCPU ioctls.
+
+Mirrors `struct kvm_vcpu` and virt/kvm/kvm_main.c's vCPU half. `run` and the register calls hold the vCPU's mutex; the
+state they touch belongs to whoever holds it. Shared with other tasks, and nothing else is: `requests`, `mode`,
+`events.nmi_pending`, `events.apic_events`, `events.sipi_vector`, `_signal`, the wait queue, and what `lapic` lists.
+
+The kick protocol (docs/design/requests.md): a sender makes the request, then reads `mode`; the vCPU stores `mode`, then
+reads the requests. Either the sender sees IN_GUEST_MODE and kicks the engine, or the vCPU sees the request.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from vtlkit.engine.api import Engine, Intercept, MmioRead8, MmioWrite8
+from vtlkit.host.api import LockRank, Task
+from vtlkit.kvm import run as run_loop
+from vtlkit.kvm.cpuid import DYNAMIC_LEAVES, CpuidEntry, CpuidTable
+from vtlkit.kvm.hyperv.vcpu import HvVcpu
+from vtlkit.kvm.events import PENDING_INIT, PENDING_SIPI, EventQueue
+from vtlkit.kvm.kvm_run import KvmRun
+from vtlkit.kvm.lapic import LocalApic
+from vtlkit.kvm.mmu import EngineMap
+from vtlkit.kvm.mpstate import MpState
+from vtlkit.kvm.msrs import Msrs
+from vtlkit.kvm.requests import Req
+from vtlkit.x86 import apic as apic_regs
+from vtlkit.x86 import cpuid as cpuid_bits
+from vtlkit.x86.msr import APICBASE_BASE, APICBASE_ENABLE, MSR_EFER, X2APIC_ENABLE
+from vtlkit.x86.registers import CR0_PE, CR4_UMIP, EFER_LMA, RFLAGS_FIXED, RFLAGS_IF, Regs, Sregs
+
+if TYPE_CHECKING:
+    from vtlkit.kvm.vendor.svm import SvmVendor
+    from vtlkit.kvm.vm import Vm
+
+_HYPERVISOR_LEAVES: Final = 4
+_TIMER_REGISTERS: Final = frozenset({apic_regs.APIC_TMICT, apic_regs.APIC_LVTT, apic_regs.APIC_TDCR})
+_FPU_RESET: Final = bytes([0x7F, 0x03]) + bytes(22) + bytes([0x80, 0x1F]) + bytes(512 - 26)
+"""FXSAVE image after reset: FCW 037Fh (FINIT's value, as KVM sets), MXCSR 1F80h."""
+_INIT_KEEPS_CR0: Final = 0x60000000
+"""INIT leaves CD and NW as they are."""
+
+
+class Mode(enum.IntEnum):
+    """Where the vCPU is, for senders of kicks (include/linux/kvm_host.h)."""
+
+    OUTSIDE_GUEST_MODE = 0
+    IN_GUEST_MODE = 1
+    EXITING_GUEST_MODE = 2
+
+
+@dataclass(slots=True)
+class VcpuStatistics:
+    """Counters since creation; written by the vCPU's task."""
+
+    exits: Counter[str] = field(default_factory=Counter)
+    """Exits of the engine by name."""
+    user_exits: Counter[str] = field(default_factory=Counter)
+    """Exits to user space by reason."""
+    cpuid_exits: int = 0
+    injected_interrupts: int = 0
+    blocks: int = 0
+    halt_wakeups: int = 0
+
+    def all_exits(self) -> Counter[str]:
+        """Engine exits by name, those of the fast path included."""
+        total = Counter(self.exits)
+        if self.cpuid_exits:
+            total["cpuid"] += self.cpuid_exits
+        return total
+
+
+class Vcpu:
+    """See the module. Made by `Vm.create_vcpu`."""
+
+    def __init__(self, vm: Vm, vcpu_id: int, engine: Engine, apic_id: int, is_bsp: bool) -> None:
+        self.vm = vm
+        self.vcpu_id = vcpu_id
+        self.host = vm.host
+        self.name = f"{vm.name}-vcpu{vcpu_id}"
+        self.engine = engine
+        self.vendor: SvmVendor = vm.vendor
+        self.is_bsp = is_bsp
+        self.mutex = self.host.lock(f"{self.name}-mutex", LockRank.VCPU)
+        self.wait = self.host.wait_queue(f"{self.name}-wait")
+        self.requests = self.host.bitmap(f"{self.name}-requests")
+        self.mode = self.host.cell(Mode.OUTSIDE_GUEST_MODE, f"{self.name}-mode")
+        self._signal = self.host.cell(False, f"{self.name}-signal")
+        self.task: Task | None = None
+        self.statistics = VcpuStatistics()
+        self.gif = True
+        self.force_immediate_exit = False
+        self.pending_exit: KvmRun | None = None
+        """The exit that user space has been given and whose answer `run` still has to take."""
+        self.exit_length = 0
+        """Length of the instruction that `pending_exit` completes."""
+        self.msr_exit: KvmRun | None = None
+        """Set by an MSR's setter whose effect is user space's."""
+        self.tsc_offset = -vm.tsc_at(self.host.now_ns())
+        self.tsc_adjust: int = 0
+        self.clock_mark: int = 0
+        """Instructions already accounted to the host's clock."""
+        self._apic_page: int | None = None
+        self.dynamic_cpuid = DYNAMIC_LEAVES
+        self.cpuid = CpuidTable()
+        self.mp_state = MpState.RUNNABLE if is_bsp else MpState.UNINITIALIZED
+        self.events = EventQueue(self)
+        self.apic: LocalApic = LocalApic(self, vm.bus, apic_id=apic_id, is_bsp=is_bsp)
+        self.hv = HvVcpu(self, vcpu_id)
+        self.apic.on_eoi = self.hv.on_eoi
+        self.msrs = Msrs(self)
+        self.map = EngineMap(engine, vm.memory, self)
+        self.reset(init_event=False)
+
+    # --- reset ----------------------------------------------------------------------------------------------------
+
+    def reset(self, *, init_event: bool) -> None:
+        """RESET, or INIT (`kvm_vcpu_reset`): architectural start values, interrupt state forgotten."""
+        engine = self.engine
+        engine.abandon()
+        old_cr0 = engine.get_sregs().cr0
+        self.events.reset()
+        self.pending_exit = None
+        self.gif = True
+        engine.nmi_blocked = False
+        engine.interrupt_shadow = False
+        engine.request_interrupt_window(False)
+        engine.request_nmi_window(False)
+        self.apic.reset(init_event)
+        sregs = Sregs.reset()
+        if init_event:
+            sregs.cr0 = (sregs.cr0 & ~_INIT_KEEPS_CR0) | (old_cr0 & _INIT_KEEPS_CR0)
+        else:
+            self.msrs.reset()
+            engine.set_fpu(_FPU_RESET)
+            engine.xcr0 = 1
+            self.hv.reset(init_event=False)
+        engine.set_sregs(sregs)
+        self.update_intercepts()
+        signature = self.cpuid.find(1)
+        self.set_regs(Regs.reset(signature.eax if signature else 0x600))
+        engine.set_debugregs((0, 0, 0, 0, 0xFFFF0FF0, 0x400))
+        for msr in engine.native_msrs:
+            if msr != MSR_EFER and not init_event and self.msrs.get(msr, host_initiated=True):
+                engine.set_msr(msr, _NATIVE_RESET.get(msr, 0))
+
+    def start_at(self, sipi_vector: int) -> None:
+        """SIPI: real mode at `sipi_vector` << 12 (`kvm_vcpu_deliver_sipi_vector`)."""
+        sregs = self.engine.get_sregs()
+        sregs.cs.selector = sipi_vector << 8
+        sregs.cs.base = sipi_vector << 12
+        self.engine.set_sregs(sregs)
+        self.engine.regs.rip = 0
+
+    # --- requests and kicks ---------------------------------------------------------------------------------------
+
+    def make_request(self, request: Req) -> None:
+        """Set the request bit; earlier stores are seen by whoever sees the bit (`kvm_make_request`). From any task."""
+        self.host.smp_wmb()
+        self.requests.set(request)
+
+    def check_request(self, request: Req) -> bool:
+        """Take the request if it is set (`kvm_check_request`)."""
+        if self.requests.test(request):
+            self.requests.clear(request)
+            self.host.smp_mb()
+            return True
+        return False
+
+    def kick(self) -> None:
+        """Wake the vCPU if it blocks, make it exit if it is in the guest (`kvm_vcpu_kick`). From any task; never blocks."""
+        if self.wait.wake():
+            return
+        if self.mode.cmpxchg(Mode.IN_GUEST_MODE, Mode.EXITING_GUEST_MODE) == Mode.IN_GUEST_MODE:
+            self.engine.kick()
+
+    def signal(self) -> None:
+        """What a signal to the thread in KVM_RUN does: the current or next `run` returns INTR. From any task."""
+        self._signal.store(True)
+        self.host.smp_mb()
+        self.kick()
+
+    def set_immediate_exit(self) -> None:
+        """`kvm_run.immediate_exit` set by a signal handler: as `signal`, but a blocked vCPU is not woken."""
+        self._signal.store(True)
+        self.engine.kick()
+
+    def request_tlb_flush(self) -> None:
+        """Drop cached translations before the guest runs on. From any task."""
+        self.make_request(Req.TLB_FLUSH)
+        self.kick()
+
+    def signal_pending(self) -> bool:
+        return self._signal.load()
+
+    def take_signal(self) -> bool:
+        """Take the signal, as returning to user space does."""
+        return self._signal.load() and self._signal.xchg(False)
+
+    # --- what an APIC needs of its vCPU -----------------------------------------------------------------------------
+
+    def deliver_nmi(self) -> None:
+        self.events.queue_nmi()
+
+    def deliver_smi(self) -> None:
+        """SMM is not offered: an SMI is dropped, as a processor without SMM handler set up would be left alone."""
+
+    def deliver_init(self) -> None:
+        self.events.apic_events.clear(PENDING_SIPI)
+        self.events.apic_events.set(PENDING_INIT)
+        self.make_request(Req.EVENT)
+
+    def deliver_sipi(self, vector: int) -> None:
+        self.events.sipi_vector.store(vector)
+        self.host.smp_wmb()
+        self.events.apic_events.set(PENDING_SIPI)
+        self.make_request(Req.EVENT)
+
+    def apic_base_changed(self, old: int, new: int) -> None:
+        enabled = new & APICBASE_ENABLE and not new & X2APIC_ENABLE
+        page = new & APICBASE_BASE if enabled else None
+        if page == self._apic_page:
+            return
+        before, self._apic_page = self._apic_page, page
+        for changed in (before, page):
+            if changed is not None:
+                self.map.refresh(changed, 4096)
+
+    def eoi_ioapic(self, vector: int) -> None:
+        if self.vm.ioapic is not None:
+            self.vm.ioapic.eoi(self.vcpu_id, vector)
+
+    def hv_auto_eoi(self, vector: int) -> bool:
+        return self.hv.auto_eoi(vector)
+
+    # --- device pages -----------------------------------------------------------------------------------------------
+
+    def device_pages(self) -> tuple[int, ...]:
+        pages = self.vm.mmio_bus.pages()
+        return pages if self._apic_page is None else (*pages, self._apic_page)
+
+    def device_at(self, page: int) -> tuple[MmioRead8, MmioWrite8] | None:
+        if page == self._apic_page:
+            return self._apic_read, self._apic_write
+        device = self.vm.mmio_bus.at(page)
+        if device is None:
+            return None
+        read, write = device
+
+        def synced_read(offset: int, size: int) -> int:
+            self.sync_clock()
+            return read(offset, size)
+
+        def synced_write(offset: int, size: int, value: int) -> None:
+            self.sync_clock()
+            write(offset, size, value)
+            self._look_at_requests()
+
+        return synced_read, synced_write
+
+    def _apic_read(self, offset: int, size: int) -> int:
+        self.sync_clock()
+        return self.apic.mmio_read(offset, size)
+
+    def _apic_write(self, offset: int, size: int, value: int) -> None:
+        self.sync_clock()
+        self.apic.mmio_write(offset, size, value)
+        if offset in _TIMER_REGISTERS or self.requests.load():
+            # The slice was chosen before this timer was set, or an interrupt has just become deliverable.
+            self.engine.kick()
+
+    def _look_at_requests(self) -> None:
+        if self.requests.load():
+            self.engine.kick()
+
+    # --- time -------------------------------------------------------------------------------------------------------
+
+    def sync_clock(self) -> None:
+        """Account what the engine has executed to a deterministic host's clock. May let other tasks run."""
+        executed = self.engine.instructions()
+        if executed is None:
+            return
+        delta = executed - self.clock_mark
+        if delta:
+            self.clock_mark = executed
+            self.host.consume_ns(delta * self.vm.ns_per_instruction)
+
+    def guest_tsc(self) -> int:
+        """The guest's time-stamp counter."""
+        return (self.vm.tsc_at(self.host.now_ns()) + self.tsc_offset) & 0xFFFFFFFFFFFFFFFF
+
+    def tsc_to_ns(self, guest_tsc: int) -> int:
+        """The host time at which the guest's TSC reads `guest_tsc`, rounded up."""
+        cycles = (guest_tsc - self.tsc_offset) & 0xFFFFFFFFFFFFFFFF
+        if cycles >> 63:
+            return 0
+        return -(-cycles * 1_000_000 // self.vm.tsc_khz)
+
+    def write_tsc(self, value: int) -> None:
+        """WRMSR to the TSC: it and TSC_ADJUST move by the same amount."""
+        self.write_tsc_adjust((self.tsc_adjust + value - self.guest_tsc()) & 0xFFFFFFFFFFFFFFFF, move_tsc=True)
+
+    def write_tsc_adjust(self, value: int, *, move_tsc: bool) -> None:
+        if move_tsc:
+            self.tsc_offset = (self.tsc_offset + value - self.tsc_adjust) & 0xFFFFFFFFFFFFFFFF
+        self.tsc_adjust = value
+
+    # --- state questions --------------------------------------------------------------------------------------------
+
+    def is_64bit(self) -> bool:
+        """Whether the guest executes 64-bit code."""
+        return bool(self.engine.get_msr(MSR_EFER) & EFER_LMA) and self.engine.get_sregs().cs.long
+
+    def protected_mode(self) -> bool:
+        return bool(self.engine.get_sregs().cr0 & CR0_PE)
+
+    def cpl(self) -> int:
+        return self.engine.cpl
+
+    def is_irq_blocked_by_rflags_if(self) -> bool:
+        """RFLAGS.IF blocks interrupts, but for a vCPU whose VTL is inactive (TLFS: IF is ignored there)."""
+        return not self.engine.rflags & RFLAGS_IF and self.mp_state is not MpState.HV_INACTIVE_VTL
+
+    def queue_exception(self, vector: int, error_code: int | None = None) -> None:
+        self.events.queue_exception(vector, error_code)
+
+    def skip_instruction(self, length: int) -> None:
+        self.engine.skip(length)
+
+    # --- the ioctls -------------------------------------------------------------------------------------------------
+
+    def run(self) -> KvmRun:
+        """KVM_RUN: run the guest until user space is needed. Blocks. The caller answers the last exit first."""
+        with self.mutex:
+            return run_loop.vcpu_run(self)
+
+    def complete_exit(self) -> KvmRun | None:
+        """Take user space's answer to the last exit and finish its instruction, as KVM_RUN with immediate_exit does.
+
+        None once the vCPU is between two instructions; another exit if the instruction needs user space again.
+        """
+        with self.mutex:
+            return run_loop.complete_only(self)
+
+    def get_regs(self) -> Regs:
+        """KVM_GET_REGS."""
+        regs = self.engine.regs
+        result = Regs(*(getattr(regs, name) for name in _REGISTERS))
+        result.rflags = self.engine.rflags
+        return result
+
+    def set_regs(self, regs: Regs) -> None:
+        """KVM_SET_REGS. A queued exception is dropped, as KVM does."""
+        self.put_regs(regs)
+        self.events.exception = None
+
+    def put_regs(self, regs: Regs) -> None:
+        """The general registers alone."""
+        live = self.engine.regs
+        for name in _REGISTERS:
+            setattr(live, name, getattr(regs, name))
+        self.engine.rflags = regs.rflags | RFLAGS_FIXED
+
+    def copy_shared_state(self, source: Vcpu) -> None:
+        """Take what all VTLs of a processor share from the vCPU of another VTL; neither runs, both are between two
+        instructions."""
+        self.engine.copy_shared_state(source.engine)
+
+    def get_sregs(self) -> Sregs:
+        """KVM_GET_SREGS."""
+        sregs = self.engine.get_sregs()
+        sregs.cr8 = self.apic.get_tpr()
+        sregs.apic_base = self.apic.get_base()
+        return sregs
+
+    def set_sregs(self, sregs: Sregs) -> None:
+        """KVM_SET_SREGS."""
+        self.engine.set_sregs(sregs)
+        if sregs.apic_base:
+            self.apic.set_base(sregs.apic_base, True)
+        self.apic.set_tpr(sregs.cr8)
+
+    def set_cpuid2(self, entries: list[CpuidEntry]) -> None:
+        """KVM_SET_CPUID2."""
+        self.cpuid = CpuidTable(entries)
+        leaves = [(entry.function, entry.eax, entry.ebx, entry.ecx, entry.edx) for entry in entries]
+        self.hv.set_cpuid(leaf for leaf in leaves if leaf[0] >> 28 == _HYPERVISOR_LEAVES)
+        physical = self.cpuid.find(0x80000008)
+        self.apic.cpuid_changed(
+            x2apic=self.cpuid.has(1, "ecx", cpuid_bits.CPUID_1_ECX_X2APIC),
+            tsc_deadline=self.cpuid.has(1, "ecx", cpuid_bits.CPUID_1_ECX_TSC_DEADLINE),
+            maxphyaddr=physical.eax & 0xFF if physical else 36,
+        )
+
+    def update_intercepts(self) -> None:
+        """Intercepts that follow guest state: UMIP is enforced by intercepting what it forbids."""
+        intercepts = self.vendor.intercepts
+        if self.engine.get_sregs().cr4 & CR4_UMIP:
+            intercepts |= Intercept.DESCRIPTOR_TABLE_READ
+        self.engine.set_intercepts(intercepts)
+
+    def get_mp_state(self) -> MpState:
+        return self.mp_state
+
+    def set_mp_state(self, state: MpState) -> None:
+        """KVM_SET_MP_STATE."""
+        self.mp_state = state
+        self.make_request(Req.EVENT)
+
+    def get_msr(self, index: int) -> int | None:
+        """KVM_GET_MSRS for one register; None if it does not exist."""
+        return self.msrs.get(index, host_initiated=True)
+
+    def start_runnable(self) -> None:
+        """User space has loaded a start state: the vCPU is running, whatever start-up protocol its kind has."""
+        self.mp_state = MpState.RUNNABLE
+
+    def reset_to_power_on(self) -> None:
+        """A machine reset (RESET#) of this vCPU."""
+        self.reset(init_event=False)
+        self.events.apic_events.clear(PENDING_INIT)
+        self.events.apic_events.clear(PENDING_SIPI)
+        self.mp_state = MpState.RUNNABLE if self.is_bsp else MpState.UNINITIALIZED
+        self.tsc_offset = -self.vm.tsc_at(self.host.now_ns())
+        self.tsc_adjust = 0
+
+    def set_msr(self, index: int, value: int) -> bool:
+        """KVM_SET_MSRS for one register; False if it was refused."""
+        return self.msrs.set(index, value, host_initiated=True)
+
+    def set_guest_msr(self, index: int, value: int) -> bool:
+        """Set one register by the rules of the guest's own WRMSR; False if that would be #GP."""
+        return self.msrs.set(index, value)
+
+    def nmi(self) -> None:
+        """KVM_NMI."""
+        self.events.queue_nmi()
+        self.kick()
+
+    def close(self) -> None:
+        """Destroy the vCPU; called by the task that runs it."""
+        self.apic.destroy()
+        self.vm.memory.unfollow(self.map)
+        self.engine.close()
+
+
+_REGISTERS: Final = (
+    *("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi"),
+    *(f"r{number}" for number in range(8, 16)),
+    "rip",
+)
+_NATIVE_RESET: Final = {0x277: 0x0007040600070406}

@@ -1,0 +1,221 @@
+"""One virtual machine: memory, interrupt controllers, vCPUs. Mirrors `struct kvm` and its ioctls.
+
+Hyper-V's VTLs are several of these over the same RAM; a Vm knows nothing of the others.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable
+from typing import Final
+
+from vtlkit.engine.api import Access, Engine, EngineFactory
+from vtlkit.host.api import Host, LockRank
+from vtlkit.kvm.cpuid import CpuidEntry, supported
+from vtlkit.kvm.errors import KvmError
+from vtlkit.kvm.hyperv.vm import HvVm
+from vtlkit.kvm.ioapic import IOAPIC_DEFAULT_BASE_ADDRESS, IOAPIC_MEM_LENGTH, IoApic
+from vtlkit.kvm.iobus import MmioBus, PortBus
+from vtlkit.kvm.ipi import IpiBus
+from vtlkit.kvm.memory import GuestMemory
+from vtlkit.kvm.memslots import MemoryRegion
+from vtlkit.kvm.pic import Pic, PicChip, PicState
+from vtlkit.kvm.pit import Pit
+from vtlkit.kvm.requests import Req
+from vtlkit.kvm.routing import PIT_IRQ_SOURCE_ID, IrqRouting
+from vtlkit.kvm.vcpu import Vcpu
+from vtlkit.kvm.vendor.svm import SVM
+
+MAX_VCPUS: Final = 1024
+TSC_KHZ: Final = 1_000_000
+"""One cycle a nanosecond."""
+NS_PER_INSTRUCTION: Final = 10
+"""Virtual time of one guest instruction on a deterministic host: 100 MIPS."""
+MAXPHYADDR: Final = 40
+
+
+class Vm:
+    """See the module. `create_irqchip` before the first vCPU gives it PIC, I/O APIC and PIT."""
+
+    def __init__(self, host: Host, engines: EngineFactory, name: str) -> None:
+        self.host = host
+        self.name = name
+        self.engines = engines
+        self.vendor = SVM
+        self.lock = host.lock(f"{name}-lock", LockRank.VM)
+        self.memory = GuestMemory(host, name)
+        self.memory.on_change = self._memory_changed
+        self.memory.on_write = self._memory_written
+        self.bus = IpiBus(host, f"{name}-apic", x2apic_format=True)
+        self.port_bus = PortBus()
+        self.mmio_bus = MmioBus()
+        self.vcpus: list[Vcpu] = []
+        self._by_id: dict[int, Vcpu] = {}
+        self.pic: Pic | None = None
+        self.ioapic: IoApic | None = None
+        self.pit: Pit | None = None
+        self.routing: IrqRouting | None = None
+        self.irqchip_in_kernel = True
+        self.user_space_msr = False
+        self.hv = HvVm(self)
+        self.tsc_khz = TSC_KHZ
+        self.ns_per_instruction = NS_PER_INSTRUCTION
+
+    # --- interrupt controllers --------------------------------------------------------------------------------------
+
+    def create_irqchip(self) -> None:
+        """KVM_CREATE_IRQCHIP: PIC pair, I/O APIC, and routing to both.
+
+        Raises:
+            KvmError: EEXIST if they exist, EINVAL if a vCPU does.
+        """
+        if self.ioapic is not None:
+            raise KvmError(errno.EEXIST, "the interrupt controllers exist")
+        if self.vcpus:
+            raise KvmError(errno.EINVAL, "interrupt controllers must be made before the first vCPU")
+        lock = self.host.lock(f"{self.name}-irqchip", LockRank.IRQCHIP)
+        self.pic = Pic(self.host, lock, self._pic_output)
+        self.ioapic = IoApic(lock, self.bus)
+        self.routing = IrqRouting(self.host, self.bus, self.pic, self.ioapic)
+        for ports in (range(0x20, 0x22), range(0xA0, 0xA2), range(0x4D0, 0x4D2)):
+            self.port_bus.register(ports, self.pic.port_read, self.pic.port_write)
+        self.mmio_bus.register(
+            IOAPIC_DEFAULT_BASE_ADDRESS, IOAPIC_MEM_LENGTH, self.ioapic.mmio_read, self.ioapic.mmio_write
+        )
+
+    def create_pit2(self) -> None:
+        """KVM_CREATE_PIT2: the timer on GSI 0 and the speaker port.
+
+        Raises:
+            KvmError: ENOENT without interrupt controllers, EEXIST if it exists.
+        """
+        if self.routing is None:
+            raise KvmError(errno.ENOENT, "the PIT needs the interrupt controllers")
+        if self.pit is not None:
+            raise KvmError(errno.EEXIST, "the PIT exists")
+        self.pit = Pit(self.host, self._pit_output, self.bus.nmi_watchdog)
+        self.routing.register_notifier(0, self.pit)
+        for ports in (range(0x40, 0x44), range(0x61, 0x62)):
+            self.port_bus.register(ports, self.pit.port_read, self.pit.port_write)
+
+    def _pit_output(self, level: int) -> None:
+        assert self.routing is not None
+        self.routing.irq_line(0, level, PIT_IRQ_SOURCE_ID)
+
+    def _pic_output(self, level: bool) -> None:
+        if level:
+            for vcpu in self.vcpus:
+                if vcpu.apic.accept_pic_intr():
+                    vcpu.make_request(Req.EVENT)
+                    vcpu.kick()
+                    return
+
+    def irq_line(self, gsi: int, level: int) -> int:
+        """KVM_IRQ_LINE.
+
+        Raises:
+            KvmError: ENXIO without interrupt controllers.
+        """
+        if self.routing is None:
+            raise KvmError(errno.ENXIO, "no interrupt controllers: there are no interrupt lines")
+        return self.routing.irq_line(gsi, level)
+
+    def signal_msi(self, address: int, data: int) -> int:
+        """KVM_SIGNAL_MSI; how many local APICs accepted it."""
+        if self.routing is None:
+            raise KvmError(errno.ENXIO, "no interrupt controllers: there is nothing to signal")
+        return self.routing.signal_msi(address, data)
+
+    def reset(self) -> None:
+        """What a machine reset does to the VM itself: controllers and Hyper-V state as after creation."""
+        if self.pic is not None:
+            self.pic.set_state(PicState(PicChip(), PicChip()))
+        if self.ioapic is not None:
+            self.ioapic.reset()
+        if self.pit is not None:
+            self.pit.reset()
+        self.hv.reset()
+
+    # --- vCPUs ------------------------------------------------------------------------------------------------------
+
+    def create_vcpu(
+        self, vcpu_id: int, *, apic_id: int | None = None, is_bsp: bool | None = None, engine: Engine | None = None
+    ) -> Vcpu:
+        """KVM_CREATE_VCPU. The APIC ID is the vCPU's number unless given.
+
+        Raises:
+            KvmError: EINVAL for a bad number, EEXIST for one in use.
+        """
+        if not 0 <= vcpu_id < MAX_VCPUS:
+            raise KvmError(errno.EINVAL, f"vCPU number {vcpu_id} is not below {MAX_VCPUS}")
+        if vcpu_id in self._by_id:
+            raise KvmError(errno.EEXIST, f"vCPU {vcpu_id} exists")
+        name = f"{self.name}-vcpu{vcpu_id}"
+        vcpu = Vcpu(
+            self,
+            vcpu_id,
+            engine if engine is not None else self.engines.create(name),
+            vcpu_id if apic_id is None else apic_id,
+            vcpu_id == 0 if is_bsp is None else is_bsp,
+        )
+        self._by_id[vcpu_id] = vcpu
+        self.vcpus.append(vcpu)
+        return vcpu
+
+    def get_vcpu_by_id(self, vcpu_id: int) -> Vcpu | None:
+        return self._by_id.get(vcpu_id)
+
+    def get_supported_cpuid(self) -> list[CpuidEntry]:
+        """KVM_GET_SUPPORTED_CPUID."""
+        return supported(self.tsc_khz, MAXPHYADDR)
+
+    def make_all_request(self, request: Req) -> None:
+        """`kvm_make_all_cpus_request`: every vCPU, with a kick."""
+        for vcpu in self.vcpus:
+            vcpu.make_request(request)
+            vcpu.kick()
+
+    # --- memory -----------------------------------------------------------------------------------------------------
+
+    def set_user_memory_region(self, region: MemoryRegion) -> None:
+        """KVM_SET_USER_MEMORY_REGION.
+
+        Raises:
+            KvmError: as `Memslots.changed`.
+        """
+        self.memory.set_regions([region])
+
+    def set_user_memory_region_list(self, regions: Iterable[MemoryRegion]) -> None:
+        """Several regions in one step: no vCPU sees some of the changes without the others.
+
+        Raises:
+            KvmError: as `Memslots.changed`; nothing changed.
+        """
+        self.memory.set_regions(list(regions))
+
+    def set_memory_attributes(self, gpa: int, size: int, access: Access) -> None:
+        """KVM_SET_MEMORY_ATTRIBUTES: what guest accesses the range permits.
+
+        Raises:
+            KvmError: EINVAL if the range is not made of whole pages.
+        """
+        self.memory.set_attributes(gpa, size, access)
+
+    def _memory_changed(self) -> None:
+        for vcpu in self.vcpus:
+            vcpu.make_request(Req.MEMORY_CHANGED)
+            vcpu.kick()
+
+    def _memory_written(self, gpa: int, size: int) -> None:
+        for vcpu in self.vcpus:
+            vcpu.engine.memory_written(gpa, size)
+
+    # --- time -------------------------------------------------------------------------------------------------------
+
+    def tsc_at(self, now_ns: int) -> int:
+        """The host's TSC at a host time, before a vCPU's offset."""
+        return now_ns * self.tsc_khz // 1_000_000
+
+    def kvm_clock_ns(self) -> int:
+        """Nanoseconds since the host's clock started."""
+        return self.host.now_ns()

@@ -1,0 +1,82 @@
+"""How a vCPU waits, and what ends the wait. Mirrors `kvm_vcpu_block`, `kvm_vcpu_check_block` and `vcpu_block`.
+
+The promise: a vCPU does not sleep through a wake event. The waiter enters its wait queue, then checks; a waker stores
+the event, makes the request, then wakes the queue. `WaitQueue.prepare` and `WaitQueue.wake` are full barriers, so one of
+the two sees the other: docs/design/wait.md has the races.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vtlkit.kvm import events
+from vtlkit.kvm.mpstate import MpState
+from vtlkit.kvm.requests import Req
+
+if TYPE_CHECKING:
+    from vtlkit.kvm.vcpu import Vcpu
+
+
+def vcpu_running(vcpu: Vcpu) -> bool:
+    """Whether the vCPU may enter the guest (`kvm_vcpu_running`)."""
+    return vcpu.mp_state is MpState.RUNNABLE
+
+
+def has_events(vcpu: Vcpu) -> bool:
+    """Whether a wake event is pending (`kvm_vcpu_has_events`)."""
+    queue = vcpu.events
+    if queue.apic_events.load():
+        return True
+    if queue.exception is not None or queue.interrupted is not None:
+        return True
+    requests = vcpu.requests
+    if requests.test(Req.NMI) or (queue.nmi_pending.load() and not vcpu.vendor.nmi_blocked(vcpu)):
+        return True
+    if requests.test(Req.HV_STIMER):
+        return True
+    return vcpu.vendor.interrupt_allowed(vcpu) and events.has_interrupt(vcpu)
+
+
+def vcpu_runnable(vcpu: Vcpu) -> bool:
+    """`kvm_arch_vcpu_runnable`."""
+    return vcpu_running(vcpu) or has_events(vcpu)
+
+
+def check_block(vcpu: Vcpu) -> bool:
+    """Whether the wait is over (`kvm_vcpu_check_block`)."""
+    if vcpu.apic.pending_timer():
+        # The LVT decides whether this becomes an interrupt; only the vCPU's own task may ask it.
+        vcpu.apic.inject_pending_timer()
+    if vcpu_runnable(vcpu):
+        return True
+    if vcpu.requests.test_and_clear(Req.UNBLOCK):
+        return True
+    return vcpu.signal_pending()
+
+
+def block(vcpu: Vcpu) -> None:
+    """Sleep until `check_block` (`kvm_vcpu_block`): no polling."""
+    queue = vcpu.wait
+    vcpu.statistics.blocks += 1
+    while True:
+        queue.prepare()
+        if check_block(vcpu):
+            break
+        vcpu.host.schedule()
+    queue.finish()
+
+
+def wait_for_event(vcpu: Vcpu) -> None:
+    """One round of a vCPU that may not enter the guest (`vcpu_block`): wait, then see what came.
+
+    A halted vCPU that a wake event reaches becomes runnable; one that something else woke stays halted, and the run
+    loop looks at what that was.
+    """
+    if not vcpu_runnable(vcpu):
+        block(vcpu)
+    if not vcpu_runnable(vcpu):
+        return
+    events.accept_apic_events(vcpu)
+    if vcpu.mp_state is MpState.HALTED:
+        vcpu.mp_state = MpState.RUNNABLE
+        vcpu.statistics.halt_wakeups += 1

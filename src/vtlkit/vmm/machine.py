@@ -1,0 +1,361 @@
+"""The machine: a partition of virtual processors, the PC around it, an image, and one run of it.
+
+Counterpart: QEMU's main loop. The machine owns what ends or restarts a run; virtual processors come back to it between
+two exits. Actions on the whole machine (reset, suspend) wait until every processor has parked, then the last to arrive
+does them: nothing runs while devices and memory are put back.
+
+Shared: `_pause`, `_ending` and the parking queue; `_parked` is under the machine's lock.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from vtlkit.engine.api import EngineFactory, RamBlock
+from vtlkit.host.api import LockRank, RunnableHost
+from vtlkit.kvm import uapi
+from vtlkit.kvm.uapi import Kvm, KvmRun, MemoryRegion, Vcpu
+from vtlkit.vmm import acpi
+from vtlkit.vmm.devices.debugexit import exit_status
+from vtlkit.vmm.loaders import BootImage, LoadError, LoadOptions, open_image, ram_ranges, waking_vector_state
+from vtlkit.vmm.pc import Pc
+from vtlkit.vmm.report import describe_vcpu
+from vtlkit.vmm.vsm.partition import Partition
+from vtlkit.vmm.vsm.vp import Vp
+
+MAX_CPUS: Final = 255
+MAX_VTLS: Final = 16
+MIN_MEMORY: Final = 1 << 20
+
+
+class Outcome(enum.Enum):
+    """How a run ended."""
+
+    POWER_OFF = "power-off"
+    DEBUG_EXIT = "debug exit"
+    TRIPLE_FAULT = "triple fault"
+    TIMEOUT = "timeout"
+    INTERRUPTED = "interrupted"
+    INTERNAL_ERROR = "internal error"
+    DEADLOCK = "deadlock"
+
+
+_STATUS: Final = {
+    Outcome.POWER_OFF: 0,
+    Outcome.TRIPLE_FAULT: 3,
+    Outcome.TIMEOUT: 124,
+    Outcome.INTERRUPTED: 130,
+    Outcome.INTERNAL_ERROR: 4,
+    Outcome.DEADLOCK: 5,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class MachineConfig:
+    """What the machine is made of. `memory` in bytes; `vtls` is how many VTLs the partition may enable, 1 to 16."""
+
+    cpus: int = 1
+    memory: int = 256 << 20
+    vtls: int = 2
+    append: str = ""
+    initrd: Path | None = None
+    hyperv: bool = True
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.cpus <= MAX_CPUS:
+            raise ValueError(f"{self.cpus} processors: give 1 to {MAX_CPUS}")
+        if not 1 <= self.vtls <= MAX_VTLS:
+            raise ValueError(f"{self.vtls} VTLs: give 1 to {MAX_VTLS}")
+        if self.memory < MIN_MEMORY or self.memory % 4096:
+            raise ValueError(f"{self.memory} bytes of memory: give whole pages, at least {MIN_MEMORY >> 20} MiB")
+
+
+@dataclass(slots=True)
+class RunResult:
+    """What a run came to. `status` is the process exit status; `crash` a dump of the processor that ended the run."""
+
+    outcome: Outcome
+    status: int
+    message: str
+    crash: str = ""
+    exits: Counter[str] = field(default_factory=Counter)
+    user_exits: Counter[str] = field(default_factory=Counter)
+    vtl_switches: int = 0
+    instructions: int | None = None
+    virtual_ns: int = 0
+
+
+class Machine:
+    """One machine; it runs once."""
+
+    def __init__(
+        self, config: MachineConfig, host: RunnableHost, engines: EngineFactory, console: Callable[[bytes], None]
+    ) -> None:
+        self.config = config
+        self.host = host
+        self.engines = engines
+        try:
+            self.ram = RamBlock(config.memory)
+        except (OSError, OverflowError) as error:
+            raise MemoryError(f"{config.memory >> 20} MiB of guest memory cannot be had: {error}") from error
+        self._image: BootImage | None = None
+        self._lock = host.lock("machine", LockRank.PARTITION)
+        self._queue = host.wait_queue("machine-parking")
+        self._pause = host.cell(False, "machine-pause")
+        self._ending = host.cell(False, "machine-ending")
+        self._woken = host.cell(False, "machine-woken")
+        self._parked = 0
+        self._tasks = 0
+        self._actions: list[Callable[[], None]] = []
+        self._suspended = False
+        self._outcome: tuple[Outcome, int, str, str] | None = None
+        self._instructions = 0
+        self.kvm = Kvm(host, engines)
+        self.partition = Partition(
+            self.kvm, self._regions(), cpus=config.cpus, vtls=config.vtls, hyperv=config.hyperv, supervisor=self
+        )
+        self.pc = Pc(host, self.partition.vtl0.vm, self.ram, cpus=config.cpus, events=self, console=console)
+
+    def _regions(self) -> list[MemoryRegion]:
+        regions = []
+        offset = 0
+        for slot, (base, size) in enumerate(ram_ranges(self.config.memory)):
+            regions.append(MemoryRegion(slot, base, size, self.ram, offset))
+            offset += size
+        return regions
+
+    # --- the image --------------------------------------------------------------------------------------------------
+
+    def load(self, path: Path) -> None:
+        """Read and check the image; it is put into memory when the run starts.
+
+        Raises:
+            LoadError: one line that says what is wrong and what to do.
+        """
+        options = LoadOptions(
+            append=self.config.append, initrd=self.config.initrd, rsdp_gpa=self.pc.tables.rsdp_gpa
+        )
+        self._image = open_image(path, options)
+        # A trial run of the loader: an image that does not fit is refused before anything runs.
+        self._boot()
+
+    def _boot(self) -> None:
+        """Put firmware tables and image into memory and the boot processor at its entry."""
+        if self._image is None:
+            raise LoadError("no image has been loaded")
+        memory = _LoaderMemory(self)
+        for gpa, blob in self.pc.tables.blobs:
+            memory.write(gpa, blob)
+        state = self._image.load(memory)
+        vcpu = self.partition.vps[0].vcpus[0]
+        state.sregs.apic_base = vcpu.get_sregs().apic_base
+        vcpu.set_sregs(state.sregs)
+        vcpu.set_regs(state.regs)
+
+    # --- running ----------------------------------------------------------------------------------------------------
+
+    def run(self, timeout_ns: int | None = None) -> RunResult:
+        """Run until the guest ends the run, `stop` is called, or `timeout_ns` of host time has passed."""
+        timer = self.host.timer(lambda: self.stop(Outcome.TIMEOUT.value), "machine-timeout")
+        if timeout_ns is not None:
+            timer.start(self.host.now_ns() + timeout_ns)
+        for vp in self.partition.vps:
+            vp.start()
+        try:
+            self.host.run()
+        finally:
+            timer.cancel()
+        return self._result()
+
+    def _result(self) -> RunResult:
+        outcome, status, message, crash = self._outcome or (
+            Outcome.DEADLOCK,
+            _STATUS[Outcome.DEADLOCK],
+            "every processor ended without ending the run",
+            "",
+        )
+        result = RunResult(outcome, status, message, crash, virtual_ns=self.host.now_ns())
+        for statistics in self.partition.statistics():
+            result.exits.update(statistics.all_exits())
+            result.user_exits.update(statistics.user_exits)
+        result.vtl_switches = sum(vp.switches for vp in self.partition.vps)
+        result.instructions = self._instructions if self.engines.counts_instructions() else None
+        return result
+
+    def stop(self, reason: str) -> None:
+        """End the run from a signal handler, a timer or another thread; never blocks.
+
+        `reason` is "timeout" or "interrupted".
+        """
+        outcome = Outcome.TIMEOUT if reason == Outcome.TIMEOUT.value else Outcome.INTERRUPTED
+        self._end(outcome, _STATUS[outcome], f"the run was ended: {reason}", interrupt=True)
+
+    def _end(self, outcome: Outcome, status: int, message: str, crash: str = "", *, interrupt: bool = False) -> None:
+        if self._outcome is None:
+            self._outcome = (outcome, status, message, crash)
+        self._ending.store(True)
+        for vcpu in self.partition.all_vcpus():
+            if interrupt and self.host.deterministic:
+                # A signal handler may run between any two operations of the simulator: only plain stores here.
+                vcpu.set_immediate_exit()
+            else:
+                vcpu.signal()
+        if not (interrupt and self.host.deterministic):
+            self._queue.wake()
+            self.partition.wake_all()
+
+    # --- what virtual processors ask (vsm.vp.Supervisor) ------------------------------------------------------------
+
+    def ending(self) -> bool:
+        return self._ending.load()
+
+    def must_park(self) -> bool:
+        return self._pause.load()
+
+    def task_started(self) -> None:
+        with self._lock:
+            self._tasks += 1
+
+    def task_finished(self, vcpu: Vcpu) -> None:
+        with self._lock:
+            self._tasks -= 1
+            self._instructions += vcpu.engine.instructions() or 0
+        self._run_actions_if_parked()
+
+    def park(self) -> None:
+        """Wait until the action on the whole machine has been done; the last to arrive does it."""
+        with self._lock:
+            self._parked += 1
+        self._run_actions_if_parked()
+        self.host.wait_event(self._queue, lambda: not self._pause.load() or self._ending.load())
+        with self._lock:
+            self._parked -= 1
+
+    def _run_actions_if_parked(self) -> None:
+        with self._lock:
+            if not self._pause.load() or self._parked < self._tasks or not self._tasks:
+                return
+            actions, self._actions = self._actions, []
+        for action in actions:
+            action()
+        self._pause.store(False)
+        self._queue.wake()
+
+    def _request_action(self, action: Callable[[], None]) -> None:
+        with self._lock:
+            self._actions.append(action)
+        self._pause.store(True)
+        for vcpu in self.partition.all_vcpus():
+            vcpu.signal()
+        self.partition.wake_all()
+
+    def handle(self, vp: Vp, vcpu: Vcpu, exit_: KvmRun) -> None:
+        """An exit that is not the partition's business."""
+        if isinstance(exit_, uapi.Io):
+            if exit_.write:
+                self.pc.ports.write(exit_.port, exit_.size, exit_.data)
+            else:
+                exit_.data = self.pc.ports.read(exit_.port, exit_.size)
+        elif isinstance(exit_, uapi.Mmio):
+            if exit_.write:
+                self.pc.mmio.write(exit_.gpa, exit_.size, exit_.data)
+            else:
+                exit_.data = self.pc.mmio.read(exit_.gpa, exit_.size)
+        elif isinstance(exit_, uapi.Shutdown):
+            self._end(
+                Outcome.TRIPLE_FAULT,
+                _STATUS[Outcome.TRIPLE_FAULT],
+                f"triple fault on VP {vp.index}",
+                describe_vcpu(vp.index, vcpu),
+            )
+        elif isinstance(exit_, uapi.SystemEventExit):
+            self._system_event(vp, vcpu, exit_)
+        elif isinstance(exit_, uapi.InternalErrorExit):
+            self._end(
+                Outcome.INTERNAL_ERROR,
+                _STATUS[Outcome.INTERNAL_ERROR],
+                f"VP {vp.index} cannot go on: {exit_.message}",
+                describe_vcpu(vp.index, vcpu),
+            )
+        else:
+            self._end(
+                Outcome.INTERNAL_ERROR,
+                _STATUS[Outcome.INTERNAL_ERROR],
+                f"VP {vp.index}: nothing handles a {exit_.reason} exit",
+                describe_vcpu(vp.index, vcpu),
+            )
+
+    def _system_event(self, vp: Vp, vcpu: Vcpu, exit_: uapi.SystemEventExit) -> None:
+        if exit_.type is uapi.SystemEvent.RESET:
+            self.reset()
+        elif exit_.type is uapi.SystemEvent.SHUTDOWN:
+            self.power_off()
+        elif exit_.type is uapi.SystemEvent.CRASH:
+            data = " ".join(f"{word:#x}" for word in exit_.data)
+            self._end(
+                Outcome.INTERNAL_ERROR,
+                _STATUS[Outcome.INTERNAL_ERROR],
+                f"the guest reported a crash: {data}",
+                describe_vcpu(vp.index, vcpu),
+            )
+
+    # --- machine events (devices.events.MachineEvents) --------------------------------------------------------------
+
+    def power_off(self) -> None:
+        self._end(Outcome.POWER_OFF, 0, "the guest powered off")
+
+    def reset(self) -> None:
+        self._request_action(self._reset)
+
+    def _reset(self) -> None:
+        self.pc.reset()
+        self.partition.reset()
+        self._boot()
+
+    def debug_exit(self, value: int) -> None:
+        self._end(Outcome.DEBUG_EXIT, exit_status(value), f"the guest wrote {value:#x} to the debug exit port")
+
+    def guest_panic(self) -> None:
+        self._end(Outcome.INTERNAL_ERROR, _STATUS[Outcome.INTERNAL_ERROR], "the guest says that it has crashed")
+
+    def suspend(self) -> None:
+        self._woken.store(False)
+        self._request_action(self._suspend)
+
+    def wakeup(self) -> None:
+        self._woken.store(True)
+        self._queue.wake()
+
+    def _suspend(self) -> None:
+        """S3: sleep until a wake event, then start the boot processor at the firmware waking vector."""
+        self.host.wait_event(self._queue, lambda: self._woken.load() or self._ending.load())
+        if self._ending.load():
+            return
+        self.pc.pm.reset(waking=True)
+        memory = _LoaderMemory(self)
+        vector = acpi.waking_vector(memory.read(self.pc.tables.facs_gpa, 64))
+        self.partition.reset()
+        vcpu = self.partition.vps[0].vcpus[0]
+        regs, sregs = waking_vector_state(vector)
+        sregs.apic_base = vcpu.get_sregs().apic_base
+        vcpu.set_sregs(sregs)
+        vcpu.set_regs(regs)
+
+
+class _LoaderMemory:
+    """Guest RAM as loaders write it."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._memory = machine.partition.vtl0.vm.memory
+        self.size = machine.config.memory
+
+    def read(self, gpa: int, size: int) -> bytes:
+        return self._memory.read(gpa, size)
+
+    def write(self, gpa: int, data: bytes) -> None:
+        self._memory.write(gpa, data)

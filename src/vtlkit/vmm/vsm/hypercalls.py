@@ -1,0 +1,282 @@
+"""The hypercalls that VTL policy answers: decoded, dispatched by code, one small handler each.
+
+TLFS, "Virtual Secure Mode" and the hypercall reference pages. A handler returns an HV_STATUS; a rep handler also says how
+many elements it has done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from vtlkit.engine.api import Access
+from vtlkit.hvdef import hypercall_io as io
+from vtlkit.hvdef.hypercalls import HvCallCode
+from vtlkit.hvdef.identifiers import HV_PARTITION_ID_SELF, HV_VP_INDEX_SELF
+from vtlkit.hvdef.status import HvStatus
+from vtlkit.hvdef.vsm import (
+    HV_INPUT_VTL_RESERVED_MASK,
+    HV_INPUT_VTL_TARGET_VTL,
+    HV_INPUT_VTL_USE_TARGET_VTL,
+    HV_MAP_GPA_KERNEL_EXECUTABLE,
+    HV_MAP_GPA_READABLE,
+    HV_MAP_GPA_USER_EXECUTABLE,
+    HV_MAP_GPA_WRITABLE,
+    HV_VSM_PARTITION_CONFIG_ENABLE_VTL_PROTECTION,
+    HV_VTL_RETURN_FAST,
+    HvVtlEntryReason,
+)
+from vtlkit.kvm.uapi import Hyperv, HypercallParameters, Vcpu, decode_exit
+from vtlkit.vmm.vsm import context, vp_registers
+from vtlkit.x86.exceptions import Vector
+
+if TYPE_CHECKING:
+    from vtlkit.vmm.vsm.vp import Vp
+
+Handler: TypeAlias = Callable[["Vp", int, HypercallParameters], tuple[HvStatus, int]]
+"""(processor, caller's VTL, parameters) -> (status, elements done of a rep call)"""
+
+PAGE_SIZE: Final = 4096
+_U64: Final = 8
+_GPA_PAGE_MAX: Final = 1 << 40
+
+_READ_WRITE: Final = HV_MAP_GPA_READABLE | HV_MAP_GPA_WRITABLE
+_EXECUTE: Final = HV_MAP_GPA_KERNEL_EXECUTABLE | HV_MAP_GPA_USER_EXECUTABLE
+ACCESS_OF_MAP_FLAGS: Final = {
+    0: Access.NONE,
+    HV_MAP_GPA_READABLE: Access.READ,
+    _READ_WRITE: Access.READ | Access.WRITE,
+    HV_MAP_GPA_READABLE | _EXECUTE: Access.READ | Access.EXECUTE,
+    _READ_WRITE | _EXECUTE: Access.ALL,
+    # Without MBEC kernel-mode execute governs both modes.
+    HV_MAP_GPA_READABLE | HV_MAP_GPA_KERNEL_EXECUTABLE: Access.READ | Access.EXECUTE,
+    _READ_WRITE | HV_MAP_GPA_KERNEL_EXECUTABLE: Access.ALL,
+    HV_MAP_GPA_READABLE | HV_MAP_GPA_USER_EXECUTABLE: Access.READ,
+    _READ_WRITE | HV_MAP_GPA_USER_EXECUTABLE: Access.READ | Access.WRITE,
+}
+"""The combinations of read, write and execute that VSM has; others are invalid."""
+
+
+def dispatch(vp: Vp, level: int, vcpu: Vcpu, exit_: Hyperv) -> None:
+    """Answer a hypercall that exited to user space."""
+    if exit_.code == HvCallCode.HvCallVtlCall:
+        _vtl_call(vp, level, vcpu, exit_)
+        return
+    if exit_.code == HvCallCode.HvCallVtlReturn:
+        _vtl_return(vp, level, vcpu, exit_)
+        return
+    call = decode_exit(exit_, vcpu.vm.memory)
+    if call.status:
+        call.result(call.status)
+        return
+    handler = HANDLERS.get(exit_.code)
+    if handler is None:
+        call.result(HvStatus.INVALID_HYPERCALL_CODE)
+        return
+    status, done = handler(vp, level, call)
+    call.result(status, done)
+
+
+def input_vtl(value: int, level: int) -> int | None:
+    """The VTL that an HV_INPUT_VTL byte names, the caller's if it names none; None if it is malformed."""
+    if value & HV_INPUT_VTL_RESERVED_MASK:
+        return None
+    if HV_INPUT_VTL_USE_TARGET_VTL.get(value):
+        return HV_INPUT_VTL_TARGET_VTL.get(value)
+    return level
+
+
+def _own_partition(partition_id: int) -> bool:
+    return partition_id == HV_PARTITION_ID_SELF
+
+
+def target_vp(vp: Vp, index: int) -> Vp | None:
+    """The processor of a VP index, HV_VP_INDEX_SELF included."""
+    if index == HV_VP_INDEX_SELF:
+        return vp
+    vps = vp.partition.vps
+    return vps[index] if index < len(vps) else None
+
+
+# --- switches -----------------------------------------------------------------------------------------------------------
+
+
+def _undefined(vcpu: Vcpu, exit_: Hyperv) -> None:
+    exit_.retry = True
+    vcpu.queue_exception(Vector.UD)
+
+
+def _finish_switch(vp: Vp, vcpu: Vcpu, exit_: Hyperv) -> None:
+    """Move RIP past the instruction; the caller's registers stay as they are."""
+    exit_.complete = False
+    again = vcpu.complete_exit()
+    assert again is None
+
+
+def _vtl_call(vp: Vp, level: int, vcpu: Vcpu, exit_: Hyperv) -> None:
+    target = vp.next_higher(level)
+    regs = vcpu.engine.regs
+    control = regs.rax if vcpu.is_64bit() else regs.rax & 0xFFFFFFFF
+    if target is None or control:
+        _undefined(vcpu, exit_)
+        return
+    _finish_switch(vp, vcpu, exit_)
+    vp.switch(level, target, HvVtlEntryReason.HvVtlEntryVtlCall)
+
+
+def _vtl_return(vp: Vp, level: int, vcpu: Vcpu, exit_: Hyperv) -> None:
+    target = vp.next_lower(level)
+    regs = vcpu.engine.regs
+    wide = vcpu.is_64bit()
+    control = regs.rax if wide else regs.rax & 0xFFFFFFFF
+    if target is None or control & ~HV_VTL_RETURN_FAST:
+        _undefined(vcpu, exit_)
+        return
+    _finish_switch(vp, vcpu, exit_)
+    if not control & HV_VTL_RETURN_FAST:
+        assist = vcpu.hv.assist
+        if wide:
+            regs.rax, regs.rcx = assist.return_registers_64()
+        else:
+            regs.rax, regs.rcx, regs.rdx = assist.return_registers_32()
+    vp.switch(level, target)
+
+
+# --- enabling VTLs ------------------------------------------------------------------------------------------------------
+
+
+def _enable_partition_vtl(vp: Vp, level: int, call: HypercallParameters) -> tuple[HvStatus, int]:
+    request = io.HV_INPUT_ENABLE_PARTITION_VTL.unpack_from(call.data)
+    partition = vp.partition
+    target = request.TargetVtl
+    if not _own_partition(request.TargetPartitionId):
+        return HvStatus.INVALID_PARTITION_ID, 0
+    # The capability mask offers no MBEC, shadow stacks or paging verification: every flag is refused.
+    if not 0 < target <= partition.maximum_vtl or request.Flags or any(request.RsvdZ):
+        return HvStatus.INVALID_PARAMETER, 0
+    with partition.lock:
+        if target in partition.vtls:
+            return HvStatus.VTL_ALREADY_ENABLED, 0
+        if target > level and level != max(other for other in partition.vtls if other < target):
+            return HvStatus.ACCESS_DENIED, 0
+        partition.enable_vtl(target)
+    return HvStatus.SUCCESS, 0
+
+
+def _enable_vp_vtl(vp: Vp, level: int, call: HypercallParameters) -> tuple[HvStatus, int]:
+    request = io.HV_INPUT_ENABLE_VP_VTL.unpack_from(call.data)
+    partition = vp.partition
+    target = request.TargetVtl
+    if not _own_partition(request.TargetPartitionId):
+        return HvStatus.INVALID_PARTITION_ID, 0
+    other = target_vp(vp, request.VpIndex)
+    if other is None:
+        return HvStatus.INVALID_VP_INDEX, 0
+    if not 0 < target <= partition.maximum_vtl or any(request.RsvdZ):
+        return HvStatus.INVALID_PARAMETER, 0
+    with partition.lock:
+        if target not in partition.vtls:
+            return HvStatus.INVALID_VTL_STATE, 0
+        if target in other.vcpus:
+            return HvStatus.VTL_ALREADY_ENABLED, 0
+        if target > level and (level != vp.highest() or any(target in each.vcpus for each in partition.vps)):
+            # Once the VTL is enabled on one processor it enables itself on the others.
+            return HvStatus.ACCESS_DENIED, 0
+        state = context.decode(request.VpVtlContext)
+        if state is None:
+            return HvStatus.INVALID_REGISTER_VALUE, 0
+        vcpu = partition.create_vcpu(other.index, target)
+        state.apply(vcpu)
+    other.add_vcpu(vcpu, target)
+    return HvStatus.SUCCESS, 0
+
+
+# --- protection ---------------------------------------------------------------------------------------------------------
+
+
+def _modify_vtl_protection_mask(vp: Vp, level: int, call: HypercallParameters) -> tuple[HvStatus, int]:
+    request = io.HV_INPUT_MODIFY_VTL_PROTECTION_MASK.unpack_from(call.data)
+    partition = vp.partition
+    start = call.rep_start
+    if not _own_partition(request.TargetPartitionId):
+        return HvStatus.INVALID_PARTITION_ID, start
+    access = ACCESS_OF_MAP_FLAGS.get(request.MapFlags)
+    target = input_vtl(request.TargetVtl, level)
+    if access is None or target is None or any(request.RsvdZ):
+        return HvStatus.INVALID_PARAMETER, start
+    if target > level or level == 0:
+        return HvStatus.ACCESS_DENIED, start
+    with partition.lock:
+        if not HV_VSM_PARTITION_CONFIG_ENABLE_VTL_PROTECTION.get(partition.vtls[level].config):
+            return HvStatus.ACCESS_DENIED, start
+        # The caller's own VTL, or none, means every lower one.
+        targets = range(level) if target == level else (target,)
+        for index in range(start, call.rep_count):
+            page = int.from_bytes(call.element(index), "little")
+            if page >= _GPA_PAGE_MAX or not partition.is_ram(page * PAGE_SIZE):
+                return HvStatus.INVALID_PARAMETER, index
+            for lower in targets:
+                partition.protect(level, lower, page * PAGE_SIZE, PAGE_SIZE, access)
+    return HvStatus.SUCCESS, call.rep_count
+
+
+# --- registers ----------------------------------------------------------------------------------------------------------
+
+
+def _register_target(vp: Vp, level: int, request: io.HV_INPUT_GET_VP_REGISTERS) -> tuple[HvStatus, Vp, int]:
+    """(status, processor, VTL) that a register call is about."""
+    if not _own_partition(request.PartitionId):
+        return HvStatus.INVALID_PARTITION_ID, vp, 0
+    other = target_vp(vp, request.VpIndex)
+    if other is None:
+        return HvStatus.INVALID_VP_INDEX, vp, 0
+    target = input_vtl(request.TargetVtl, level)
+    if target is None or any(request.RsvdZ):
+        return HvStatus.INVALID_PARAMETER, vp, 0
+    if target > level:
+        return HvStatus.ACCESS_DENIED, vp, 0
+    if target not in other.vcpus:
+        return HvStatus.INVALID_VTL_STATE, vp, 0
+    return HvStatus.SUCCESS, other, target
+
+
+def _get_vp_registers(vp: Vp, level: int, call: HypercallParameters) -> tuple[HvStatus, int]:
+    request = io.HV_INPUT_GET_VP_REGISTERS.unpack_from(call.data)
+    status, other, target = _register_target(vp, level, request)
+    if status:
+        return status, call.rep_start
+    with vp_registers.stopped(vp, other, target) as vcpu:
+        for index in range(call.rep_start, call.rep_count):
+            name = int.from_bytes(call.element(index), "little")
+            value = vp_registers.get(other, target, vcpu, name)
+            if isinstance(value, HvStatus):
+                return value, index
+            call.write_element(index, value.to_bytes(16, "little"))
+    return HvStatus.SUCCESS, call.rep_count
+
+
+def _set_vp_registers(vp: Vp, level: int, call: HypercallParameters) -> tuple[HvStatus, int]:
+    request = io.HV_INPUT_GET_VP_REGISTERS.unpack_from(call.data)
+    status, other, target = _register_target(vp, level, request)
+    if status:
+        return status, call.rep_start
+    with vp_registers.stopped(vp, other, target) as vcpu:
+        for index in range(call.rep_start, call.rep_count):
+            pair = io.HV_REGISTER_ASSOC.unpack_from(call.element(index))
+            if any(pair.RsvdZ):
+                return HvStatus.INVALID_PARAMETER, index
+            status = vp_registers.set(
+                other, target, vcpu, pair.RegisterName, int.from_bytes(pair.RegisterValue, "little"), caller=level
+            )
+            if status:
+                return status, index
+    return HvStatus.SUCCESS, call.rep_count
+
+
+HANDLERS: Final[dict[int, Handler]] = {
+    HvCallCode.HvCallModifyVtlProtectionMask: _modify_vtl_protection_mask,
+    HvCallCode.HvCallEnablePartitionVtl: _enable_partition_vtl,
+    HvCallCode.HvCallEnableVpVtl: _enable_vp_vtl,
+    HvCallCode.HvCallGetVpRegisters: _get_vp_registers,
+    HvCallCode.HvCallSetVpRegisters: _set_vp_registers,
+}

@@ -1,0 +1,187 @@
+"""A partition: its virtual processors and one `Vm` per enabled VTL over the same RAM.
+
+The hypervisor knows none of this: which VTL runs on a processor, who may do what to whom, and what one VTL takes away
+from another are decided in this package.
+
+Shared between processors' tasks, under `lock`: which VTLs are enabled, protections, partition configuration. What a
+processor alone touches (its active VTL, its switch requests) is `vp`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Final, Protocol
+
+from vtlkit.engine.api import Access
+from vtlkit.host.api import LockRank
+from vtlkit.kvm.uapi import (
+    HvFeatures,
+    Kvm,
+    KvmRun,
+    MemoryAttributes,
+    MemoryRegion,
+    Vcpu,
+    VcpuStatistics,
+    Vm,
+    for_vcpu,
+    hv_cpuid_entries,
+)
+from vtlkit.vmm.vsm.vp import Vp
+
+VTL_COUNT: Final = 16
+PARTITION_ID: Final = 1
+
+
+class Supervisor(Protocol):
+    """What a partition asks of the machine it is in."""
+
+    def ending(self) -> bool:
+        """Whether the run is over: tasks return."""
+
+    def must_park(self) -> bool:
+        """Whether an action on the whole machine waits for this task to park."""
+
+    def park(self) -> None:
+        """Wait until that action has been done. Blocks."""
+
+    def task_started(self) -> None: ...
+
+    def task_finished(self, vcpu: Vcpu) -> None: ...
+
+    def handle(self, vp: Vp, vcpu: Vcpu, exit_: KvmRun) -> None:
+        """An exit that has nothing to do with VTLs."""
+
+
+class Vtl:
+    """One virtual trust level of a partition."""
+
+    def __init__(self, level: int, vm: Vm) -> None:
+        self.level = level
+        self.vm = vm
+        self.config = 0
+        """HvRegisterVsmPartitionConfig."""
+        self.protections: dict[int, MemoryAttributes] = {}
+        """What this VTL permits each lower VTL, by its number."""
+
+
+class Partition:
+    """Processors, VTLs and their configuration."""
+
+    def __init__(
+        self, kvm: Kvm, regions: Iterable[MemoryRegion], *, cpus: int, vtls: int, hyperv: bool, supervisor: Supervisor
+    ) -> None:
+        self.kvm = kvm
+        self.host = kvm.host
+        self.supervisor = supervisor
+        self.maximum_vtl = vtls - 1
+        self.lock = self.host.lock("partition", LockRank.PARTITION)
+        self._regions = tuple(regions)
+        self._cpus = cpus
+        self._features = HvFeatures(vsm=vtls > 1) if hyperv else None
+        self._retired: list[VcpuStatistics] = []
+        self.vtls: dict[int, Vtl] = {}
+        self.vtl0 = self._create_vtl(0)
+        self.vps = [Vp(self, index) for index in range(cpus)]
+        for vp in self.vps:
+            vp.add_vcpu(self.create_vcpu(vp.index, 0), 0)
+
+    # --- VTLs and vCPUs ---------------------------------------------------------------------------------------------
+
+    def _create_vtl(self, level: int) -> Vtl:
+        vm = self.kvm.create_vm(f"vtl{level}")
+        vm.hv.vtl = level
+        vm.set_user_memory_region_list(self._regions)
+        if level == 0:
+            # Device interrupts go to VTL 0: its Vm has the controllers that devices are wired to.
+            vm.create_irqchip()
+            vm.create_pit2()
+        vtl = self.vtls[level] = Vtl(level, vm)
+        return vtl
+
+    def enable_vtl(self, level: int) -> None:
+        """HvCallEnablePartitionVtl's effect. The caller holds the lock."""
+        self._create_vtl(level)
+
+    def create_vcpu(self, index: int, level: int) -> Vcpu:
+        """The vCPU of a processor in a VTL, told of itself by CPUID."""
+        vm = self.vtls[level].vm
+        vcpu = vm.create_vcpu(index, is_bsp=index == 0)
+        entries = for_vcpu(vm.get_supported_cpuid(), index, self._cpus)
+        if self._features is not None:
+            entries = entries + hv_cpuid_entries(self._features)
+        vcpu.set_cpuid2(entries)
+        return vcpu
+
+    def enabled_set(self) -> int:
+        """Bit n: VTL n is enabled on the partition."""
+        return sum(1 << level for level in self.vtls)
+
+    def all_vcpus(self) -> Iterator[Vcpu]:
+        for vp in self.vps:
+            yield from list(vp.vcpus.values())
+
+    def statistics(self) -> Iterator[VcpuStatistics]:
+        """Counters of every vCPU there is or was."""
+        yield from self._retired
+        for vcpu in self.all_vcpus():
+            yield vcpu.statistics
+
+    def wake_all(self) -> None:
+        """Make every waiting task look again."""
+        for vp in self.vps:
+            vp.queue.wake()
+
+    # --- memory protection ------------------------------------------------------------------------------------------
+
+    def is_ram(self, gpa: int) -> bool:
+        return self.vtl0.vm.memory.slots.at(gpa) is not None
+
+    def ram_ranges(self) -> Iterator[tuple[int, int]]:
+        """(gpa, size) of all RAM."""
+        for region in self._regions:
+            yield region.gpa, region.size
+
+    def protect(self, setter: int, target: int, gpa: int, size: int, access: Access) -> None:
+        """VTL `setter` permits VTL `target` `access` to whole pages. The caller holds the lock."""
+        self.vtls[setter].protections.setdefault(target, MemoryAttributes()).set(gpa, size, access)
+        if target in self.vtls:
+            self._apply(target, gpa, size)
+
+    def _apply(self, target: int, gpa: int, size: int) -> None:
+        """What all higher VTLs together permit."""
+        memory = self.vtls[target].vm
+        cuts = {gpa, gpa + size}
+        masks = [vtl.protections[target] for vtl in self.vtls.values() if target in vtl.protections]
+        for mask in masks:
+            for start, stop, _ in mask.runs(gpa, gpa + size):
+                cuts.update((start, stop))
+        points = sorted(cuts)
+        for start, stop in zip(points, points[1:], strict=False):
+            access = Access.ALL
+            for mask in masks:
+                access &= mask.at(start)
+            memory.set_memory_attributes(start, stop - start, access)
+
+    def denier(self, target: int, gpa: int, access: Access) -> int | None:
+        """The lowest VTL above `target` whose protections forbid the access: it gets the intercept first."""
+        for level in sorted(self.vtls):
+            mask = self.vtls[level].protections.get(target)
+            if level > target and mask is not None and access & ~mask.at(gpa):
+                return level
+        return None
+
+    # --- reset ------------------------------------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """A partition reset: VTL 0 only, nothing protected. Every task is parked, or is the one that calls this."""
+        for vp in self.vps:
+            vp.reset(self._retired)
+        for level in [level for level in self.vtls if level]:
+            del self.vtls[level]
+        vm = self.vtl0.vm
+        for gpa, size in self.ram_ranges():
+            vm.set_memory_attributes(gpa, size, Access.ALL)
+        self.vtl0.config = 0
+        vm.reset()
+        for vp in self.vps:
+            vp.vcpus[0].reset_to_power_on()

@@ -1,0 +1,194 @@
+"""A virtual processor: one vCPU per VTL, at most one of them active, and the switch between them.
+
+Every vCPU has a task. The active one runs the guest. That of an inactive higher VTL waits in the hypervisor for a wake
+event (MP state HV_INACTIVE_VTL) and asks for a switch when one comes; that of an inactive lower VTL waits here. A switch
+is made by the task that gives up: between two instructions, it names the newcomer; the newcomer's task then takes the
+shared registers and runs. So at any time one task touches the processor's state (docs/design/vtl-switch.md).
+
+Shared between a processor's tasks: `active`, `_wanted` (VTLs that ask for a switch), `_sleeping` (VTLs whose task may be
+inside the hypervisor), `_donor`. `queue` is where lower VTLs wait.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vtlkit.hvdef.vsm import HvVtlEntryReason
+from vtlkit.kvm.uapi import Hyperv, Intr, KvmRun, MemoryFault, MpState, SystemEvent, SystemEventExit, Vcpu, VcpuStatistics
+from vtlkit.vmm.vsm import hypercalls, intercepts
+
+if TYPE_CHECKING:
+    from vtlkit.vmm.vsm.partition import Partition
+
+
+class Vp:
+    """See the module."""
+
+    def __init__(self, partition: Partition, index: int) -> None:
+        host = partition.host
+        self.partition = partition
+        self.host = host
+        self.index = index
+        self.vcpus: dict[int, Vcpu] = {}
+        self.active = host.cell(0, f"vp{index}-active-vtl")
+        self.queue = host.wait_queue(f"vp{index}-vtls")
+        self._wanted = host.bitmap(f"vp{index}-wanted-vtls")
+        self._sleeping = host.bitmap(f"vp{index}-sleeping-vtls")
+        self._donor = host.cell(-1, f"vp{index}-donor-vtl")
+        self._mp_states: dict[int, MpState] = {}
+        self._started = False
+        self.switches = 0
+
+    # --- VTLs -------------------------------------------------------------------------------------------------------
+
+    def add_vcpu(self, vcpu: Vcpu, level: int) -> None:
+        """Enable a VTL; its task starts with the processor's."""
+        self.vcpus[level] = vcpu
+        self._mp_states[level] = vcpu.get_mp_state()
+        if self._started:
+            self._spawn(level, vcpu)
+
+    def start(self) -> None:
+        """Start the tasks."""
+        self._started = True
+        for level, vcpu in self.vcpus.items():
+            self._spawn(level, vcpu)
+
+    def _spawn(self, level: int, vcpu: Vcpu) -> None:
+        self.partition.supervisor.task_started()
+        self.host.spawn(lambda: self._task(level, vcpu), f"vp{self.index}-vtl{level}")
+
+    def enabled_set(self) -> int:
+        """Bit n: VTL n is enabled on this processor."""
+        return sum(1 << level for level in self.vcpus)
+
+    def next_higher(self, level: int) -> int | None:
+        return min((other for other in self.vcpus if other > level), default=None)
+
+    def next_lower(self, level: int) -> int | None:
+        return max((other for other in self.vcpus if other < level), default=None)
+
+    def highest(self) -> int:
+        return max(self.vcpus)
+
+    def reset(self, retired: list[VcpuStatistics]) -> None:
+        """Back to VTL 0 alone. Tasks of higher VTLs are parked and return when they find their vCPU gone."""
+        for level in [level for level in self.vcpus if level]:
+            retired.append(self.vcpus.pop(level).statistics)
+            self._mp_states.pop(level)
+        self.active.store(0)
+        self._donor.store(-1)
+        for level in range(16):
+            self._wanted.clear(level)
+            self._sleeping.clear(level)
+
+    # --- a vCPU's task ----------------------------------------------------------------------------------------------
+
+    def _task(self, level: int, vcpu: Vcpu) -> None:
+        supervisor = self.partition.supervisor
+        try:
+            while not supervisor.ending():
+                if supervisor.must_park():
+                    self._park(vcpu)
+                elif self.vcpus.get(level) is not vcpu:
+                    break
+                elif self.active.load() == level:
+                    self._run_active(level, vcpu)
+                elif self.active.load() < level:
+                    self._wait_above(level, vcpu)
+                else:
+                    self.host.wait_event(
+                        self.queue, lambda: self.active.load() <= level or self._interrupted(), interruptible=False
+                    )
+        finally:
+            supervisor.task_finished(vcpu)
+            vcpu.close()
+
+    def _interrupted(self) -> bool:
+        supervisor = self.partition.supervisor
+        return supervisor.ending() or supervisor.must_park()
+
+    def _park(self, vcpu: Vcpu) -> None:
+        while (exit_ := vcpu.complete_exit()) is not None:
+            self._handle(self.active.load(), vcpu, exit_)
+        self.partition.supervisor.park()
+
+    def _run_active(self, level: int, vcpu: Vcpu) -> None:
+        donor = self._donor.load()
+        if donor >= 0:
+            self._donor.store(-1)
+            vcpu.copy_shared_state(self.vcpus[donor])
+            self._sleeping.clear(level)
+            vcpu.set_mp_state(self._mp_states[level])
+        wanted = self._wanted.load() >> (level + 1)
+        if wanted:
+            self._switch_by_event(level, vcpu, level + wanted.bit_length())
+            return
+        self._handle(level, vcpu, vcpu.run())
+
+    def _wait_above(self, level: int, vcpu: Vcpu) -> None:
+        """Wait for a wake event of an inactive VTL above the active one, or for a switch to it."""
+        if self._wanted.test(level):
+            self.host.wait_event(
+                self.queue,
+                lambda: self.active.load() >= level or not self._wanted.test(level) or self._interrupted(),
+                interruptible=False,
+            )
+            return
+        if vcpu.get_mp_state() is not MpState.HV_INACTIVE_VTL:
+            self._mp_states[level] = vcpu.get_mp_state()
+            vcpu.set_mp_state(MpState.HV_INACTIVE_VTL)
+        # The mark before the look: whoever makes this VTL active after the look sees the mark and ends the wait.
+        self._sleeping.set(level)
+        self.host.smp_mb()
+        if self.active.load() >= level or self._interrupted():
+            return
+        exit_ = vcpu.run()
+        if isinstance(exit_, SystemEventExit) and exit_.type is SystemEvent.WAKEUP:
+            self.request_switch(level)
+
+    # --- switching --------------------------------------------------------------------------------------------------
+
+    def request_switch(self, level: int) -> None:
+        """Ask the active VTL's task to give way to a higher one. From any task."""
+        self._wanted.set(level)
+        self.host.smp_mb()
+        active = self.active.load()
+        vcpu = self.vcpus.get(active)
+        if active < level and vcpu is not None:
+            vcpu.signal()
+
+    def _switch_by_event(self, level: int, vcpu: Vcpu, target: int) -> None:
+        while (exit_ := vcpu.complete_exit()) is not None:
+            self._handle(level, vcpu, exit_)
+        self.switch(level, target, HvVtlEntryReason.HvVtlEntryInterrupt)
+
+    def switch(self, source: int, target: int, reason: HvVtlEntryReason | None = None) -> None:
+        """Make `target` the active VTL; called by the active one's task between two instructions.
+
+        `reason` is the entry reason that a higher VTL finds in its VP assist page.
+        """
+        self.switches += 1
+        newcomer = self.vcpus[target]
+        if reason is not None:
+            newcomer.hv.assist.set_entry_reason(reason)
+        self._wanted.clear(target)
+        self._donor.store(source)
+        self.active.store(target)
+        # Orders the store of the active VTL before the load of the mark; pairs with _wait_above.
+        self.host.smp_mb()
+        if self._sleeping.test(target):
+            newcomer.signal()
+        self.queue.wake()
+
+    # --- exits ------------------------------------------------------------------------------------------------------
+
+    def _handle(self, level: int, vcpu: Vcpu, exit_: KvmRun) -> None:
+        if isinstance(exit_, Intr):
+            return
+        if isinstance(exit_, Hyperv):
+            hypercalls.dispatch(self, level, vcpu, exit_)
+        elif isinstance(exit_, MemoryFault):
+            intercepts.memory_fault(self, level, vcpu, exit_)
+        else:
+            self.partition.supervisor.handle(self, vcpu, exit_)

@@ -1,0 +1,309 @@
+"""Virtual processor registers by name: HvCallGetVpRegisters and HvCallSetVpRegisters.
+
+Each register is one entry of a table: how it is read, how it is written, what may be written. VSM's own registers belong
+to the partition, the processor or a VTL of it; the architectural ones are the vCPU's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from vtlkit.engine.api import Access
+from vtlkit.hvdef import vsm
+from vtlkit.hvdef.register_values import (
+    HV_PENDING_EVENT_PENDING,
+    HV_PENDING_EVENT_TYPE,
+    HV_PENDING_EXCEPTION_DELIVER_ERROR_CODE,
+    HV_X64_PENDING_EXCEPTION_EVENT,
+    HvX64PendingEventType,
+)
+from vtlkit.hvdef.registers import HvRegisterName as Name
+from vtlkit.hvdef.status import HvStatus
+from vtlkit.hvdef.vsm import HV_X64_SEGMENT_REGISTER, HV_X64_TABLE_REGISTER
+from vtlkit.kvm.uapi import Vcpu
+from vtlkit.x86 import msr
+from vtlkit.x86.registers import RFLAGS_FIXED, DescriptorTable, Regs, Segment, Sregs
+from vtlkit.x86.segments import access_rights_to_attributes, attributes_to_access_rights
+
+if TYPE_CHECKING:
+    from vtlkit.vmm.vsm.vp import Vp
+
+Get: TypeAlias = Callable[["Vp", int, Vcpu], int]
+Set: TypeAlias = Callable[["Vp", int, Vcpu, int], HvStatus]
+
+_U64: Final = 0xFFFFFFFFFFFFFFFF
+
+
+@contextmanager
+def stopped(caller: Vp, other: Vp, level: int) -> Iterator[Vcpu]:
+    """The vCPU of a VTL, not running while its registers are used. Another processor's is made to leave the guest."""
+    vcpu = other.vcpus[level]
+    if other is caller:
+        # The caller's task is this one, and the processor's other VTLs are inactive.
+        yield vcpu
+        return
+    vcpu.signal()
+    with vcpu.mutex:
+        yield vcpu
+
+
+def get(vp: Vp, level: int, vcpu: Vcpu, name: int) -> int | HvStatus:
+    """The register's value, 128 bits."""
+    getter = _GETTERS.get(name)
+    return HvStatus.INVALID_PARAMETER if getter is None else getter(vp, level, vcpu)
+
+
+def set(vp: Vp, level: int, vcpu: Vcpu, name: int, value: int, *, caller: int) -> HvStatus:  # noqa: A001
+    """Write the register."""
+    del caller
+    setter = _SETTERS.get(name)
+    if setter is None:
+        return HvStatus.ACCESS_DENIED if name in _GETTERS else HvStatus.INVALID_PARAMETER
+    if not vcpu.engine.at_boundary:
+        return HvStatus.INVALID_VP_STATE
+    return setter(vp, level, vcpu, value)
+
+
+# --- VSM registers ------------------------------------------------------------------------------------------------------
+
+
+def _code_page_offsets(_vp: Vp, _level: int, vcpu: Vcpu) -> int:
+    hv = vcpu.vm.hv
+    return hv.code_page_offsets(is_64bit=vcpu.is_64bit())
+
+
+def _vp_status(vp: Vp, _level: int, _vcpu: Vcpu) -> int:
+    return vsm.HV_VSM_VP_ACTIVE_VTL.make(vp.active.load()) | vsm.HV_VSM_VP_ENABLED_VTL_SET.make(vp.enabled_set())
+
+
+def _partition_status(vp: Vp, _level: int, _vcpu: Vcpu) -> int:
+    partition = vp.partition
+    return vsm.HV_VSM_PARTITION_ENABLED_VTL_SET.make(partition.enabled_set()) | vsm.HV_VSM_PARTITION_MAXIMUM_VTL.make(
+        partition.maximum_vtl
+    )
+
+
+def _capabilities(_vp: Vp, _level: int, _vcpu: Vcpu) -> int:
+    """DR6 is private, there is no MBEC, and start-up of lower VTLs cannot be denied yet."""
+    return 0
+
+
+def _vp_index(vp: Vp, _level: int, _vcpu: Vcpu) -> int:
+    return vp.index
+
+
+def _get_partition_config(vp: Vp, level: int, _vcpu: Vcpu) -> int:
+    return vp.partition.vtls[level].config
+
+
+_CONFIG_WRITABLE: Final = (
+    vsm.HV_VSM_PARTITION_CONFIG_ENABLE_VTL_PROTECTION.mask
+    | vsm.HV_VSM_PARTITION_CONFIG_DEFAULT_VTL_PROTECTION_MASK.mask
+    | vsm.HV_VSM_PARTITION_CONFIG_ZERO_MEMORY_ON_RESET.mask
+)
+
+
+def _set_partition_config(vp: Vp, level: int, _vcpu: Vcpu, value: int) -> HvStatus:
+    from vtlkit.vmm.vsm.hypercalls import ACCESS_OF_MAP_FLAGS
+
+    if level == 0:
+        return HvStatus.ACCESS_DENIED
+    if value & ~_CONFIG_WRITABLE:
+        return HvStatus.INVALID_REGISTER_VALUE
+    enable = vsm.HV_VSM_PARTITION_CONFIG_ENABLE_VTL_PROTECTION
+    mask = vsm.HV_VSM_PARTITION_CONFIG_DEFAULT_VTL_PROTECTION_MASK
+    partition = vp.partition
+    with partition.lock:
+        vtl = partition.vtls[level]
+        if enable.get(vtl.config):
+            # Protection is enabled once: the bit stays, and a different default mask changes nothing.
+            value = mask.put(enable.put(value, 1), mask.get(vtl.config))
+        elif enable.get(value):
+            access = ACCESS_OF_MAP_FLAGS.get(mask.get(value))
+            if access is None:
+                return HvStatus.INVALID_REGISTER_VALUE
+            if access is not Access.ALL:
+                for lower in range(level):
+                    for gpa, size in partition.ram_ranges():
+                        partition.protect(level, lower, gpa, size, access)
+        vtl.config = value
+    return HvStatus.SUCCESS
+
+
+def _get_pending_event0(_vp: Vp, _level: int, vcpu: Vcpu) -> int:
+    event = vcpu.events.exception
+    if event is None:
+        return 0
+    flags = HV_PENDING_EXCEPTION_DELIVER_ERROR_CODE if event.error_code is not None else 0
+    header = HV_PENDING_EVENT_PENDING.make(1) | HV_PENDING_EVENT_TYPE.make(
+        HvX64PendingEventType.HvX64PendingEventException
+    )
+    return int.from_bytes(
+        HV_X64_PENDING_EXCEPTION_EVENT(header, flags, event.vector, event.error_code or 0).pack(), "little"
+    )
+
+
+def _set_pending_event0(_vp: Vp, _level: int, vcpu: Vcpu, value: int) -> HvStatus:
+    event = HV_X64_PENDING_EXCEPTION_EVENT.unpack(value.to_bytes(16, "little"))
+    if not HV_PENDING_EVENT_PENDING.get(event.Header):
+        vcpu.events.exception = None
+        return HvStatus.SUCCESS
+    known = HV_PENDING_EVENT_PENDING.mask | HV_PENDING_EVENT_TYPE.mask
+    if (
+        event.Header & ~known
+        or HV_PENDING_EVENT_TYPE.get(event.Header) != HvX64PendingEventType.HvX64PendingEventException
+        or event.Vector > 31
+        or event.Flags & ~HV_PENDING_EXCEPTION_DELIVER_ERROR_CODE
+    ):
+        return HvStatus.INVALID_REGISTER_VALUE
+    error_code = event.ErrorCode if event.Flags & HV_PENDING_EXCEPTION_DELIVER_ERROR_CODE else None
+    if event.Vector == 14:
+        sregs = vcpu.get_sregs()
+        sregs.cr2 = event.ExceptionParameter
+        vcpu.set_sregs(sregs)
+    vcpu.events.exception = None
+    vcpu.queue_exception(event.Vector, error_code)
+    return HvStatus.SUCCESS
+
+
+# --- architectural registers ----------------------------------------------------------------------------------------------
+
+
+def _general(field: str) -> tuple[Get, Set]:
+    def read(_vp: Vp, _level: int, vcpu: Vcpu) -> int:
+        value: int = getattr(vcpu.get_regs(), field)
+        return value
+
+    def write(_vp: Vp, _level: int, vcpu: Vcpu, value: int) -> HvStatus:
+        if value > _U64:
+            return HvStatus.INVALID_REGISTER_VALUE
+        regs: Regs = vcpu.get_regs()
+        setattr(regs, field, value | RFLAGS_FIXED if field == "rflags" else value)
+        vcpu.put_regs(regs)
+        return HvStatus.SUCCESS
+
+    return read, write
+
+
+def _control(field: str) -> Get:
+    def read(_vp: Vp, _level: int, vcpu: Vcpu) -> int:
+        value: int = getattr(vcpu.get_sregs(), field)
+        return value
+
+    return read
+
+
+def _segment(field: str) -> tuple[Get, Set]:
+    def read(_vp: Vp, _level: int, vcpu: Vcpu) -> int:
+        segment: Segment = getattr(vcpu.get_sregs(), field)
+        packed = HV_X64_SEGMENT_REGISTER(
+            segment.base, segment.limit, segment.selector, attributes_to_access_rights(segment.attributes)
+        ).pack()
+        return int.from_bytes(packed, "little")
+
+    def write(_vp: Vp, _level: int, vcpu: Vcpu, value: int) -> HvStatus:
+        register = HV_X64_SEGMENT_REGISTER.unpack(value.to_bytes(16, "little"))
+        sregs: Sregs = vcpu.get_sregs()
+        attributes = access_rights_to_attributes(register.Attributes)
+        setattr(sregs, field, Segment(register.Selector, register.Base, register.Limit, attributes))
+        vcpu.set_sregs(sregs)
+        return HvStatus.SUCCESS
+
+    return read, write
+
+
+def _table(field: str) -> tuple[Get, Set]:
+    def read(_vp: Vp, _level: int, vcpu: Vcpu) -> int:
+        table: DescriptorTable = getattr(vcpu.get_sregs(), field)
+        return int.from_bytes(HV_X64_TABLE_REGISTER(Limit=table.limit, Base=table.base).pack(), "little")
+
+    def write(_vp: Vp, _level: int, vcpu: Vcpu, value: int) -> HvStatus:
+        register = HV_X64_TABLE_REGISTER.unpack(value.to_bytes(16, "little"))
+        sregs: Sregs = vcpu.get_sregs()
+        setattr(sregs, field, DescriptorTable(register.Base, register.Limit))
+        vcpu.set_sregs(sregs)
+        return HvStatus.SUCCESS
+
+    return read, write
+
+
+def _model_specific(index: int) -> tuple[Get, Set]:
+    def read(_vp: Vp, _level: int, vcpu: Vcpu) -> int:
+        value = vcpu.get_msr(index)
+        assert value is not None
+        return value
+
+    def write(_vp: Vp, _level: int, vcpu: Vcpu, value: int) -> HvStatus:
+        # The rules are those of the guest's own WRMSR.
+        accepted = value <= _U64 and vcpu.set_guest_msr(index, value)
+        return HvStatus.SUCCESS if accepted else HvStatus.INVALID_REGISTER_VALUE
+
+    return read, write
+
+
+_GENERAL: Final = {
+    Name.HvX64RegisterRax: "rax",
+    Name.HvX64RegisterRcx: "rcx",
+    Name.HvX64RegisterRdx: "rdx",
+    Name.HvX64RegisterRbx: "rbx",
+    Name.HvX64RegisterRsp: "rsp",
+    Name.HvX64RegisterRbp: "rbp",
+    Name.HvX64RegisterRsi: "rsi",
+    Name.HvX64RegisterRdi: "rdi",
+    **{Name[f"HvX64RegisterR{number}"]: f"r{number}" for number in range(8, 16)},
+    Name.HvX64RegisterRip: "rip",
+    Name.HvX64RegisterRflags: "rflags",
+}
+_SEGMENTS: Final = {
+    Name.HvX64RegisterEs: "es",
+    Name.HvX64RegisterCs: "cs",
+    Name.HvX64RegisterSs: "ss",
+    Name.HvX64RegisterDs: "ds",
+    Name.HvX64RegisterFs: "fs",
+    Name.HvX64RegisterGs: "gs",
+    Name.HvX64RegisterLdtr: "ldt",
+    Name.HvX64RegisterTr: "tr",
+}
+_MSRS: Final = {
+    Name.HvX64RegisterKernelGsBase: msr.MSR_KERNEL_GS_BASE,
+    Name.HvX64RegisterPat: msr.MSR_IA32_CR_PAT,
+    Name.HvX64RegisterSysenterCs: msr.MSR_IA32_SYSENTER_CS,
+    Name.HvX64RegisterSysenterEip: msr.MSR_IA32_SYSENTER_EIP,
+    Name.HvX64RegisterSysenterEsp: msr.MSR_IA32_SYSENTER_ESP,
+    Name.HvX64RegisterStar: msr.MSR_STAR,
+    Name.HvX64RegisterLstar: msr.MSR_LSTAR,
+    Name.HvX64RegisterCstar: msr.MSR_CSTAR,
+    Name.HvX64RegisterSfmask: msr.MSR_SYSCALL_MASK,
+}
+
+_GETTERS: Final[dict[int, Get]] = {
+    Name.HvRegisterVsmCodePageOffsets: _code_page_offsets,
+    Name.HvRegisterVsmVpStatus: _vp_status,
+    Name.HvRegisterVsmPartitionStatus: _partition_status,
+    Name.HvRegisterVsmCapabilities: _capabilities,
+    Name.HvRegisterVsmPartitionConfig: _get_partition_config,
+    Name.HvRegisterPendingEvent0: _get_pending_event0,
+    Name.HvRegisterVpIndex: _vp_index,
+    Name.HvX64RegisterCr0: _control("cr0"),
+    Name.HvX64RegisterCr2: _control("cr2"),
+    Name.HvX64RegisterCr3: _control("cr3"),
+    Name.HvX64RegisterCr4: _control("cr4"),
+    Name.HvX64RegisterCr8: _control("cr8"),
+    Name.HvX64RegisterEfer: _control("efer"),
+    Name.HvX64RegisterIdtr: _table("idt")[0],
+    Name.HvX64RegisterGdtr: _table("gdt")[0],
+    **{name: _general(field)[0] for name, field in _GENERAL.items()},
+    **{name: _segment(field)[0] for name, field in _SEGMENTS.items()},
+    **{name: _model_specific(number)[0] for name, number in _MSRS.items()},
+}
+_SETTERS: Final[dict[int, Set]] = {
+    Name.HvRegisterVsmPartitionConfig: _set_partition_config,
+    Name.HvRegisterPendingEvent0: _set_pending_event0,
+    Name.HvX64RegisterIdtr: _table("idt")[1],
+    Name.HvX64RegisterGdtr: _table("gdt")[1],
+    **{name: _general(field)[1] for name, field in _GENERAL.items()},
+    **{name: _segment(field)[1] for name, field in _SEGMENTS.items()},
+    **{name: _model_specific(number)[1] for name, number in _MSRS.items()},
+}
