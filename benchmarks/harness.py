@@ -1,6 +1,6 @@
 """Run the benchmark cases of this directory: `python -m benchmarks.harness [--json] [--rounds N] [NAME...]`.
 
-Each module bench_*.py beside this file has a function `cases() -> list[Case]`; what a case is and how it is measured is
+Each module bench_*.py beside this file has a function `cases() -> list[Case | Figure]`; what these are and how they are measured is
 `vtlkit.cli.measure`. Ends with 0 however fast the machine was; with 2 if a name is not that of a case.
 """
 
@@ -12,12 +12,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vtlkit.cli.measure import Case, measure, to_json, to_table
+from vtlkit.cli.measure import Case, Figure, measure_row, to_json, to_table
 
 
-def all_cases(directory: Path = Path(__file__).parent, package: str = "benchmarks") -> list[Case]:
+def all_cases(directory: Path = Path(__file__).parent, package: str = "benchmarks") -> list[Case | Figure]:
     """The cases of every bench_*.py, modules in alphabetical order. Raises ValueError if two have one name."""
-    found: dict[str, Case] = {}
+    found: dict[str, Case | Figure] = {}
     for path in sorted(directory.glob("bench_*.py")):
         for case in importlib.import_module(f"{package}.{path.stem}").cases():
             if case.name in found:
@@ -26,7 +26,12 @@ def all_cases(directory: Path = Path(__file__).parent, package: str = "benchmark
     return list(found.values())
 
 
-def main(argv: Sequence[str] | None = None, cases: Sequence[Case] | None = None) -> int:
+def describe(case: Case | Figure) -> str:
+    """One line of `--list`."""
+    return f"{case.name} (against {case.rival_name})" if isinstance(case, Case) else f"{case.name} (in {case.unit})"
+
+
+def main(argv: Sequence[str] | None = None, cases: Sequence[Case | Figure] | None = None) -> int:
     """Measure the chosen cases; one line on standard error as each is done, the table or JSON on standard output."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.harness", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="cases to run (default: all)")
@@ -36,7 +41,7 @@ def main(argv: Sequence[str] | None = None, cases: Sequence[Case] | None = None)
     options = parser.parse_args(argv)
     available = {case.name: case for case in (all_cases() if cases is None else cases)}
     if options.list:
-        print("\n".join(f"{case.name} (against {case.rival_name})" for case in available.values()))
+        print("\n".join(map(describe, available.values())))
         return 0
     unknown = [name for name in options.names if name not in available]
     if unknown or options.rounds < 1:
@@ -45,8 +50,8 @@ def main(argv: Sequence[str] | None = None, cases: Sequence[Case] | None = None)
         return 2
     results = []
     for name in options.names or available:
-        results.append(measure(available[name], options.rounds))
-        print(f"{name}: {results[-1].ratio:.3f} of {results[-1].rival_name}", file=sys.stderr, flush=True)
+        results.append(measure_row(available[name], options.rounds))
+        print(results[-1].brief(), file=sys.stderr, flush=True)
     print(to_json(results) if options.json else to_table(results))
     return 0
 

@@ -1,0 +1,48 @@
+"""vtlkit's side of the benchmarks: words of bench.elf on a machine, timed by the difference of two lengths.
+
+The shorter run is everything but the loop (start-up, translation, the guest's preparations, power-off): what the longer
+one takes more is the loop's, and nothing else.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Final
+
+from vtlkit.cli.compose import Mode, composed
+
+SHORT: Final = 2
+"""Turns of the loop in the shorter run."""
+_MEMORY: Final = 64 << 20
+"""The memory loop walks 16 MiB from 16 MiB on."""
+
+
+@dataclass(frozen=True, slots=True)
+class GuestLoop:
+    """One word of bench.elf's, in one mode, with so many processors."""
+
+    word: str
+    realtime: bool = False
+    cpus: int = 1
+
+    def seconds(self, iterations: int) -> float:
+        """What a machine takes from its start to the guest's power-off; making the machine is left out."""
+        from vtlkit import guests
+        from vtlkit.vmm.machine import MachineConfig, Outcome
+
+        config = MachineConfig(cpus=self.cpus, memory=_MEMORY, append=f"{self.word} {iterations}")
+        printed = bytearray()
+        with composed(Mode(realtime=self.realtime), config, printed.extend) as machine:
+            machine.load(guests.path("bench"))
+            begin = time.perf_counter()
+            result = machine.run()
+            taken = time.perf_counter() - begin
+        if result.outcome is not Outcome.POWER_OFF:
+            raise RuntimeError(f"'{self.word} {iterations}' ended with {result.message}: {printed.decode()}{result.crash}")
+        return taken
+
+    def per_iteration(self, iterations: int) -> float:
+        """Seconds that one turn of the loop takes; too few turns drown in the noise and may come out negative."""
+        short = self.seconds(SHORT)
+        return (self.seconds(SHORT + iterations) - short) / iterations

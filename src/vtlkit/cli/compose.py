@@ -1,0 +1,102 @@
+"""The composition root: which host and which engine a machine gets, from what the command line asks.
+
+Deterministic (the default): the simulator, and an engine that counts instructions; a run is a function of the guest and
+the seed. Real time: a thread per virtual processor, the machine's own clock, and an engine that counts nothing.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vtlkit.engine.api import EngineFactory
+    from vtlkit.host.api import RunnableHost
+    from vtlkit.vmm.machine import Machine, MachineConfig
+
+
+class EngineChoice(enum.StrEnum):
+    """What `--engine` takes."""
+
+    AUTO = "auto"
+    UNICORN = "unicorn"
+    KVM = "kvm"
+
+
+class CannotCompose(Exception):
+    """The machine asked for cannot be had here. One line: why, and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """How a machine is run. `seed` draws the order of virtual processors and is for the deterministic mode only."""
+
+    engine: EngineChoice = EngineChoice.AUTO
+    realtime: bool = False
+    seed: int | None = None
+
+    def check(self) -> None:
+        """Raise `CannotCompose` for what is not to be had, before anything is made."""
+        if self.engine is EngineChoice.KVM:
+            raise CannotCompose("engine kvm is not implemented yet; use --engine unicorn")
+        if self.realtime and self.seed is not None:
+            raise CannotCompose("a seed cannot reproduce a run in real time: leave out --seed or --realtime")
+
+    def reproduce(self) -> str:
+        """What to tell a user who wants to see the same run again; empty where that cannot be had."""
+        if self.realtime:
+            return ""
+        return "reproduce with: the same command" if self.seed is None else f"reproduce with: --seed {self.seed}"
+
+
+@contextmanager
+def composed(mode: Mode, config: MachineConfig, console: Callable[[bytes], None]) -> Iterator[Machine]:
+    """A machine that is ready to load an image; its host and engines end with the block.
+
+    Raises:
+        CannotCompose: the mode, the engine or so much memory is not to be had here.
+    """
+    from vtlkit.engine.api import EngineError
+    from vtlkit.vmm.machine import Machine
+
+    mode.check()
+    try:
+        engines = make_engines(mode)
+    except EngineError as error:
+        raise CannotCompose(str(error)) from error
+    try:
+        with _host(mode) as host:
+            try:
+                machine = Machine(config, host, engines, console)
+            except MemoryError as error:
+                raise CannotCompose(f"{error}; give less with --memory") from error
+            yield machine
+    finally:
+        engines.close()
+
+
+def make_engines(mode: Mode) -> EngineFactory:
+    """The engine factory of a mode. Raises EngineError where the engine cannot be used."""
+    from vtlkit.engine.unicorn import UnicornFactory
+
+    return UnicornFactory(counting=not mode.realtime, threaded=mode.realtime)
+
+
+@contextmanager
+def _host(mode: Mode) -> Iterator[RunnableHost]:
+    if mode.realtime:
+        from vtlkit.host.threads import ThreadHost
+
+        with ThreadHost() as threads:
+            yield threads
+        return
+    from vtlkit.host.sim import Simulator
+
+    simulator = Simulator() if mode.seed is None else Simulator(seed=mode.seed)
+    try:
+        yield simulator
+    finally:
+        simulator.stop()

@@ -1,0 +1,100 @@
+"""The `vtlkit` program: its commands, and how it ends.
+
+The promise: bad input is one line on standard error and status 2, an error of vtlkit's own is a traceback and status
+70, Ctrl-C is status 130, and a reader that goes away (`vtlkit info | head -1`) ends the program without a word.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Final
+
+import typer
+from typer.main import get_command
+
+from vtlkit import __version__
+from vtlkit.cli.bench import bench
+from vtlkit.cli.info import info
+from vtlkit.cli.run import run
+from vtlkit.cli.status import BadInput, Status, complain, report_bug
+
+_USAGE_ERROR: Final = typer.BadParameter.__mro__[1]
+"""What typer raises for words it cannot take; it has no public name."""
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"vtlkit {__version__}")
+        raise typer.Exit()
+
+
+def application() -> typer.Typer:
+    """The commands. Plain help texts: the decorated ones take longer to draw than everything else here."""
+    app = typer.Typer(
+        name="vtlkit",
+        add_completion=False,
+        no_args_is_help=True,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["--help", "-h"]},
+    )
+
+    @app.callback()
+    def vtlkit(
+        version: Annotated[
+            bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+        ] = False,
+    ) -> None:
+        """Run x86-64 guests with Hyper-V's Virtual Trust Levels on an embedded CPU."""
+
+    for command in (run, info, bench):
+        app.command()(command)
+    return app
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; `argv` is without the program's name. Returns the exit status."""
+    try:
+        status = _dispatch(sys.argv[1:] if argv is None else list(argv))
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # The interpreter flushes once more as it exits, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Status.BROKEN_PIPE
+
+
+def _dispatch(words: list[str]) -> int:
+    try:
+        status = get_command(application()).main(words, prog_name="vtlkit", standalone_mode=False)
+        return status if isinstance(status, int) else Status.OK
+    except BadInput as error:
+        complain(error.command, str(error))
+        return Status.BAD_INPUT
+    except _USAGE_ERROR as error:
+        return _refuse_words(error)
+    except (KeyboardInterrupt, typer.Abort):
+        return Status.INTERRUPTED
+    except BrokenPipeError:
+        raise
+    except Exception as error:  # noqa: BLE001 - the last resort: nothing may end as a debug exit's status 1
+        report_bug(error)
+        return Status.BUG
+
+
+def _refuse_words(error: BaseException) -> int:
+    """One line for a usage error; the whole help where nothing was asked for."""
+    context = getattr(error, "ctx", None)
+    message = str(getattr(error, "format_message")())
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(message, file=sys.stderr)
+        return Status.BAD_INPUT
+    command = "vtlkit" if context is None else str(context.command_path)
+    complain(command, f"{message[:1].lower()}{message[1:]} ('{command} --help' says more)")
+    return Status.BAD_INPUT
+
+
+if __name__ == "__main__":
+    sys.exit(main())

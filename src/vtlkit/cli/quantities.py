@@ -1,0 +1,55 @@
+"""Numbers as users write them: sizes with binary suffixes, seconds; and sizes as they are shown."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+import typer
+
+KIB: Final = 1 << 10
+MIB: Final = 1 << 20
+GIB: Final = 1 << 30
+PAGE_SIZE: Final = 4096
+MEMORY_MINIMUM: Final = MIB
+MEMORY_MAXIMUM: Final = (1 << 40) - GIB
+"""What 40 bits of guest-physical address reach, without the gigabyte below 4 GiB where devices are."""
+SEED_MAXIMUM: Final = (1 << 64) - 1
+SECONDS_MAXIMUM: Final = 1e8
+"""About three years: far below what the kernel's timers take."""
+
+_SIZE: Final = re.compile(r"([0-9]{1,20})(?:([KMGT])(?:iB)?)?", re.IGNORECASE)
+_SHIFT: Final = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+_SECONDS: Final = re.compile(r"[0-9]{0,12}(?:\.[0-9]{0,12})?")
+
+
+def parse_memory(text: str) -> int:
+    """Bytes of guest memory in `256M`, `262144K`, `1G` or `268435456`. Raises typer.BadParameter for what cannot be."""
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        raise typer.BadParameter(f"'{text}' is no size: write 256M, 1G or a number of bytes")
+    size = int(found[1]) << _SHIFT[(found[2] or "").upper()]
+    if size < MEMORY_MINIMUM:
+        hint = f"; for mebibytes write {found[1]}M" if not found[2] else ""
+        raise typer.BadParameter(f"{text} is less than 1M, the least that a machine has{hint}")
+    if size > MEMORY_MAXIMUM:
+        raise typer.BadParameter(f"{text} is more than {show_size(MEMORY_MAXIMUM)}, the most that guests can address")
+    if size % PAGE_SIZE:
+        raise typer.BadParameter(f"{text} is not a multiple of 4K, the size of a page")
+    return size
+
+
+def parse_seconds(text: str) -> float:
+    """A positive number of seconds, decimals allowed. Raises typer.BadParameter for anything else."""
+    seconds = float(text) if _SECONDS.fullmatch(text) and text not in ("", ".") else 0.0
+    if not 0 < seconds <= SECONDS_MAXIMUM:
+        raise typer.BadParameter(f"'{text}' is no time: write a positive number of seconds, such as 10 or 0.5")
+    return max(seconds, 1e-6)
+
+
+def show_size(size: int) -> str:
+    """The shortest exact spelling that `parse_memory` takes: `256M`."""
+    for suffix in ("T", "G", "M", "K"):
+        if size and not size % (1 << _SHIFT[suffix]):
+            return f"{size >> _SHIFT[suffix]}{suffix}"
+    return str(size)
