@@ -170,9 +170,10 @@ class Machine:
             self.host.run()
         finally:
             timer.cancel()
-        return self._result()
+        return self.result()
 
-    def _result(self) -> RunResult:
+    def result(self) -> RunResult:
+        """What the run has come to so far; after `run` has raised, too. Without a reason to end it is a deadlock."""
         outcome, status, message, crash = self._outcome or (
             Outcome.DEADLOCK,
             _STATUS[Outcome.DEADLOCK],

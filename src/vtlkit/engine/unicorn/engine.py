@@ -455,7 +455,7 @@ class UnicornEngine(Engine):
             return
         try:
             reason = self._exit_of(number)
-            if reason is not None and not self._closed:
+            if reason is not None:
                 self._caller.switch(reason)
         except BaseException as error:  # noqa: BLE001 - C frames cannot carry it; `run` raises it
             self._failure = error

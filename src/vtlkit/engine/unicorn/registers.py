@@ -28,7 +28,6 @@ from vtlkit.x86.registers import (
     CR4_OSFXSR,
     CR4_SMAP,
     EFER_LMA,
-    EFER_SVME,
     RFLAGS_VM,
     DescriptorTable,
     Segment,
@@ -192,8 +191,8 @@ def update_hflags(state: CpuState, cpl: int | None) -> None:
         hflags |= HF_OSFXSR
     if state.cr[4] & CR4_SMAP:
         hflags |= HF_SMAP
-    if state.efer & EFER_SVME:
-        hflags |= HF_SVME
+    # The translator knows VMMCALL only with SVM on. What else that makes valid is intercepted: the hypervisor decides.
+    hflags |= HF_SVME
     cs = state.segs[CS].flags
     if state.efer & EFER_LMA:
         hflags |= HF_LMA

@@ -119,6 +119,8 @@ class Vp:
             self._donor.store(-1)
             vcpu.copy_shared_state(self.vcpus[donor])
             self._sleeping.clear(level)
+            # The event that this VTL may have asked for the processor for will be delivered now.
+            self._wanted.clear(level)
             vcpu.set_mp_state(self._mp_states[level])
         wanted = self._wanted.load() >> (level + 1)
         if wanted:
@@ -136,7 +138,6 @@ class Vp:
             )
             return
         if vcpu.get_mp_state() is not MpState.HV_INACTIVE_VTL:
-            self._mp_states[level] = vcpu.get_mp_state()
             vcpu.set_mp_state(MpState.HV_INACTIVE_VTL)
         # The mark before the look: whoever makes this VTL active after the look sees the mark and ends the wait.
         self._sleeping.set(level)
@@ -170,9 +171,9 @@ class Vp:
         """
         self.switches += 1
         newcomer = self.vcpus[target]
+        self._mp_states[source] = self.vcpus[source].get_mp_state()
         if reason is not None:
             newcomer.hv.assist.set_entry_reason(reason)
-        self._wanted.clear(target)
         self._donor.store(source)
         self.active.store(target)
         # Orders the store of the active VTL before the load of the mark; pairs with _wait_above.
