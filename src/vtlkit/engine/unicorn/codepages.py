@@ -45,6 +45,11 @@ class TranslatedCode:
         self._starts[first:last] = [start]
         self._bytes[first:last] = [bytes(self.block.view[start:end])]
 
+    def overlaps(self, start: int, end: int) -> bool:
+        """Whether any of [start, end) has been translated, or may have been."""
+        index = bisect_right(self._starts, end - 1)
+        return index > 0 and self._starts[index - 1] + len(self._bytes[index - 1]) > start
+
     def changed(self) -> list[tuple[int, bytes]]:
         """Forget and return the intervals whose bytes differ now: (offset in the block, present bytes)."""
         view = self.block.view

@@ -85,7 +85,7 @@ from vtlkit.engine.unicorn.controls import (
 from vtlkit.engine.unicorn.decode import MAX_LENGTH, Decoded, decode, length
 from vtlkit.engine.unicorn.delivery import CS, Delivery
 from vtlkit.engine.unicorn.linear import GuestFault, LinearMemory, PhysicalFault
-from vtlkit.engine.unicorn.memory import GuestPhysicalMap, Kind, Range
+from vtlkit.engine.unicorn.memory import CHUNK, GuestPhysicalMap, Kind, Range
 from vtlkit.engine.unicorn.operands import Operand
 from vtlkit.engine.unicorn.state import (
     CC_FLAGS,
@@ -169,7 +169,7 @@ class UnicornEngine(Engine):
         self._live.no_exit_request.value = not factory.counts_instructions()
         self.regs = self._live.state
         self._controls = ControlPages()
-        self._map = GuestPhysicalMap(lib, self._handle)
+        self._map = GuestPhysicalMap(lib, self._handle, self.regs)
         self._controls.map(lib, self._handle)
         registers.enable_features(self.regs)
         self.linear = LinearMemory(self.regs, self._map, registers.MAXPHYADDR)
@@ -193,6 +193,7 @@ class UnicornEngine(Engine):
         self._lengths: dict[int, tuple[int, int, int, bytes, int, int]] = {}
         self._code: dict[int, TranslatedCode] = {}
         self._host_wrote = False
+        self._code_moved = False
         self._caller: greenlet = getcurrent()
         self._cpu: greenlet | None = None
         self._install_hooks()
@@ -291,6 +292,10 @@ class UnicornEngine(Engine):
         if (factory.last_entered is not self or self._host_wrote) and not self._unfinished:
             self._forget_changed_code()
         factory.last_entered = self
+        if self._code_moved:
+            self._code_moved = False
+            self._code.clear()
+            self._lib.check(self._lib.ctl(self._handle, binding.CTL_TB_FLUSH, 0, 0), "a flush of translated code")
         if budget is not None and self._counting:
             self._set_budget(budget)
         if self._limited:
@@ -480,6 +485,10 @@ class UnicornEngine(Engine):
             return self._exception(code - EXCEPTION_BASE)
         if code == SvmExit.SMI:
             self._request_low.value = 0
+            live = self._live
+            if self._counting and live.counter.value > live.count.value:
+                # The limit has ended the run or is about to: one kick is one exit.
+                return None
             return _INTERRUPTED
         if code == SvmExit.VINTR:
             self._request_high.value &= ~(INTERRUPT_VIRQ >> 8)
@@ -979,11 +988,20 @@ class UnicornEngine(Engine):
 
     def unmap(self, gpa: int, size: int) -> None:
         assert not self._unfinished, "the map cannot change in an unfinished I/O instruction"
+        self._forget_moved_code(gpa, size)
         self._map.unmap(gpa, size)
 
     def protect(self, gpa: int, size: int, access: Access) -> None:
         assert not self._unfinished, "the map cannot change in an unfinished I/O instruction"
+        self._forget_moved_code(gpa, size)
         self._map.protect(gpa, size, access)
+
+    def _forget_moved_code(self, gpa: int, size: int) -> None:
+        """A change of the map may give memory another address inside Unicorn, by which it finds translated code."""
+        for known in self._code.values():
+            found = self._map.ram(gpa, Access.NONE)
+            if found is None or found[0] is not known.block or known.overlaps(found[1] - CHUNK, found[1] + size + CHUNK):
+                self._code_moved = True
 
     def flush_tlb(self) -> None:
         self._lib.check(self._lib.ctl(self._handle, binding.CTL_TLB_FLUSH, 0, 0), "a TLB flush")

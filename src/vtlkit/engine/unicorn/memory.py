@@ -8,10 +8,17 @@ Belongs to the vCPU's task.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Final
+
 from vtlkit.engine.api import Access
 from vtlkit.engine.memory_map import Kind, MemoryMap, Range
 from vtlkit.engine.unicorn import binding
 from vtlkit.engine.unicorn.binding import Library, MmioReadCallback, MmioWriteCallback
+from vtlkit.engine.unicorn.state import CpuState
+
+CHUNK: Final = 2 << 20
+_CHUNKS_MAX: Final = 128
 
 __all__ = ["GuestPhysicalMap", "Kind", "Range"]
 
@@ -19,8 +26,9 @@ __all__ = ["GuestPhysicalMap", "Kind", "Range"]
 class GuestPhysicalMap(MemoryMap):
     """Applies every change to the Unicorn instance and remembers it."""
 
-    def __init__(self, lib: Library, handle: int) -> None:
+    def __init__(self, lib: Library, handle: int, state: CpuState) -> None:
         super().__init__()
+        self._state = state
         self._lib = lib
         self._handle = handle
         self.hides = False
@@ -43,16 +51,14 @@ class GuestPhysicalMap(MemoryMap):
 
     def _vanish(self, item: Range) -> None:
         if item.visible:
-            self._lib.check(self._lib.mem_unmap(self._handle, item.gpa, item.end - item.gpa), "an unmap")
+            self._changing(self._lib.mem_unmap, item.gpa, item.end - item.gpa)
             item.visible = False
 
     def _permit(self, item: Range, was: Access) -> None:
         if not item.visible:
             self._show(item)
         elif item.access & Access.READ:
-            self._lib.check(
-                self._lib.mem_protect(self._handle, item.gpa, item.end - item.gpa, int(item.access)), "a protection"
-            )
+            self._changing(self._lib.mem_protect, item.gpa, item.end - item.gpa, int(item.access))
         else:
             self.hides = True
             self._vanish(item)
@@ -63,16 +69,29 @@ class GuestPhysicalMap(MemoryMap):
         if not item.visible:
             self.hides = True
             return
-        self._lib.check(
-            self._lib.mem_map_ptr(
-                self._handle,
-                item.gpa,
-                item.end - item.gpa,
-                int(item.access),
-                item.block.address + item.offset,
-            ),
-            "a RAM range",
-        )
+        # Unicorn undoes a whole mapping page by page to change one page of it: small mappings keep changes cheap.
+        size = item.end - item.gpa
+        step = max(CHUNK, -(-size // (_CHUNKS_MAX * CHUNK)) * CHUNK)
+        gpa = item.gpa
+        while gpa < item.end:
+            end = min(item.end, gpa - gpa % step + step)
+            address = item.block.address + item.offset + (gpa - item.gpa)
+            self._lib.check(
+                self._lib.mem_map_ptr(self._handle, gpa, end - gpa, int(item.access), address), "a RAM range"
+            )
+            gpa = end
+
+    def _changing(self, change: Callable[..., int], gpa: int, *arguments: int) -> None:
+        """Undo or change a mapping, and what Unicorn leaves wrong by taking the address for a linear one.
+
+        It looks the address up in the guest's page tables (and may leave a page fault's traces in CR2 and the error
+        code), and drops cached translations of that linear page only.
+        """
+        state = self._state
+        cr2, error_code = state.cr[2], state.error_code
+        self._lib.check(change(self._handle, gpa, *arguments), "a change of the memory map")
+        state.cr[2], state.error_code = cr2, error_code
+        self._lib.check(self._lib.ctl(self._handle, binding.CTL_TLB_FLUSH, 0, 0), "a TLB flush")
 
 
 assert (int(Access.READ), int(Access.WRITE), int(Access.EXECUTE)) == (
