@@ -35,7 +35,8 @@ _MSR_REG_SHIFT: Final = 4
 class SyntheticMsr(NamedTuple):
     """`write` None: read-only, #GP for the guest. `host_write` None: as the guest's, ignored if there is none.
 
-    Restoring a saved machine writes every register that it has read, so the host may write read-only ones.
+    Restoring a saved machine writes every register that it has read: the host may write read-only ones, and its writes
+    to what acts on the machine (EOM, ICR, ...) do nothing. The local APIC's registers are restored with the local APIC.
     """
 
     privilege: int
@@ -210,9 +211,9 @@ MSRS: Final[Mapping[int, SyntheticMsr]] = {
     ),
     msrs.HV_X64_MSR_TSC_FREQUENCY: SyntheticMsr(_FREQUENCY, lambda hv: hv.vcpu.vm.tsc_khz * _KHZ),
     msrs.HV_X64_MSR_APIC_FREQUENCY: SyntheticMsr(_FREQUENCY, lambda _hv: _NS_PER_S // APIC_BUS_CYCLE_NS),
-    msrs.HV_X64_MSR_EOI: SyntheticMsr(_APIC, _write_only, _set_eoi),
-    msrs.HV_X64_MSR_ICR: SyntheticMsr(_APIC, _get_icr, _set_icr),
-    msrs.HV_X64_MSR_TPR: SyntheticMsr(_APIC, _get_tpr, _set_tpr),
+    msrs.HV_X64_MSR_EOI: SyntheticMsr(_APIC, _write_only, _set_eoi, _ignored),
+    msrs.HV_X64_MSR_ICR: SyntheticMsr(_APIC, _get_icr, _set_icr, _ignored),
+    msrs.HV_X64_MSR_TPR: SyntheticMsr(_APIC, _get_tpr, _set_tpr, _ignored),
     msrs.HV_X64_MSR_VP_ASSIST_PAGE: SyntheticMsr(_APIC, lambda hv: hv.assist.register, _set_vp_assist),
     msrs.HV_X64_MSR_SCONTROL: SyntheticMsr(_SYNIC, lambda hv: hv.synic.scontrol, _set_scontrol),
     msrs.HV_X64_MSR_SVERSION: SyntheticMsr(_SYNIC, lambda _hv: HV_SYNIC_VERSION),

@@ -1,0 +1,227 @@
+"""Synthetic MSRs, their privileges, CPUID, the VP assist page and system events."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import pytest
+
+from tests.unit.kvm.hyperv.rig import ALL_FEATURES, FakeVm
+from vtlkit.hvdef import msrs
+from vtlkit.hvdef.vsm import HvVtlEntryReason
+from vtlkit.kvm.errors import KvmError
+from vtlkit.kvm.hyperv.cpuid import HvFeatures, cpuid_leaves, feature_names
+from vtlkit.kvm.hyperv.msrs import MSRS
+from vtlkit.kvm.kvm_run import SystemEvent
+from vtlkit.kvm.requests import Req
+from vtlkit.x86 import apic as regs
+from vtlkit.x86.msr import X2APIC_ENABLE
+
+SWITCHES = [field.name for field in fields(HvFeatures) if field.name != "spinlocks"]
+NONE = replace(HvFeatures(spinlocks=0), **dict.fromkeys(SWITCHES, False))
+
+
+def leaf(features: HvFeatures, function: int) -> tuple[int, ...]:
+    return next(registers[1:] for registers in cpuid_leaves(features) if registers[0] == function)
+
+
+# --- CPUID --------------------------------------------------------------------------------------------------------
+
+
+def test_leaves() -> None:
+    leaves = cpuid_leaves(ALL_FEATURES, physical_address_bits=40, max_vps=16)
+    assert [registers[0] for registers in leaves] == list(range(0x40000000, 0x4000000B))
+    assert leaf(ALL_FEATURES, 0x40000000) == (0x4000000A, 0x7263694D, 0x666F736F, 0x76482074)
+    assert leaf(ALL_FEATURES, 0x40000001)[0] == 0x31237648
+    assert leaves[4][3] == 40
+    assert leaves[5][1] == 16
+
+
+def test_features_are_bits() -> None:
+    eax, ebx, _, edx = leaf(ALL_FEATURES, 0x40000003)
+    for bit in (0, 1, 2, 4, 5, 6, 7, 9, 10, 11):
+        assert eax >> bit & 1, bit
+    assert not eax >> 3 & 1  # no synthetic timers
+    assert ebx & (1 << 16 | 1 << 17 | 1 << 21) == 1 << 16 | 1 << 17 | 1 << 21
+    assert not ebx & (1 << 4 | 1 << 5)  # no ports
+    assert edx & (1 << 4 | 1 << 15 | 1 << 20) == 1 << 4 | 1 << 15 | 1 << 20
+    hints = leaf(ALL_FEATURES, 0x40000004)[0]
+    assert hints & (1 << 2 | 1 << 10 | 1 << 11) == 1 << 2 | 1 << 10 | 1 << 11
+    assert leaf(NONE, 0x40000003) == (1 << 5, 0, 0, 1 << 18)
+    assert leaf(NONE, 0x40000004) == (0, 0, 36, 0)
+
+
+def test_every_switch_changes_a_leaf() -> None:
+    assert cpuid_leaves(replace(NONE, spinlocks=1)) != cpuid_leaves(NONE)
+    needed = {"synic": ["vpindex"], "tlbflush_ext": ["vpindex", "tlbflush"], "vsm": ["vpindex", "synic"]}
+    for name in SWITCHES:
+        others = needed.get(name, [] if name == "vpindex" else ["vpindex"])
+        without = replace(NONE, **dict.fromkeys(others, True))
+        assert cpuid_leaves(replace(without, **{name: True})) != cpuid_leaves(without), name
+    assert "tlbflush-ext" in feature_names()
+
+
+def test_features_that_do_not_go_together() -> None:
+    with pytest.raises(KvmError, match="hv-vsm needs hv-synic"):
+        cpuid_leaves(replace(ALL_FEATURES, synic=False))
+    with pytest.raises(KvmError, match="32 bits"):
+        cpuid_leaves(HvFeatures(spinlocks=1 << 32))
+
+
+def test_nothing_without_the_interface() -> None:
+    cpu = FakeVm().cpu
+    cpu.hv.set_cpuid([])
+    assert not cpu.hv.enabled
+    assert all(cpu.rdmsr(index) is None and not cpu.wrmsr(index, 0) for index in MSRS)
+
+
+def test_privileges_guard_the_msrs() -> None:
+    cpu = FakeVm(features=NONE).cpu
+    allowed = {index for index in MSRS if cpu.rdmsr(index) is not None}
+    assert allowed == {msrs.HV_X64_MSR_GUEST_OS_ID, msrs.HV_X64_MSR_HYPERCALL}
+    cpu = FakeVm(features=replace(NONE, vpindex=True, synic=True)).cpu
+    assert cpu.rdmsr(msrs.HV_X64_MSR_SINT0) is not None
+    assert cpu.rdmsr(msrs.HV_X64_MSR_CRASH_CTL) is None
+
+
+def test_indices_that_are_no_msr() -> None:
+    cpu = FakeVm().cpu
+    for index in (0x40000004, msrs.HV_X64_MSR_STIMER0_CONFIG, 0x400000A0, 0x400001FF):
+        assert cpu.rdmsr(index) is None
+        assert not cpu.wrmsr(index, 0)
+        assert not cpu.hv.set_msr(index, 0, host_initiated=True)
+
+
+def test_what_the_host_reads_it_may_write_back() -> None:
+    cpu = FakeVm(2).cpu
+    for index in MSRS:
+        value = cpu.hv.get_msr(index, host_initiated=True)
+        if value is not None:
+            assert cpu.hv.set_msr(index, value, host_initiated=True), hex(index)
+    assert cpu.requests == set()
+    assert not cpu.hv.idle_requested
+
+
+# --- single registers ---------------------------------------------------------------------------------------------
+
+
+def test_vp_index() -> None:
+    vm = FakeVm(3, vp_indices=[7, 1, 2])
+    assert [cpu.rdmsr(msrs.HV_X64_MSR_VP_INDEX) for cpu in vm.vcpus] == [7, 1, 2]
+    assert not vm.cpu.wrmsr(msrs.HV_X64_MSR_VP_INDEX, 0)
+    assert not vm.cpu.hv.set_msr(msrs.HV_X64_MSR_VP_INDEX, 1, host_initiated=True)
+    assert not vm.cpu.hv.set_msr(msrs.HV_X64_MSR_VP_INDEX, 4096, host_initiated=True)
+    assert vm.cpu.hv.set_msr(msrs.HV_X64_MSR_VP_INDEX, 0, host_initiated=True)
+    assert vm.hv.vp(0) is vm.cpu.hv
+    assert vm.hv.vp(7) is None
+    with pytest.raises(KvmError, match="EEXIST"):
+        FakeVm(2, vp_indices=[3, 3])
+
+
+def test_frequencies_and_runtime() -> None:
+    cpu = FakeVm().cpu
+    assert cpu.rdmsr(msrs.HV_X64_MSR_TSC_FREQUENCY) == 1_000_000_000
+    assert cpu.rdmsr(msrs.HV_X64_MSR_APIC_FREQUENCY) == 1_000_000_000
+    cpu.hv.runtime_ns += 12_345
+    assert cpu.rdmsr(msrs.HV_X64_MSR_VP_RUNTIME) == 123
+    assert not cpu.wrmsr(msrs.HV_X64_MSR_VP_RUNTIME, 0)
+
+
+def test_idle() -> None:
+    cpu = FakeVm().cpu
+    assert cpu.rdmsr(msrs.HV_X64_MSR_GUEST_IDLE) == 0
+    assert cpu.hv.idle_requested
+    assert not cpu.wrmsr(msrs.HV_X64_MSR_GUEST_IDLE, 0)
+
+
+@pytest.mark.parametrize("x2apic", [False, True])
+def test_apic_registers(x2apic: bool) -> None:
+    vm = FakeVm(2)
+    if x2apic:
+        for cpu in vm.vcpus:
+            assert cpu.apic.set_base(cpu.apic.get_base() | X2APIC_ENABLE, host_initiated=False)
+    cpu, other = vm.vcpus
+    destination = 1 << (32 if x2apic else 56)
+    assert cpu.wrmsr(msrs.HV_X64_MSR_ICR, destination | regs.APIC_INT_ASSERT | 0x71)
+    assert cpu.rdmsr(msrs.HV_X64_MSR_ICR) == destination | regs.APIC_INT_ASSERT | 0x71
+    assert other.wrmsr(msrs.HV_X64_MSR_TPR, 0x80)
+    assert other.rdmsr(msrs.HV_X64_MSR_TPR) == 0x80
+    assert other.take() == -1
+    assert other.wrmsr(msrs.HV_X64_MSR_TPR, 0x60)
+    assert other.take(eoi=False) == 0x71
+    assert other.wrmsr(msrs.HV_X64_MSR_EOI, 0)
+    assert other.apic.statistics().eois == 1
+    assert not other.wrmsr(msrs.HV_X64_MSR_TPR, 0x100)
+    assert not other.wrmsr(msrs.HV_X64_MSR_EOI, 1 << 32)
+    assert other.rdmsr(msrs.HV_X64_MSR_EOI) is None
+
+
+def test_apic_registers_of_a_disabled_apic() -> None:
+    cpu = FakeVm().cpu
+    assert cpu.apic.set_base(0, host_initiated=True)
+    assert cpu.rdmsr(msrs.HV_X64_MSR_TPR) is None
+    assert not cpu.wrmsr(msrs.HV_X64_MSR_ICR, 0x71)
+
+
+def test_reenlightenment_registers() -> None:
+    cpu = FakeVm().cpu
+    assert cpu.wrmsr(msrs.HV_X64_MSR_REENLIGHTENMENT_CONTROL, 1 << 16 | 0x44)
+    assert cpu.rdmsr(msrs.HV_X64_MSR_REENLIGHTENMENT_CONTROL) == 1 << 16 | 0x44
+    assert cpu.wrmsr(msrs.HV_X64_MSR_TSC_EMULATION_STATUS, 0)
+    assert not cpu.wrmsr(msrs.HV_X64_MSR_TSC_EMULATION_STATUS, 1)
+    cpu.vm.hv.reset()
+    assert cpu.rdmsr(msrs.HV_X64_MSR_REENLIGHTENMENT_CONTROL) == 0
+
+
+# --- system events ------------------------------------------------------------------------------------------------
+
+
+def test_crash() -> None:
+    cpu = FakeVm().cpu
+    for number in range(5):
+        assert cpu.wrmsr(msrs.HV_X64_MSR_CRASH_P0 + number, 100 + number)
+    assert cpu.wrmsr(msrs.HV_X64_MSR_CRASH_CTL, 0)
+    assert cpu.requests == set()
+    control = msrs.HV_CRASH_CTL_CRASH_NOTIFY | msrs.HV_CRASH_CTL_CRASH_MESSAGE
+    assert cpu.rdmsr(msrs.HV_X64_MSR_CRASH_CTL) == control
+    assert cpu.wrmsr(msrs.HV_X64_MSR_CRASH_CTL, control)
+    assert cpu.requests == {Req.HV_CRASH}
+    event = cpu.hv.system_event(Req.HV_CRASH)
+    assert event.type == SystemEvent.CRASH
+    assert event.data == (100, 101, 102, 103, 104, control)
+
+
+def test_reset() -> None:
+    cpu = FakeVm().cpu
+    assert cpu.wrmsr(msrs.HV_X64_MSR_RESET, 0)
+    assert cpu.requests == set()
+    assert cpu.wrmsr(msrs.HV_X64_MSR_RESET, 1)
+    assert cpu.requests == {Req.HV_RESET}
+    assert cpu.hv.system_event(Req.HV_RESET).type == SystemEvent.RESET
+
+
+# --- VP assist page -----------------------------------------------------------------------------------------------
+
+
+def test_assist_page() -> None:
+    vm = FakeVm()
+    assist = vm.cpu.hv.assist
+    assist.set_entry_reason(HvVtlEntryReason.HvVtlEntryInterrupt)
+    vm.cpu.wrmsr(msrs.HV_X64_MSR_VP_ASSIST_PAGE, 0x8000 | 1)
+    assert vm.cpu.rdmsr(msrs.HV_X64_MSR_VP_ASSIST_PAGE) == 0x8000 | 1
+    assert vm.memory.read(0x8008, 4) == b"\2\0\0\0"
+    vm.put(0x8010, "<QQ", 0x1111111122222222, 0x3333333344444444)
+    assert assist.return_registers_64() == (0x1111111122222222, 0x3333333344444444)
+    assert assist.return_registers_32() == (0x22222222, 0x11111111, 0x44444444)
+    assist.set_vina_asserted(True)
+    assert vm.memory.read(0x800C, 1) == b"\1"
+    assert assist.vina_asserted
+    assist.set_intercept_message(b"m" * 256)
+    assert vm.memory.read(0x8070, 257) == b"m" * 256 + b"\0"
+    assist.write(0, b"\1")
+    vm.cpu.wrmsr(msrs.HV_X64_MSR_VP_ASSIST_PAGE, 0)
+    assert assist.entry_reason == HvVtlEntryReason.HvVtlEntryInterrupt
+    vm.cpu.wrmsr(msrs.HV_X64_MSR_VP_ASSIST_PAGE, 0x8000 | 1)
+    assert assist.read(0, 1) == b"\0"  # EOI assist starts anew
+    vm.cpu.hv.reset(init_event=False)
+    assert assist.entry_reason == 0
