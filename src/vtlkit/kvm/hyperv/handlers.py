@@ -1,7 +1,8 @@
 """Who answers a hypercall in the hypervisor: one small function per call code, in a table.
 
 A handler gets the decoded call, its parameters checked and read, and returns the status; None hands the call to user
-space. A rep call's handler sets `reps_done`, and may stop early with SUCCESS. It raises for nothing that a guest does.
+space. A rep call's handler sets `reps_done`, and may stop early with SUCCESS. One that must wait makes the vCPU wait
+and sets `reissue`. None raises for anything that a guest does.
 """
 
 from __future__ import annotations

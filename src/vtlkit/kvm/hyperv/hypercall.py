@@ -104,6 +104,8 @@ def hypercall(hv: HvVcpu, length: int) -> KvmRun | None:
             status = call.fetch()
             if not status:
                 status = handler(hv, call)
+                if call.reissue:
+                    return None
                 if status is None:
                     return _exit(call, length)
     _answer(hv, call, status, length)

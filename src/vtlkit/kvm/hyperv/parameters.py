@@ -88,6 +88,7 @@ class Hypercall:
         "output_gpa",
         "output_size",
         "read_xmm",
+        "reissue",
         "rep_count",
         "rep_start",
         "reps_done",
@@ -116,6 +117,8 @@ class Hypercall:
         self.output_gpa = output_gpa
         self.memory = memory
         self.is_64bit = is_64bit
+        self.reissue = False
+        """The handler can not go on now (a TLB lock): the instruction is to be executed again, as it is."""
         self.layout: HypercallLayout | None = None
         self.input_size = self.header_size = self.output_size = 0
         self.data = b""

@@ -219,6 +219,19 @@ def test_a_handler_that_stops_early_is_called_again(vm: FakeVm, monkeypatch: pyt
     assert vm.cpu.skipped == CALL_LENGTH
 
 
+def test_a_handler_that_must_wait_leaves_everything_as_it_is(vm: FakeVm, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wait(_hv: object, call: Hypercall) -> None:
+        call.reissue = True
+
+    table = {**handlers.HANDLERS, Call.HvCallFlushVirtualAddressSpace: wait}
+    monkeypatch.setattr("vtlkit.kvm.hyperv.hypercall.HANDLERS", table)
+    vm.cpu.set_parameters(Call.HvCallFlushVirtualAddressSpace, INPUT)
+    before = dict(vars(vm.cpu.regs))
+    assert vm.cpu.hv.hypercall(CALL_LENGTH) is None
+    assert vars(vm.cpu.regs) == before
+    assert vm.cpu.skipped == 0
+
+
 # --- interrupts ---------------------------------------------------------------------------------------------------
 
 

@@ -10,10 +10,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tests.unit.kvm.hyperv.rig import FakeVm
+from vtlkit.engine.api import Access
 from vtlkit.host.sim import Simulator
 from vtlkit.hvdef import msrs
 from vtlkit.hvdef.messages import HvMessageType, make_message
 from vtlkit.hvdef.status import HvStatus
+from vtlkit.kvm.hyperv.overlays import OverlayPage, Precedence
 from vtlkit.kvm.hyperv.synic import MESSAGE_BUFFERS
 from vtlkit.kvm.requests import Req
 
@@ -233,12 +235,26 @@ class MessageMachine(RuleBasedStateMachine):
 TestMessages = MessageMachine.TestCase
 
 
+class PreemptedPage(OverlayPage):
+    """A page before each of whose stores another task may run."""
+
+    __slots__ = ("host",)
+    host: Simulator
+
+    def write(self, offset: int, data: bytes) -> None:
+        self.host.relax()
+        super().write(offset, data)
+
+
 @pytest.mark.parametrize("seed", range(30))
 def test_no_message_is_lost_between_poster_and_guest(seed: int) -> None:
     """The race of the module's docstring: a guest that writes EOM only if it saw MessagePending gets every message."""
     host = Simulator(seed=seed, instrument=True)
     vm = make_vm(host)
     synic = vm.cpu.hv.synic
+    page = PreemptedPage(vm.memory, Precedence.MESSAGES, Access.ALL)
+    page.host = host
+    synic.message_page = page
     view = synic.message_page.view
     taken: list[int] = []
     wanted = 6
