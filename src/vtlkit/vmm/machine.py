@@ -206,7 +206,10 @@ class Machine:
                 vcpu.set_immediate_exit()
             else:
                 vcpu.signal()
-        if not (interrupt and self.host.deterministic):
+        if interrupt and self.host.deterministic:
+            # Sleeping processors cannot be woken by plain stores: the host ends their tasks where they are.
+            self.host.stop()
+        else:
             self._queue.wake()
             self.partition.wake_all()
 
