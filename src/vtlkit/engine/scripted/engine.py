@@ -1,9 +1,9 @@
 """An engine whose guest is a Python generator, one yielded operation per instruction (`ops`).
 
 It keeps the whole contract of `vtlkit.engine.api` where that speaks of exits, windows, injection, kicks, budgets,
-memory and unfinished I/O, so that the run loop above cannot tell it from a processor. It has no page tables, segments or
-descriptor tables: addresses are guest-physical, and an event enters the handler registered for its vector instead of a
-gate. It asks nobody for the time and makes no choice of its own: a run is a function of the script, of what the
+memory and unfinished I/O, so that the run loop above cannot tell it from a processor. It has no page tables, segments
+or descriptor tables: addresses are guest-physical, and an event enters the handler registered for its vector instead of
+a gate. It asks nobody for the time and makes no choice of its own: a run is a function of the script, of what the
 hypervisor does, and of what `Host` actions return.
 
 Execution starts at linear address CS.base + RIP: `programs` says which generator function begins there. Setting RIP or

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from vtlkit.engine.api import EngineError
+from vtlkit.engine.api import PAGE_SIZE, EngineError
 
 SUPPORTED: Final = (2, 1)
 """Major and minor version that the state overlay was measured on; the self-check has the last word."""
@@ -37,6 +37,10 @@ UC_X86_INS_IN: Final = 218
 UC_X86_INS_OUT: Final = 500
 
 UC_QUERY_MODE: Final = 1
+
+_REGION_ADDRESS: Final = 64
+_REGION_END: Final = 144
+"""Offsets of `addr` and `end` in QEMU's MemoryRegion."""
 
 
 class Hook(enum.IntEnum):
@@ -122,7 +126,6 @@ class Library:
         self.mem_map_ptr = bind("uc_mem_map_ptr", handle, word, word, ctypes.c_uint32, ctypes.c_void_p)
         self.mem_unmap = bind("uc_mem_unmap", handle, word, word)
         self.mem_protect = bind("uc_mem_protect", handle, word, word, ctypes.c_uint32)
-        self.mem_write = bind("uc_mem_write", handle, word, ctypes.c_char_p, word)
         self.mmio_map = bind(
             "uc_mmio_map", handle, word, word, MmioReadCallback, ctypes.c_void_p, MmioWriteCallback, ctypes.c_void_p
         )
@@ -130,13 +133,20 @@ class Library:
         self.context_save = bind("uc_context_save", handle, handle)
         self.context_free = bind("uc_context_free", handle)
         self.ctl = bind("uc_ctl", handle, ctypes.c_int, word, word)
-        restore = getattr(lib, "cpu_restore_state_x86_64", None)
-        if restore is None:
-            raise EngineError("this build of Unicorn exports no cpu_restore_state: pip install 'unicorn==2.1.4'")
-        restore.argtypes = (handle, word, ctypes.c_bool)
-        restore.restype = ctypes.c_bool
-        self.restore_state: Callable[[int, int, bool], bool] = restore
-        """QEMU's own: RIP and the arithmetic flags as of the instruction that a place in translated code comes from."""
+
+        def internal(name: str, result: Any, *argtypes: Any) -> Callable[..., Any]:
+            function = getattr(lib, f"{name}_x86_64", None)
+            if function is None:
+                raise EngineError(f"this build of Unicorn does not export {name}: pip install 'unicorn==2.1.4'")
+            function.argtypes = argtypes
+            function.restype = result
+            return function  # type: ignore[no-any-return]
+
+        self.restore_state = internal("cpu_restore_state", ctypes.c_bool, handle, word, ctypes.c_bool)
+        """(CPU, place in translated code, False): set RIP and the flags as of the instruction that it comes from."""
+        self._find_region = internal("find_memory_mapping", handle, handle, word)
+        self._region_ram = internal("memory_region_get_ram_addr", word, handle)
+        self._invalidate = internal("tb_invalidate_phys_range", None, handle, word, word)
         self._hook_add = lib.uc_hook_add
         self._hook_add.restype = ctypes.c_int
         self._context_size = lib.uc_context_size
@@ -145,6 +155,23 @@ class Library:
         self._strerror = lib.uc_strerror
         self._strerror.restype = ctypes.c_char_p
         self._strerror.argtypes = (ctypes.c_int,)
+
+    def drop_translations(self, handle: int, gpa: int, size: int) -> None:
+        """Forget the code translated from mapped guest-physical memory. (`uc_mem_write` does not, and `uc_ctl` walks
+        the guest's page tables and leaves its traces there.)"""
+        end = gpa + size
+        while gpa < end:
+            region = self._find_region(handle, gpa)
+            if region is None:
+                raise EngineError(f"{gpa:#x} is not mapped")
+            first = ctypes.c_uint64.from_address(region + _REGION_ADDRESS).value
+            last = ctypes.c_uint64.from_address(region + _REGION_END).value
+            if not first <= gpa < last or first % PAGE_SIZE or last % PAGE_SIZE:
+                raise EngineError("this build of Unicorn keeps memory regions otherwise: pip install 'unicorn==2.1.4'")
+            ram = self._region_ram(region) + (gpa - first)
+            piece = min(end, last) - gpa
+            self._invalidate(handle, ram, ram + piece)
+            gpa += piece
 
     def context_size(self, handle: int) -> int:
         """Bytes of a saved context, its header included."""

@@ -139,7 +139,7 @@ _RDTSCP: Final = {n: Rdtsc(n, True) for n in range(1, MAX_LENGTH + 1)}
 _NO_CHAIN: Final = 0xFFFF
 
 _STRANDED: Final[list[UnicornEngine]] = []
-"""Engines closed while suspended in a hook of another thread: C frames that only that thread can leave still use them."""
+"""Engines closed while suspended in a hook of another thread: C frames that only it can leave still use them."""
 
 
 class UnicornEngine(Engine):
@@ -186,9 +186,10 @@ class UnicornEngine(Engine):
         self._fault: tuple[int, int, int] | None = None
         self._deferred: Event | None = None
         self._undo: bytes | None = None
+        self._counted = 0
+        self._held_low = self._held_high = 0
         self._limited = False
         self._lone = -1
-        self._started = False
         self._inside = False
         self._lengths: dict[int, tuple[int, int, int, bytes, int, int]] = {}
         self._code: dict[int, TranslatedCode] = {}
@@ -289,7 +290,7 @@ class UnicornEngine(Engine):
 
     def _enter(self, budget: int | None) -> Exit:
         factory = self._factory
-        if (factory.last_entered is not self or self._host_wrote) and not self._unfinished:
+        if factory.last_entered is not self or self._host_wrote:
             self._forget_changed_code()
         factory.last_entered = self
         if self._code_moved:
@@ -339,9 +340,6 @@ class UnicornEngine(Engine):
         state = self.regs
         while True:
             state.hflags |= HF_GUEST
-            if not self._started:
-                self._started = True
-                self._note_code(state.rip + (0 if state.hflags & HF_CS64 else state.segs[CS].base), 1)
             self._fault = None
             if self._counting:
                 # Starting resets the counter: carry on with what is left.
@@ -388,6 +386,7 @@ class UnicornEngine(Engine):
         state, live = self.regs, self._live
         self._undo = ctypes.string_at(ctypes.addressof(state), CONTEXT_BYTES)
         self._counted = live.counter.value
+        self._hold_requests()
         state.cr[0] |= CR0_PG
         state.cr[3] = EMPTY_TABLE_GPA
         state.cr[4] &= ~CR4_PAE
@@ -398,6 +397,16 @@ class UnicornEngine(Engine):
         assert undo is not None
         ctypes.memmove(ctypes.addressof(self.regs), undo, CONTEXT_BYTES)
         self._live.counter.value = self._counted
+        if self._held_low:
+            self._request_low.value = INTERRUPT_SMI
+        self._request_high.value |= self._held_high
+        self._held_low = self._held_high = 0
+
+    def _hold_requests(self) -> None:
+        """Put aside kicks and windows: the translator would serve them before it stops, again and again."""
+        self._held_low |= self._request_low.value
+        self._held_high |= self._request_high.value
+        self._request_low.value = self._request_high.value = 0
 
     def kick(self) -> None:
         self._request_low.value = INTERRUPT_SMI
@@ -457,6 +466,7 @@ class UnicornEngine(Engine):
     def _on_interrupt(self, _uc: int, number: int, _data: int) -> None:
         self._unfinished = False
         if self._undo is not None:
+            self._hold_requests()
             return
         try:
             reason = self._exit_of(number)
@@ -722,20 +732,16 @@ class UnicornEngine(Engine):
         self._host_wrote = False
         for known in self._code.values():
             for offset, data in known.changed():
-                self._drop_translations(known.block, offset, data)
+                self._drop_translations(known.block, offset, len(data))
 
-    def _drop_translations(self, block: RamBlock, offset: int, data: bytes) -> None:
-        """Storing the bytes that are there already makes Unicorn drop what it translated from them."""
-
+    def _drop_translations(self, block: RamBlock, offset: int, size: int) -> None:
         def visit(item: Range) -> None:
             if item.block is not block or not item.visible:
                 return
             low = max(offset, item.offset)
-            high = min(offset + len(data), item.offset + (item.end - item.gpa))
+            high = min(offset + size, item.offset + (item.end - item.gpa))
             if low < high:
-                piece = data[low - offset : high - offset]
-                gpa = item.gpa + (low - item.offset)
-                self._lib.check(self._lib.mem_write(self._handle, gpa, piece, len(piece)), "dropping translations")
+                self._lib.drop_translations(self._handle, item.gpa + (low - item.offset), high - low)
 
         self._map.each(visit)
 
@@ -1000,7 +1006,11 @@ class UnicornEngine(Engine):
         """A change of the map may give memory another address inside Unicorn, by which it finds translated code."""
         for known in self._code.values():
             found = self._map.ram(gpa, Access.NONE)
-            if found is None or found[0] is not known.block or known.overlaps(found[1] - CHUNK, found[1] + size + CHUNK):
+            if (
+                found is None
+                or found[0] is not known.block
+                or known.overlaps(found[1] - CHUNK, found[1] + size + CHUNK)
+            ):
                 self._code_moved = True
 
     def flush_tlb(self) -> None:

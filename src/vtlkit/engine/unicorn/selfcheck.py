@@ -1,8 +1,8 @@
 """Proves once a process, on a scratch instance, that Unicorn behaves as this adapter relies on.
 
 `state.locate` proves where the words lie; this proves what they do: an intercept exits precisely, the counter counts,
-the limit stops, a raised SMI line exits before the next instruction, and the interrupt window opens one instruction
-after STI. A failure is an `EngineError` that names the expectation.
+the limit stops, a raised SMI line exits before the next instruction, the interrupt window opens one instruction after
+STI, and translated code can be dropped. A failure is an `EngineError` that names the expectation.
 """
 
 from __future__ import annotations
@@ -66,6 +66,9 @@ def _check() -> None:
         _expect(engine.regs.rax & 0xFFFF == 3, "registers are where they are expected")
         reason = engine.run(100)
         _expect(type(reason) is Hlt and engine.regs.rip == 12, "HLT exits with RIP at it")
+        block.view[12:14] = b"\x0f\xa2"
+        engine.memory_written(12, 2)
+        _expect(type(engine.run(100)) is Cpuid, "code that the host has changed is translated anew")
     finally:
         factory.close()
 

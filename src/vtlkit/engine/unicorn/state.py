@@ -145,6 +145,9 @@ _EMU_COUNTER: Final = 1368
 _EMU_COUNT: Final = 1376
 _INVALID_ERROR: Final = 1424
 _NO_EXIT_REQUEST: Final = 2034
+_HOOK_INSERT: Final = 2032
+_NESTED_LEVEL: Final = 14840
+_LAST_BLOCK: Final = 14848
 _NEXT_FLAGS: Final = 24
 _INTERRUPT_REQUEST: Final = 28
 _ENV_POINTER: Final = 296
@@ -152,6 +155,7 @@ _DECREMENTER_POINTER: Final = 304
 _IO_PC: Final = 33144
 
 _CONTEXT_HEADER_MAX: Final = 64
+_BLOCK_BYTES: Final = 512
 
 
 class LiveCpu:
@@ -165,6 +169,7 @@ class LiveCpu:
         "interrupt_request",
         "invalid_error",
         "io_pc",
+        "last_block",
         "next_flags",
         "no_exit_request",
         "state",
@@ -181,6 +186,9 @@ class LiveCpu:
         self.invalid_error = ctypes.c_uint32.from_address(handle + _INVALID_ERROR)
         # True while blocks are translated: they look for an exit request at their start only, not behind every access.
         self.no_exit_request = ctypes.c_bool.from_address(handle + _NO_EXIT_REQUEST)
+        # Unicorn tells of a new block only if one has run to its end before: give it one. It is copied from, no more.
+        self.last_block = ctypes.create_string_buffer(_BLOCK_BYTES)
+        ctypes.c_uint64.from_address(handle + _LAST_BLOCK).value = ctypes.addressof(self.last_block)
         # Flags of the next block to translate or find; 1 is a block of one instruction, all ones are the usual flags.
         self.next_flags = ctypes.c_uint32.from_address(cpu + _NEXT_FLAGS)
         # Where in translated code the memory-mapped access was made that a device callback answers.
@@ -240,6 +248,9 @@ def locate(lib: Library, handle: int) -> LiveCpu:
                 break
         else:
             raise _moved("its CPU state")
+        fresh = memory.read(handle + _HOOK_INSERT, 4)
+        if fresh[:1] + fresh[2:] != b"\0\0\1" or memory.read(handle + _NESTED_LEVEL, 16) != bytes(16):
+            raise _moved("what it knows of the last block")
     return LiveCpu(handle, cpu, env, decrementer)
 
 

@@ -1,0 +1,16 @@
+"""The conformance suite of `vtlkit.engine.api`: every engine passes it, or lacks what a case needs and says so.
+
+for case in CASES:
+    if (reason := engine_under_test.why_not(case)) is None:
+        case.run(engine_under_test)
+"""
+
+from vtlkit.testing.engine_conformance import (
+    budgets,
+    exits,
+)
+from vtlkit.testing.engine_conformance.suite import CASES, Bench, Case, EngineUnderTest, Need
+
+__all__ = ["CASES", "Bench", "Case", "EngineUnderTest", "Need"]
+
+CASE_MODULES = (budgets, exits)

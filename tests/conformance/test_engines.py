@@ -1,0 +1,53 @@
+"""Every engine of vtlkit against `vtlkit.testing.engine_conformance`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+import pytest
+
+from vtlkit.engine.scripted import ScriptedFactory
+from vtlkit.engine.unicorn import UnicornFactory
+from vtlkit.testing.engine_conformance import CASES, Case, EngineUnderTest, Need
+
+
+def _start_thread(function: Callable[[], None]) -> Callable[[], None]:
+    failures: list[BaseException] = []
+
+    def body() -> None:
+        try:
+            function()
+        except BaseException as error:  # noqa: BLE001 - raised again by whoever waits
+            failures.append(error)
+
+    thread = threading.Thread(target=body)
+    thread.start()
+
+    def wait() -> None:
+        thread.join()
+        if failures:
+            raise failures[0]
+
+    return wait
+
+
+ENGINES = [
+    EngineUnderTest("unicorn", UnicornFactory, frozenset({Need.THREADS})),
+    EngineUnderTest(
+        "unicorn-threads",
+        lambda: UnicornFactory(counting=False, threaded=True),
+        frozenset({Need.COUNTS}),
+        start_thread=_start_thread,
+    ),
+    EngineUnderTest("scripted", lambda: ScriptedFactory({}), frozenset({Need.MACHINE_CODE, Need.THREADS})),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("under_test", ENGINES, ids=lambda under_test: under_test.name)
+def test_conforms(under_test: EngineUnderTest, case: Case) -> None:
+    reason = under_test.why_not(case)
+    if reason is not None:
+        pytest.skip(reason)
+    case.run(under_test)
