@@ -6,7 +6,7 @@ in the simulator, and under a checker's scheduler.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from vtlkit.engine import api as engine_api
 from vtlkit.kvm import events, exits
@@ -14,6 +14,9 @@ from vtlkit.kvm.kvm_run import Intr, KvmRun, Shutdown, SystemEvent, SystemEventE
 from vtlkit.kvm.mpstate import MpState
 from vtlkit.kvm.requests import Req
 from vtlkit.kvm.wait import has_events, vcpu_running, wait_for_event
+
+FASTPATH_LIMIT: Final = 16
+"""Exits handled before the clock is looked at again: timers are late by no more than these take."""
 
 if TYPE_CHECKING:
     from vtlkit.kvm.vcpu import Vcpu
@@ -121,15 +124,17 @@ def _enter_guest(vcpu: Vcpu) -> KvmRun | None:
         return None
     run = vcpu.vendor.vcpu_run
     reason = run(vcpu, budget, force_immediate_exit)
+    fast = 0
     while type(reason) is engine_api.Cpuid:
         # Fast path: nothing that an interrupt or another task could care about has changed.
         exits.emulate_cpuid(vcpu, reason.length)
-        if vcpu.requests.load() or engine.injected() is not None:
+        fast += 1
+        if fast == FASTPATH_LIMIT or vcpu.requests.load() or engine.injected() is not None:
             mode.store(exits.OUTSIDE_GUEST_MODE)
-            vcpu.sync_clock()
+            vcpu.sync_clock(fast)
             return None
         reason = run(vcpu, None, False)
     mode.store(exits.OUTSIDE_GUEST_MODE)
-    vcpu.sync_clock()
+    vcpu.sync_clock(fast + 1)
     vcpu.statistics.exits[reason.name] += 1
     return exits.HANDLERS[type(reason)](vcpu, reason)

@@ -278,15 +278,17 @@ class Vcpu:
 
     # --- time -------------------------------------------------------------------------------------------------------
 
-    def sync_clock(self) -> None:
-        """Account what the engine has executed to a deterministic host's clock. May let other tasks run."""
+    def sync_clock(self, exits: int = 1) -> None:
+        """Account what the engine has executed, and `exits` exits, to a deterministic host's clock.
+
+        May let other tasks run.
+        """
         executed = self.engine.instructions()
         if executed is None:
             return
         delta = executed - self.clock_mark
-        if delta:
-            self.clock_mark = executed
-            self.host.consume_ns(delta * self.vm.ns_per_instruction)
+        self.clock_mark = executed
+        self.host.consume_ns(delta * self.vm.ns_per_instruction + exits * self.vm.ns_per_exit)
 
     def guest_tsc(self) -> int:
         """The guest's time-stamp counter."""

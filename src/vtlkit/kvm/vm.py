@@ -31,6 +31,9 @@ TSC_KHZ: Final = 1_000_000
 """One cycle a nanosecond."""
 NS_PER_INSTRUCTION: Final = 10
 """Virtual time of one guest instruction on a deterministic host: 100 MIPS."""
+NS_PER_EXIT: Final = 1_000
+"""Virtual time of one exit on a deterministic host: about what hardware takes, so that a guest which polls a device sees
+time pass."""
 MAXPHYADDR: Final = 40
 
 
@@ -60,6 +63,7 @@ class Vm:
         self.hv = HvVm(self)
         self.tsc_khz = TSC_KHZ
         self.ns_per_instruction = NS_PER_INSTRUCTION
+        self.ns_per_exit = NS_PER_EXIT
 
     # --- interrupt controllers --------------------------------------------------------------------------------------
 
