@@ -371,6 +371,10 @@ class Engine(ABC):
         """Move RIP past an instruction of `length` bytes, drop the interrupt shadow, honour RFLAGS.TF (#DB is injected)."""
 
     @abstractmethod
+    def code_bits(self) -> int:
+        """16, 32 or 64: the size of the code that RIP is in."""
+
+    @abstractmethod
     def instruction_bytes(self, size: int = 16) -> bytes:
         """Up to `size` bytes at RIP, fewer where they cannot be fetched."""
 

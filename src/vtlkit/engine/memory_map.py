@@ -61,6 +61,8 @@ class MemoryMap:
         self._starts: list[int] = []
         self._ranges: list[Range] = []
         self._last: Range | None = None
+        self.generation = 0
+        """Changes with the map."""
 
     # --- what an engine follows -----------------------------------------------------------------------------------
 
@@ -92,7 +94,8 @@ class MemoryMap:
     def ram(self, gpa: int, access: Access) -> tuple[RamBlock, int] | None:
         """Block and offset of RAM at `gpa` if it permits `access`."""
         found = self.find(gpa)
-        if found is None or found.block is None or access & ~found.access:
+        # Plain integers: an IntFlag operation costs more than all the rest.
+        if found is None or found.block is None or int(access) & ~int(found.access):
             return None
         return found.block, found.offset + (gpa - found.gpa)
 
@@ -127,6 +130,7 @@ class MemoryMap:
             del self._starts[index]
             del self._ranges[index]
         self._last = None
+        self.generation += 1
 
     def protect(self, gpa: int, size: int, access: Access) -> None:
         _aligned(gpa, size)
@@ -144,6 +148,7 @@ class MemoryMap:
         self._starts.insert(index, new.gpa)
         self._ranges.insert(index, new)
         self._last = None
+        self.generation += 1
 
     def _cut(self, gpa: int, end: int, only: Kind | None = None) -> list[Range]:
         """Split at both ends and return the ranges within; ranges of a kind but `only` stay whole."""
@@ -158,6 +163,7 @@ class MemoryMap:
             elif only is None:
                 raise ValueError(f"an I/O range is freed whole, not at {at:#x}")
         self._last = None
+        self.generation += 1
         first = bisect_right(self._starts, gpa - 1)
         last = bisect_right(self._starts, end - 1)
         return self._ranges[first:last]

@@ -16,6 +16,7 @@ from vtlkit.kvm.cpuid import answer
 from vtlkit.kvm.kvm_run import KvmRun
 from vtlkit.kvm.mmu import forbids
 from vtlkit.kvm.mpstate import MpState
+from vtlkit.kvm.requests import Req
 from vtlkit.x86.exceptions import Vector
 from vtlkit.x86.msr import APICBASE_ENABLE, MSR_TSC_AUX
 
@@ -55,6 +56,11 @@ def emulate_cpuid(vcpu: Vcpu, length: int) -> None:
 
 def _interrupted(_vcpu: Vcpu, _exit: api.Exit) -> None:
     return None
+
+
+def _window(vcpu: Vcpu, _exit: api.Exit) -> None:
+    """The guest can take what it could not: look again (`interrupt_window_interception`)."""
+    vcpu.make_request(Req.EVENT)
 
 
 def _hlt(vcpu: Vcpu, exit_: api.Hlt) -> KvmRun | None:
@@ -196,8 +202,8 @@ def _internal_error(_vcpu: Vcpu, exit_: api.InternalError) -> KvmRun | None:
 
 HANDLERS: Final[dict[type[api.Exit], Callable[[Vcpu, Any], KvmRun | None]]] = {
     api.Interrupted: _interrupted,
-    api.InterruptWindow: _interrupted,
-    api.NmiWindow: _interrupted,
+    api.InterruptWindow: _window,
+    api.NmiWindow: _window,
     api.Hlt: _hlt,
     api.Rdmsr: _rdmsr,
     api.Wrmsr: _wrmsr,

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from vtlkit.kvm.vcpu import Vcpu
 
 
+_REQUESTS_HANDLED: Final = ~(1 << Req.EVENT)
+"""EVENT alone, by far the most frequent request, is looked at where events are injected."""
+
+
 def vcpu_run(vcpu: Vcpu) -> KvmRun:
     """Run until user space is needed."""
     vcpu.task = vcpu.host.current()
@@ -59,6 +63,8 @@ def _wait(vcpu: Vcpu) -> KvmRun | None:
 
 
 def _handle_requests(vcpu: Vcpu) -> KvmRun | None:
+    if not vcpu.requests.load() & _REQUESTS_HANDLED:
+        return None
     if vcpu.check_request(Req.MEMORY_CHANGED):
         if vcpu.engine.at_boundary:
             vcpu.map.sync()
@@ -97,7 +103,7 @@ def _enter_guest(vcpu: Vcpu) -> KvmRun | None:
             return None
     force_immediate_exit = vcpu.force_immediate_exit
     vcpu.force_immediate_exit = False
-    if vcpu.check_request(Req.EVENT) or vcpu.events.has_events() or events.has_interrupt(vcpu):
+    if vcpu.check_request(Req.EVENT) or vcpu.events.has_events():
         if engine.at_boundary:
             events.inject_pending(vcpu)
         else:

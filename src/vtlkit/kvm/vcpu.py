@@ -30,7 +30,7 @@ from vtlkit.kvm.requests import Req
 from vtlkit.x86 import apic as apic_regs
 from vtlkit.x86 import cpuid as cpuid_bits
 from vtlkit.x86.msr import APICBASE_BASE, APICBASE_ENABLE, MSR_EFER, X2APIC_ENABLE
-from vtlkit.x86.registers import CR0_PE, CR4_UMIP, EFER_LMA, RFLAGS_FIXED, RFLAGS_IF, Regs, Sregs
+from vtlkit.x86.registers import CR0_PE, CR4_UMIP, RFLAGS_FIXED, RFLAGS_IF, Regs, Sregs
 
 if TYPE_CHECKING:
     from vtlkit.kvm.vendor.svm import SvmVendor
@@ -314,7 +314,7 @@ class Vcpu:
 
     def is_64bit(self) -> bool:
         """Whether the guest executes 64-bit code."""
-        return bool(self.engine.get_msr(MSR_EFER) & EFER_LMA) and self.engine.get_sregs().cs.long
+        return self.engine.code_bits() == 64
 
     def protected_mode(self) -> bool:
         return bool(self.engine.get_sregs().cr0 & CR0_PE)
@@ -365,6 +365,7 @@ class Vcpu:
         for name in _REGISTERS:
             setattr(live, name, getattr(regs, name))
         self.engine.rflags = regs.rflags | RFLAGS_FIXED
+        self.make_request(Req.EVENT)
 
     def copy_shared_state(self, source: Vcpu) -> None:
         """Take what all VTLs of a processor share from the vCPU of another VTL; neither runs, both are between two

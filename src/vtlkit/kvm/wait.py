@@ -57,11 +57,11 @@ def check_block(vcpu: Vcpu) -> bool:
 def block(vcpu: Vcpu) -> None:
     """Sleep until `check_block` (`kvm_vcpu_block`): no polling."""
     queue = vcpu.wait
-    vcpu.statistics.blocks += 1
     while True:
         queue.prepare()
         if check_block(vcpu):
             break
+        vcpu.statistics.blocks += 1
         vcpu.host.schedule()
     queue.finish()
 
@@ -72,8 +72,7 @@ def wait_for_event(vcpu: Vcpu) -> None:
     A halted vCPU that a wake event reaches becomes runnable; one that something else woke stays halted, and the run
     loop looks at what that was.
     """
-    if not vcpu_runnable(vcpu):
-        block(vcpu)
+    block(vcpu)
     if not vcpu_runnable(vcpu):
         return
     events.accept_apic_events(vcpu)

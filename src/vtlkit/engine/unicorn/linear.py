@@ -7,7 +7,7 @@ engine.
 
 from __future__ import annotations
 
-import struct
+from typing import NamedTuple
 
 from vtlkit.engine.api import PAGE_SIZE, Access
 from vtlkit.engine.unicorn.memory import GuestPhysicalMap
@@ -39,6 +39,13 @@ class PhysicalFault(Exception):
         self.gva = gva
 
 
+class _Known(NamedTuple):
+    """A translation and the entries that it was read from."""
+
+    page: int
+    trail: tuple[tuple[memoryview, int, int, bytes], ...]
+
+
 class LinearMemory:
     """Reads and writes through the present paging state. Belongs to the vCPU's task, between instructions."""
 
@@ -46,6 +53,10 @@ class LinearMemory:
         self._state = state
         self._memory = memory
         self._maxphyaddr = maxphyaddr
+        self._known: dict[tuple[int, int, bool], _Known] = {}
+        """Translations made under `_known_for`, each with the table entries it rests on."""
+        self._known_for: tuple[int, ...] = ()
+        self._trail: list[tuple[memoryview, int, int, bytes]] = []
 
     def paging(self) -> PagingState:
         """The registers that decide translations, now."""
@@ -84,8 +95,9 @@ class LinearMemory:
         if found is None:
             return None
         block, offset = found
-        value: int = struct.unpack_from("<Q" if size == 8 else "<I", block.view, offset)[0]
-        return value
+        raw = bytes(block.view[offset : offset + size])
+        self._trail.append((block.view, offset, offset + size, raw))
+        return int.from_bytes(raw, "little")
 
     def translate(self, gva: int, access: int, *, implicit: bool = False) -> int:
         """The guest-physical address, accessed and dirty bits set.
@@ -94,8 +106,34 @@ class LinearMemory:
             GuestFault: #PF, or #GP where the address is not canonical.
             PhysicalFault: a page table cannot be read or updated.
         """
-        if not self._state.cr[0] & CR0_PG:
+        state = self._state
+        control = state.cr
+        if not control[0] & CR0_PG:
             return gva & 0xFFFFFFFF
+        # A walk is a function of these registers and of the entries it read: as long as neither has changed,
+        # its result stands, whatever the processor's own TLB holds.
+        registers = (
+            control[0],
+            control[3],
+            control[4],
+            state.efer,
+            state.eflags & RFLAGS_AC,
+            state.hflags & HF_CPL,
+            state.pkru,
+            self._memory.generation,
+        )
+        if registers != self._known_for:
+            self._known.clear()
+            self._known_for = registers
+        key = (gva >> 12, access, implicit)
+        known = self._known.get(key)
+        if known is not None:
+            for view, start, end, raw in known.trail:
+                if view[start:end] != raw:
+                    break
+            else:
+                return known.page | gva & 0xFFF
+        self._trail.clear()
         result = walk(self.paging(), gva, access, self._read_entry, implicit_supervisor=implicit)
         if result.outcome is Outcome.PAGE_FAULT:
             raise GuestFault(Vector.PF, result.error_code, gva)
@@ -103,6 +141,8 @@ class LinearMemory:
             raise GuestFault(Vector.GP, 0)
         if result.outcome is Outcome.GPA_FAULT:
             raise self._physical_fault(result.gpa, 8, Access.READ, gva)
+        if not result.updates:
+            self._known[key] = _Known(result.gpa & ~0xFFF, tuple(self._trail))
         for update in result.updates:
             self.physical_write(update.gpa, update.new.to_bytes(update.size, "little"), gva)
         return result.gpa
