@@ -443,6 +443,15 @@ class Engine(ABC):
     @abstractmethod
     def cpl(self) -> int: ...
 
+    @property
+    @abstractmethod
+    def cr0(self) -> int:
+        """CR0, without the cost of all system registers; so `cr4`."""
+
+    @property
+    @abstractmethod
+    def cr4(self) -> int: ...
+
     native_msrs: ClassVar[frozenset[int]]
     """MSRs that live in the engine: EFER, FS/GS/KernelGS base, STAR, LSTAR, CSTAR, SFMASK, SYSENTER_*, PAT, TSC_AUX."""
 

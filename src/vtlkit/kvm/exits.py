@@ -41,12 +41,11 @@ def emulate_cpuid(vcpu: Vcpu, length: int) -> None:
     if entry is not None:
         regs.rax, regs.rbx, regs.rcx, regs.rdx = entry
     else:
-        sregs = engine.get_sregs()
         regs.rax, regs.rbx, regs.rcx, regs.rdx = answer(
             vcpu.cpuid,
             function,
             regs.rcx & _U32,
-            sregs.cr4,
+            engine.cr4,
             engine.xcr0,
             bool(vcpu.apic.get_base() & APICBASE_ENABLE),
         )

@@ -112,7 +112,7 @@ class Msrs:
         if setter is not None:
             return setter(vcpu, value, host_initiated)
         if index in _CANONICAL:
-            if not host_initiated and not is_canonical(value, bool(vcpu.engine.get_sregs().cr4 & CR4_LA57)):
+            if not host_initiated and not is_canonical(value, bool(vcpu.engine.cr4 & CR4_LA57)):
                 return False
             vcpu.engine.set_msr(index, value)
             return True
@@ -236,7 +236,7 @@ def _set_efer(vcpu: Vcpu, value: int, host_initiated: bool) -> bool:
     if not host_initiated:
         if value & ~allowed:
             return False
-        if vcpu.engine.get_sregs().cr0 & CR0_PG and (old ^ value) & EFER_LME:
+        if vcpu.engine.cr0 & CR0_PG and (old ^ value) & EFER_LME:
             return False
         # LMA is the processor's to set.
         value = (value & ~EFER_LMA) | (old & EFER_LMA)

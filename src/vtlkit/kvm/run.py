@@ -13,7 +13,7 @@ from vtlkit.kvm import events, exits
 from vtlkit.kvm.kvm_run import Intr, KvmRun, Shutdown, SystemEvent, SystemEventExit
 from vtlkit.kvm.mpstate import MpState
 from vtlkit.kvm.requests import Req
-from vtlkit.kvm.wait import has_events, vcpu_running, wait_for_event
+from vtlkit.kvm.wait import vcpu_running, wait_for_event
 
 FASTPATH_LIMIT: Final = 16
 """Exits handled before the clock is looked at again: timers are late by no more than these take."""
@@ -56,8 +56,8 @@ def complete_only(vcpu: Vcpu) -> KvmRun | None:
 def _wait(vcpu: Vcpu) -> KvmRun | None:
     if vcpu.take_signal():
         return Intr()
-    wait_for_event(vcpu)
-    if vcpu.mp_state is MpState.HV_INACTIVE_VTL and has_events(vcpu):
+    runnable = wait_for_event(vcpu)
+    if runnable and vcpu.mp_state is MpState.HV_INACTIVE_VTL:
         return SystemEventExit(SystemEvent.WAKEUP)
     return None
 

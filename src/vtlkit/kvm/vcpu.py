@@ -20,7 +20,7 @@ from vtlkit.host.api import LockRank, Task
 from vtlkit.kvm import run as run_loop
 from vtlkit.kvm.cpuid import DYNAMIC_LEAVES, CpuidEntry, CpuidTable
 from vtlkit.kvm.hyperv.vcpu import HvVcpu
-from vtlkit.kvm.events import PENDING_INIT, PENDING_SIPI, EventQueue
+from vtlkit.kvm.events import PENDING_INIT, PENDING_SIPI, EventQueue, has_interrupt
 from vtlkit.kvm.kvm_run import KvmRun
 from vtlkit.kvm.lapic import LocalApic
 from vtlkit.kvm.mmu import EngineMap
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from vtlkit.kvm.vm import Vm
 
 _HYPERVISOR_LEAVES: Final = 4
+_EVENT_ONLY: Final = 1 << Req.EVENT
 _TIMER_REGISTERS: Final = frozenset({apic_regs.APIC_TMICT, apic_regs.APIC_LVTT, apic_regs.APIC_TDCR})
 _FPU_RESET: Final = bytes([0x7F, 0x03]) + bytes(22) + bytes([0x80, 0x1F]) + bytes(512 - 26)
 """FXSAVE image after reset: FCW 037Fh (FINIT's value, as KVM sets), MXCSR 1F80h."""
@@ -268,13 +269,26 @@ class Vcpu:
     def _apic_write(self, offset: int, size: int, value: int) -> None:
         self.sync_clock()
         self.apic.mmio_write(offset, size, value)
-        if offset in _TIMER_REGISTERS or self.requests.load():
-            # The slice was chosen before this timer was set, or an interrupt has just become deliverable.
+        if offset in _TIMER_REGISTERS:
+            # The slice was chosen before this timer was set.
             self.engine.kick()
+        else:
+            self._look_at_requests()
 
     def _look_at_requests(self) -> None:
-        if self.requests.load():
-            self.engine.kick()
+        """Leave the guest if a write from inside it made a request that has something to do."""
+        pending = self.requests.load()
+        if not pending:
+            return
+        if pending == _EVENT_ONLY:
+            # Taken before the look: a sender who adds an event after it makes the request again, and kicks.
+            self.check_request(Req.EVENT)
+            queue = self.events
+            if not has_interrupt(self) and not queue.has_events() and not queue.apic_events.load():
+                # An EOI that uncovered nothing, say.
+                return
+            self.make_request(Req.EVENT)
+        self.engine.kick()
 
     # --- time -------------------------------------------------------------------------------------------------------
 
@@ -317,7 +331,7 @@ class Vcpu:
         return self.engine.code_bits() == 64
 
     def protected_mode(self) -> bool:
-        return bool(self.engine.get_sregs().cr0 & CR0_PE)
+        return bool(self.engine.cr0 & CR0_PE)
 
     def cpl(self) -> int:
         return self.engine.cpl
@@ -401,7 +415,7 @@ class Vcpu:
     def update_intercepts(self) -> None:
         """Intercepts that follow guest state: UMIP is enforced by intercepting what it forbids."""
         intercepts = self.vendor.intercepts
-        if self.engine.get_sregs().cr4 & CR4_UMIP:
+        if self.engine.cr4 & CR4_UMIP:
             intercepts |= Intercept.DESCRIPTOR_TABLE_READ
         self.engine.set_intercepts(intercepts)
 

@@ -54,8 +54,8 @@ def check_block(vcpu: Vcpu) -> bool:
     return vcpu.signal_pending()
 
 
-def block(vcpu: Vcpu) -> None:
-    """Sleep until `check_block` (`kvm_vcpu_block`): no polling."""
+def block(vcpu: Vcpu) -> bool:
+    """Sleep until `check_block` (`kvm_vcpu_block`): no polling. Whether the vCPU is runnable now."""
     queue = vcpu.wait
     while True:
         queue.prepare()
@@ -64,18 +64,19 @@ def block(vcpu: Vcpu) -> None:
         vcpu.statistics.blocks += 1
         vcpu.host.schedule()
     queue.finish()
+    return vcpu_runnable(vcpu)
 
 
-def wait_for_event(vcpu: Vcpu) -> None:
+def wait_for_event(vcpu: Vcpu) -> bool:
     """One round of a vCPU that may not enter the guest (`vcpu_block`): wait, then see what came.
 
     A halted vCPU that a wake event reaches becomes runnable; one that something else woke stays halted, and the run
-    loop looks at what that was.
+    loop looks at what that was. Whether a wake event came.
     """
-    block(vcpu)
-    if not vcpu_runnable(vcpu):
-        return
+    if not block(vcpu):
+        return False
     events.accept_apic_events(vcpu)
     if vcpu.mp_state is MpState.HALTED:
         vcpu.mp_state = MpState.RUNNABLE
         vcpu.statistics.halt_wakeups += 1
+    return True

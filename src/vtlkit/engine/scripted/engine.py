@@ -36,7 +36,7 @@ from vtlkit.engine.memory_map import Kind
 from vtlkit.engine.scripted.core import Core, Guest, Handler, Leave
 from vtlkit.engine.scripted.state import FPU_SIZE, NATIVE_MSRS, State
 from vtlkit.x86.exceptions import Vector
-from vtlkit.x86.registers import DR6_BS, RFLAGS_FIXED, RFLAGS_IF, RFLAGS_RF, RFLAGS_TF, Sregs
+from vtlkit.x86.registers import DR6_BS, EFER_LMA, RFLAGS_FIXED, RFLAGS_IF, RFLAGS_RF, RFLAGS_TF, Sregs
 
 _INTERRUPTED: Final = Interrupted()
 _INTERRUPT_WINDOW: Final = InterruptWindow()
@@ -114,6 +114,12 @@ class ScriptedEngine(Core, Engine):
         if flags & RFLAGS_TF:
             self.regs.dr[4] |= DR6_BS
             self.inject(Event(EventType.EXCEPTION, Vector.DB))
+
+    def code_bits(self) -> int:
+        sregs = self.regs.sregs
+        if sregs.efer & EFER_LMA and sregs.cs.long:
+            return 64
+        return 32 if sregs.cs.db else 16
 
     def instruction_bytes(self, size: int = 16) -> bytes:
         """None: a script is not in guest memory."""

@@ -41,6 +41,10 @@ UC_QUERY_MODE: Final = 1
 _REGION_ADDRESS: Final = 64
 _REGION_END: Final = 144
 """Offsets of `addr` and `end` in QEMU's MemoryRegion."""
+_REGION_OPERATIONS: Final = 16
+_ACCESS_LIMITS: Final = 40
+_WIDEST_ACCESS: Final = 7
+"""Of `ops` in it; of `valid` and `impl` in MemoryRegionOps; of `impl.max_access_size` in those, in 4-byte words."""
 
 
 class Hook(enum.IntEnum):
@@ -172,6 +176,15 @@ class Library:
             piece = min(end, last) - gpa
             self._invalidate(handle, ram, ram + piece)
             gpa += piece
+
+    def widen_io(self, handle: int, gpa: int) -> None:
+        """Let 8-byte accesses of an I/O range come in one piece; Unicorn makes regions that take 4 bytes at most."""
+        region = self._find_region(handle, gpa)
+        operations = ctypes.c_uint64.from_address(region + _REGION_OPERATIONS).value
+        limits = (ctypes.c_uint32 * 10).from_address(operations + _ACCESS_LIMITS)
+        if any(limits):
+            raise EngineError("this build of Unicorn keeps I/O regions otherwise: pip install 'unicorn==2.1.4'")
+        limits[_WIDEST_ACCESS] = 8
 
     def context_size(self, handle: int) -> int:
         """Bytes of a saved context, its header included."""

@@ -191,6 +191,7 @@ class UnicornEngine(Engine):
         self._limited = False
         self._lone = -1
         self._inside = False
+        self._unwinding = False
         self._lengths: dict[int, tuple[int, int, int, bytes, int, int]] = {}
         self._code: dict[int, TranslatedCode] = {}
         self._host_wrote = False
@@ -360,22 +361,27 @@ class UnicornEngine(Engine):
 
     def _stopped(self, error: int) -> Exit | None:
         """Why the translator came back on its own; None if it is to go on."""
+        limited = False
         if self._undo is not None:
             self._restore()
         elif self._fault is None and self._live.counter.value > self._live.count.value:
             # The limit is noticed when the next instruction has been counted.
             self._live.counter.value -= 1
+            limited = True
         if self._deferred is not None:
             event, self._deferred = self._deferred, None
-            return self._delivery.deliver(event) or _INTERRUPTED
+            return self._delivery.deliver(event)
         if self._fault is not None:
             kind, address, size = self._fault
             self._fault = None
             return self._memory_fault(kind, address, size)
         if error:
             return InternalError(f"Unicorn stopped: {self._lib.describe(error)} at RIP {self.regs.rip:#x}")
-        self._request_low.value = 0
-        return _INTERRUPTED
+        if limited or self._request_low.value or self._unwinding or self._failure is not None:
+            self._request_low.value = 0
+            return _INTERRUPTED
+        # A change of the memory map that takes rights away from the page that RIP is in stops the translator, too.
+        return None
 
     def _cut_short(self) -> None:
         """Undo, when the translator stops, whatever the present instruction and its block still do.
@@ -437,9 +443,11 @@ class UnicornEngine(Engine):
         if self._undo is None:
             self._cut_short()
         self._answer = 0
+        self._unwinding = True
         self._lib.emu_stop(self._handle)
         self._caller = getcurrent()
         self._cpu.switch()
+        self._unwinding = False
 
     def skip(self, length: int) -> None:
         state = self.regs
@@ -917,6 +925,14 @@ class UnicornEngine(Engine):
     @property
     def cpl(self) -> int:
         return int(self.regs.hflags & HF_CPL)
+
+    @property
+    def cr0(self) -> int:
+        return int(self.regs.cr[0])
+
+    @property
+    def cr4(self) -> int:
+        return int(self.regs.cr[4])
 
     def get_msr(self, index: int) -> int:
         return registers.get_msr(self.regs, index)

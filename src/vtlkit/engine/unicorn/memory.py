@@ -48,6 +48,7 @@ class GuestPhysicalMap(MemoryMap):
             self._lib.mmio_map(self._handle, item.gpa, item.end - item.gpa, read_callback, None, write_callback, None),
             "an I/O range",
         )
+        self._lib.widen_io(self._handle, item.gpa)
 
     def _vanish(self, item: Range) -> None:
         if item.visible:
