@@ -43,7 +43,7 @@ class TranslatedCode:
             end = max(end, self._starts[last] + len(self._bytes[last]))
             last += 1
         self._starts[first:last] = [start]
-        self._bytes[first:last] = [bytes(self.block.view[start:end])]
+        self._bytes[first:last] = [self.block.mapping[start:end]]
 
     def overlaps(self, start: int, end: int) -> bool:
         """Whether any of [start, end) has been translated, or may have been."""
@@ -52,16 +52,17 @@ class TranslatedCode:
 
     def changed(self) -> list[tuple[int, bytes]]:
         """Forget and return the intervals whose bytes differ now: (offset in the block, present bytes)."""
-        view = self.block.view
+        # Slices of the mapping are bytes: compared by memcmp, where a memoryview compares element by element.
+        memory = self.block.mapping
         stale = [
             index
             for index, (start, data) in enumerate(zip(self._starts, self._bytes, strict=True))
-            if view[start : start + len(data)] != data
+            if memory[start : start + len(data)] != data
         ]
         found = []
         for index in reversed(stale):
             start, data = self._starts.pop(index), self._bytes.pop(index)
-            found.append((start, bytes(view[start : start + len(data)])))
+            found.append((start, memory[start : start + len(data)]))
         return found
 
     def __len__(self) -> int:

@@ -351,9 +351,12 @@ class UnicornEngine(Engine):
                     live.counter.value = 0
                     self._caller.switch(_INTERRUPTED)
                     continue
+            # While the translator does not run, QEMU keeps all flags in this field; here it has its running form always.
+            state.eflags = self.rflags
             self._inside = True
             error = lib.emu_start(handle, state.rip, 0, 0, self._budget)
             self._inside = False
+            self.rflags = state.eflags
             self._unfinished = False
             reason = self._stopped(error)
             if reason is not None:

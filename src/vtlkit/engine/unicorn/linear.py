@@ -7,6 +7,7 @@ engine.
 
 from __future__ import annotations
 
+from mmap import mmap
 from typing import NamedTuple
 
 from vtlkit.engine.api import PAGE_SIZE, Access
@@ -43,7 +44,7 @@ class _Known(NamedTuple):
     """A translation and the entries that it was read from."""
 
     page: int
-    trail: tuple[tuple[memoryview, int, int, bytes], ...]
+    trail: tuple[tuple[mmap, int, int, bytes], ...]
 
 
 class LinearMemory:
@@ -56,7 +57,7 @@ class LinearMemory:
         self._known: dict[tuple[int, int, bool], _Known] = {}
         """Translations made under `_known_for`, each with the table entries it rests on."""
         self._known_for: tuple[int, ...] = ()
-        self._trail: list[tuple[memoryview, int, int, bytes]] = []
+        self._trail: list[tuple[mmap, int, int, bytes]] = []
 
     def paging(self) -> PagingState:
         """The registers that decide translations, now."""
@@ -77,14 +78,14 @@ class LinearMemory:
         if found is None:
             raise self._physical_fault(gpa, size, Access.READ, gva)
         block, offset = found
-        return bytes(block.view[offset : offset + size])
+        return block.mapping[offset : offset + size]
 
     def physical_write(self, gpa: int, data: bytes, gva: int) -> None:
         found = self._memory.ram(gpa, Access.WRITE)
         if found is None:
             raise self._physical_fault(gpa, len(data), Access.WRITE, gva)
         block, offset = found
-        block.view[offset : offset + len(data)] = data
+        block.mapping[offset : offset + len(data)] = data
 
     def _physical_fault(self, gpa: int, size: int, access: Access, gva: int) -> PhysicalFault:
         item = self._memory.find(gpa)
@@ -95,8 +96,8 @@ class LinearMemory:
         if found is None:
             return None
         block, offset = found
-        raw = bytes(block.view[offset : offset + size])
-        self._trail.append((block.view, offset, offset + size, raw))
+        raw = block.mapping[offset : offset + size]
+        self._trail.append((block.mapping, offset, offset + size, raw))
         return int.from_bytes(raw, "little")
 
     def translate(self, gva: int, access: int, *, implicit: bool = False) -> int:
@@ -128,8 +129,8 @@ class LinearMemory:
         key = (gva >> 12, access, implicit)
         known = self._known.get(key)
         if known is not None:
-            for view, start, end, raw in known.trail:
-                if view[start:end] != raw:
+            for memory, start, end, raw in known.trail:
+                if memory[start:end] != raw:
                     break
             else:
                 return known.page | gva & 0xFFF
