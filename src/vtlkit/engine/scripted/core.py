@@ -75,6 +75,7 @@ class Core:
         self.unfinished = False
         self.answers: list[int] = []
         self._asked = 0
+        self._failure: BaseException | None = None
         self._computed = 0
         self._frames: list[_Frame] = []
         self._expected: tuple[int, int] | None = None
@@ -150,6 +151,9 @@ class Core:
             self.left -= 1
         self._asked = 0
         _METHODS[type(op)](self, op)
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
 
     def _compute(self, op: ops.Compute) -> None:
         step = min(op.count - self._computed, self.left)
@@ -246,7 +250,7 @@ class Core:
                 piece = self._ask(api.MmioRead(at, length)) & ((1 << length * 8) - 1)
             else:
                 assert item.read is not None
-                piece = item.read(at - item.gpa, length)
+                piece = self._called(item.read, at - item.gpa, length) or 0
             value |= piece << 8 * (at - gpa)
         return value
 
@@ -260,7 +264,15 @@ class Core:
                 self._ask(api.MmioWrite(at, length, piece))
             else:
                 assert item.write is not None
-                item.write(at - item.gpa, length, piece)
+                self._called(item.write, at - item.gpa, length, piece)
+
+    def _called(self, callback: Callable[..., int | None], *arguments: int) -> int | None:
+        """A device's answer. What it raises is raised when the instruction is finished: it must not be made again."""
+        try:
+            return callback(*arguments)
+        except BaseException as error:  # noqa: BLE001 - `execute` raises it
+            self._failure = error
+            return None
 
     def _rdmsr(self, _op: ops.Rdmsr) -> None:
         index = self.regs.rcx & 0xFFFFFFFF

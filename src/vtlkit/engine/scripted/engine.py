@@ -201,6 +201,14 @@ class ScriptedEngine(Core, Engine):
     def cpl(self) -> int:
         return self.regs.sregs.ss.dpl if self.regs.sregs.cr0 & 1 else 0
 
+    @property
+    def cr0(self) -> int:
+        return self.regs.sregs.cr0
+
+    @property
+    def cr4(self) -> int:
+        return self.regs.sregs.cr4
+
     def get_msr(self, index: int) -> int:
         return self.regs.get_msr(index)
 

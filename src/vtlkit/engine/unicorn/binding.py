@@ -35,6 +35,8 @@ UC_PROT_ALL: Final = 7
 UC_X86_REG_EFLAGS: Final = 25
 UC_X86_INS_IN: Final = 218
 UC_X86_INS_OUT: Final = 500
+UC_X86_INS_SYSCALL: Final = 699
+UC_X86_INS_SYSENTER: Final = 700
 
 UC_QUERY_MODE: Final = 1
 
@@ -85,6 +87,7 @@ InterruptCallback = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, cty
 InvalidCallback = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_void_p)
 InCallback = ctypes.CFUNCTYPE(ctypes.c_uint32, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_void_p)
 OutCallback = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_uint32, ctypes.c_int, ctypes.c_uint32, ctypes.c_void_p)
+InstructionCallback = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)
 MemoryCallback = ctypes.CFUNCTYPE(
     ctypes.c_bool, ctypes.c_void_p, ctypes.c_int, ctypes.c_uint64, ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
 )

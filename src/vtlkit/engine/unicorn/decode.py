@@ -15,6 +15,8 @@ _PLAIN: Final = {
     b"\x0f\x30": 2,  # WRMSR
     b"\x0f\x31": 2,  # RDTSC
     b"\x0f\x33": 2,  # RDPMC
+    b"\x0f\x05": 2,  # SYSCALL
+    b"\x0f\x34": 2,  # SYSENTER
     b"\xf3\x90": 2,  # PAUSE
 }
 MAX_LENGTH: Final = 15

@@ -65,6 +65,7 @@ from vtlkit.engine.unicorn.binding import (
     EdgeCallback,
     Hook,
     InCallback,
+    InstructionCallback,
     InterruptCallback,
     InvalidCallback,
     MemoryCallback,
@@ -84,6 +85,7 @@ from vtlkit.engine.unicorn.controls import (
 )
 from vtlkit.engine.unicorn.decode import MAX_LENGTH, Decoded, decode, length
 from vtlkit.engine.unicorn.delivery import CS, Delivery
+from vtlkit.engine.unicorn.fast_calls import syscall, sysenter
 from vtlkit.engine.unicorn.linear import GuestFault, LinearMemory, PhysicalFault
 from vtlkit.engine.unicorn.memory import CHUNK, GuestPhysicalMap, Kind, Range
 from vtlkit.engine.unicorn.operands import Operand
@@ -216,12 +218,16 @@ class UnicornEngine(Engine):
             OutCallback(self._on_out),
             MemoryCallback(self._on_memory),
             EdgeCallback(self._on_edge),
+            InstructionCallback(self._on_syscall),
+            InstructionCallback(self._on_sysenter),
         )
-        interrupt, invalid, port_in, port_out, memory, edge = self._callbacks
+        interrupt, invalid, port_in, port_out, memory, edge, on_syscall, on_sysenter = self._callbacks
         lib.hook_add(handle, Hook.INTR, interrupt)
         lib.hook_add(handle, Hook.INSN_INVALID, invalid)
         lib.hook_add(handle, Hook.INSN, port_in, binding.UC_X86_INS_IN)
         lib.hook_add(handle, Hook.INSN, port_out, binding.UC_X86_INS_OUT)
+        lib.hook_add(handle, Hook.INSN, on_syscall, binding.UC_X86_INS_SYSCALL)
+        lib.hook_add(handle, Hook.INSN, on_sysenter, binding.UC_X86_INS_SYSENTER)
         violations = (
             Hook.MEM_READ_UNMAPPED
             | Hook.MEM_WRITE_UNMAPPED
@@ -351,7 +357,7 @@ class UnicornEngine(Engine):
                     live.counter.value = 0
                     self._caller.switch(_INTERRUPTED)
                     continue
-            # While the translator does not run, QEMU keeps all flags in this field; here it has its running form always.
+            # Outside the translator QEMU keeps all flags in this field; the engine always has the form used inside.
             state.eflags = self.rflags
             self._inside = True
             error = lib.emu_start(handle, state.rip, 0, 0, self._budget)
@@ -647,10 +653,31 @@ class UnicornEngine(Engine):
             event = Event(EventType.EXCEPTION, fault.vector, fault.error_code)
         except PhysicalFault:
             event = Event(EventType.EXCEPTION, Vector.GP, 0)
+        self._raise_after(event)
+        return True
+
+    def _raise_after(self, event: Event) -> None:
+        """Deliver `event` instead of the present instruction, from a hook inside translated code."""
         self._deferred = event
         self._cut_short()
         self._lib.emu_stop(self._handle)
-        return True
+
+    def _on_syscall(self, _uc: int, _data: int) -> None:
+        self._fast_call(syscall)
+
+    def _on_sysenter(self, _uc: int, _data: int) -> None:
+        self._fast_call(sysenter)
+
+    def _fast_call(self, execute: Callable[[UnicornEngine, int], Event | None]) -> None:
+        if self._undo is not None:
+            return
+        try:
+            event = execute(self, self._length())
+            if event is not None:
+                self._raise_after(event)
+        except BaseException as error:  # noqa: BLE001 - C frames cannot carry it; `run` raises it
+            self._failure = error
+            self._lib.emu_stop(self._handle)
 
     def _io_bitmap_denies(self, port: int, size: int) -> bool:
         state = self.regs

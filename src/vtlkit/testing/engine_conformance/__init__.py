@@ -8,9 +8,13 @@ for case in CASES:
 from vtlkit.testing.engine_conformance import (
     budgets,
     exits,
+    fast_calls,
+    memory,
+    mmio,
+    ports,
 )
 from vtlkit.testing.engine_conformance.suite import CASES, Bench, Case, EngineUnderTest, Need
 
 __all__ = ["CASES", "Bench", "Case", "EngineUnderTest", "Need"]
 
-CASE_MODULES = (budgets, exits)
+CASE_MODULES = (budgets, exits, fast_calls, memory, mmio, ports)

@@ -1,10 +1,9 @@
 """What every engine must do, as functions over an adapter; `vtlkit.engine.api` is the contract that they hold it to.
 
 A case is a function of a `Bench`: an engine under test with a guest in it. Cases whose guest is a program of
-`vtlkit.engine.scripted.ops` run on every engine: the bench hands it to a scripted engine as it is and compiles it to x86
-code, one instruction each, for an engine that executes machine code. Cases about processor modes,
-descriptor tables or page tables need machine code and say so; a case that an engine cannot take is skipped with the
-reason, never silently.
+`vtlkit.engine.scripted.ops` run on every engine: the bench hands it to a scripted engine as it is and compiles it to
+x86 code, one instruction each, for an engine that executes machine code. Cases about processor modes, descriptor tables
+or page tables need machine code and say so; a case that an engine cannot take is skipped with the reason, not silently.
 """
 
 from __future__ import annotations
