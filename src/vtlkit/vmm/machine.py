@@ -104,7 +104,7 @@ class Machine:
         except (OSError, OverflowError) as error:
             raise MemoryError(f"{config.memory >> 20} MiB of guest memory cannot be had: {error}") from error
         self._image: BootImage | None = None
-        self._lock = host.lock("machine", LockRank.PARTITION)
+        self._lock = host.lock("machine", LockRank.LEAF)
         self._queue = host.wait_queue("machine-parking")
         self._pause = host.cell(False, "machine-pause")
         self._ending = host.cell(False, "machine-ending")
