@@ -15,7 +15,6 @@ from vtlkit.x86 import msr
 from vtlkit.x86.paging import is_canonical
 from vtlkit.x86.registers import (
     CR0_PG,
-    CR4_LA57,
     EFER_FFXSR,
     EFER_LMA,
     EFER_LME,
@@ -112,7 +111,9 @@ class Msrs:
         if setter is not None:
             return setter(vcpu, value, host_initiated)
         if index in _CANONICAL:
-            if not host_initiated and not is_canonical(value, bool(vcpu.engine.cr4 & CR4_LA57)):
+            # By what the processor supports, not by CR4.LA57: registers keep 57 bits in 4-level paging, too.
+            la57 = vcpu.cpuid.has(7, "ecx", bits.CPUID_7_0_ECX_LA57)
+            if not host_initiated and not is_canonical(value, la57):
                 return False
             vcpu.engine.set_msr(index, value)
             return True

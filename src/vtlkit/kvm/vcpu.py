@@ -416,7 +416,8 @@ class Vcpu:
         """Intercepts that follow guest state: UMIP is enforced by intercepting what it forbids."""
         intercepts = self.vendor.intercepts
         if self.engine.cr4 & CR4_UMIP:
-            intercepts |= Intercept.DESCRIPTOR_TABLE_READ
+            # SMSW is a read of CR0.
+            intercepts |= Intercept.DESCRIPTOR_TABLE_READ | Intercept.CR_READ
         self.engine.set_intercepts(intercepts)
 
     def get_mp_state(self) -> MpState:

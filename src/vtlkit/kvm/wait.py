@@ -7,6 +7,7 @@ the two sees the other: docs/design/wait.md has the races.
 
 from __future__ import annotations
 
+import enum
 from typing import TYPE_CHECKING
 
 from vtlkit.kvm import events
@@ -42,29 +43,45 @@ def vcpu_runnable(vcpu: Vcpu) -> bool:
     return vcpu_running(vcpu) or has_events(vcpu)
 
 
-def check_block(vcpu: Vcpu) -> bool:
+class Ended(enum.Enum):
+    """What ended a wait."""
+
+    NOT_YET = 0
+    RUNNABLE = 1
+    """A wake event."""
+    OTHERWISE = 2
+    """A signal, or UNBLOCK."""
+
+
+_NOT_YET = Ended.NOT_YET
+_RUNNABLE = Ended.RUNNABLE
+_OTHERWISE = Ended.OTHERWISE
+
+
+def check_block(vcpu: Vcpu) -> Ended:
     """Whether the wait is over (`kvm_vcpu_check_block`)."""
     if vcpu.apic.pending_timer():
         # The LVT decides whether this becomes an interrupt; only the vCPU's own task may ask it.
         vcpu.apic.inject_pending_timer()
     if vcpu_runnable(vcpu):
-        return True
-    if vcpu.requests.test_and_clear(Req.UNBLOCK):
-        return True
-    return vcpu.signal_pending()
+        return _RUNNABLE
+    if vcpu.requests.test_and_clear(Req.UNBLOCK) or vcpu.signal_pending():
+        return _OTHERWISE
+    return _NOT_YET
 
 
 def block(vcpu: Vcpu) -> bool:
-    """Sleep until `check_block` (`kvm_vcpu_block`): no polling. Whether the vCPU is runnable now."""
+    """Sleep until `check_block` (`kvm_vcpu_block`): no polling. Whether a wake event ended it."""
     queue = vcpu.wait
     while True:
         queue.prepare()
-        if check_block(vcpu):
+        ended = check_block(vcpu)
+        if ended is not _NOT_YET:
             break
         vcpu.statistics.blocks += 1
         vcpu.host.schedule()
     queue.finish()
-    return vcpu_runnable(vcpu)
+    return ended is _RUNNABLE
 
 
 def wait_for_event(vcpu: Vcpu) -> bool:

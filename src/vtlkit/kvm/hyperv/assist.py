@@ -61,7 +61,8 @@ class VpAssistPage:
         return int(_U32.unpack_from(self.page.view, layout.HV_VP_ASSIST_PAGE_ENTRY_REASON)[0])
 
     def set_entry_reason(self, reason: HvVtlEntryReason) -> None:
-        self.write(layout.HV_VP_ASSIST_PAGE_ENTRY_REASON, _U32.pack(reason))
+        # A word that no code lies in, stored at every VTL switch: the engines need not hear of it.
+        _U32.pack_into(self.page.view, layout.HV_VP_ASSIST_PAGE_ENTRY_REASON, reason)
 
     @property
     def vina_asserted(self) -> bool:

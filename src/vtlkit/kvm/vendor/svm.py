@@ -6,13 +6,15 @@ this says how AMD's behaves and lets the run loop stay free of vendors.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from vtlkit.engine.api import Event, EventType, Exit, Intercept
 from vtlkit.x86.registers import RFLAGS_IF
 
 if TYPE_CHECKING:
     from vtlkit.kvm.vcpu import Vcpu
+
+_INTERRUPTS: Final = tuple(Event(EventType.INTERRUPT, vector) for vector in range(256))
 
 
 class SvmVendor:
@@ -23,12 +25,12 @@ class SvmVendor:
     intercepts = (
         Intercept.PAUSE
         | Intercept.RDTSC
-        | Intercept.CR_READ
         | Intercept.CR_WRITE
         | Intercept.XSETBV
         | Intercept.RDPMC
     )
-    """CR0 and CR4 accesses exit because the engine does not check reserved bits; CR8 because the TPR is the APIC's."""
+    """Writes of CR0 and CR4 exit because the engine does not check reserved bits; their reads do not, as the guest owns
+    all their bits. CR8 always exits: the TPR is the APIC's."""
 
     def vcpu_run(self, vcpu: Vcpu, budget: int | None, force_immediate_exit: bool) -> Exit:
         """Enter the guest until the next exit (`svm_vcpu_run`).
@@ -54,7 +56,7 @@ class SvmVendor:
         return bool(not vcpu.gif or engine.nmi_blocked or engine.interrupt_shadow)
 
     def inject_irq(self, vcpu: Vcpu, vector: int) -> None:
-        vcpu.engine.inject(Event(EventType.INTERRUPT, vector))
+        vcpu.engine.inject(_INTERRUPTS[vector])
 
     def inject_nmi(self, vcpu: Vcpu) -> None:
         vcpu.engine.nmi_blocked = True

@@ -37,6 +37,8 @@ class Vp:
         self._donor = host.cell(-1, f"vp{index}-donor-vtl")
         self._mp_states: dict[int, MpState] = {}
         self._started = False
+        self._next_higher: dict[int, int] = {}
+        self._next_lower: dict[int, int] = {}
         self.switches = 0
 
     # --- VTLs -------------------------------------------------------------------------------------------------------
@@ -44,6 +46,7 @@ class Vp:
     def add_vcpu(self, vcpu: Vcpu, level: int) -> None:
         """Enable a VTL; its task starts with the processor's."""
         self.vcpus[level] = vcpu
+        self._relink()
         self._mp_states[level] = vcpu.get_mp_state()
         if self._started:
             self._spawn(level, vcpu)
@@ -63,10 +66,17 @@ class Vp:
         return sum(1 << level for level in self.vcpus)
 
     def next_higher(self, level: int) -> int | None:
-        return min((other for other in self.vcpus if other > level), default=None)
+        """Where a VTL call goes."""
+        return self._next_higher.get(level)
 
     def next_lower(self, level: int) -> int | None:
-        return max((other for other in self.vcpus if other < level), default=None)
+        """Where a VTL return goes."""
+        return self._next_lower.get(level)
+
+    def _relink(self) -> None:
+        levels = sorted(self.vcpus)
+        self._next_higher = dict(zip(levels, levels[1:], strict=False))
+        self._next_lower = dict(zip(levels[1:], levels, strict=False))
 
     def highest(self) -> int:
         return max(self.vcpus)
@@ -76,6 +86,7 @@ class Vp:
         for level in [level for level in self.vcpus if level]:
             retired.append(self.vcpus.pop(level).statistics)
             self._mp_states.pop(level)
+        self._relink()
         self.active.store(0)
         self._donor.store(-1)
         for level in range(16):
