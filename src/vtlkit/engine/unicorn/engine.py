@@ -107,10 +107,11 @@ from vtlkit.engine.unicorn.state import (
     locate,
 )
 from vtlkit.x86.exceptions import HAS_ERROR_CODE, Vector
-from vtlkit.x86.paging import SUPERVISOR
+from vtlkit.x86.paging import SUPERVISOR, is_canonical
 from vtlkit.x86.registers import (
     CR0_PE,
     CR0_PG,
+    CR4_LA57,
     CR4_PAE,
     DR6_BS,
     RFLAGS_DF,
@@ -578,6 +579,8 @@ class UnicornEngine(Engine):
                 return fault
             if self._alone(address & 4095 == 0 and address - self._linear_rip() <= 4096):
                 return None
+        elif vector == Vector.GP and not error_code and self._alone(self._before_hole()):
+            return None
         if self.exception_intercepts >> vector & 1:
             return ExceptionExit(vector, error_code, address, None)
         return self._delivery.deliver(Event(EventType.EXCEPTION, vector, error_code))
@@ -595,6 +598,14 @@ class UnicornEngine(Engine):
         self._lone = rip
         self._live.next_flags.value = 1
         return True
+
+    def _before_hole(self) -> bool:
+        """Whether RIP is in the last page below the addresses that are not canonical."""
+        state = self.regs
+        if not state.hflags & HF_CS64:
+            return False
+        la57 = bool(state.cr[4] & CR4_LA57)
+        return is_canonical(state.rip, la57) and not is_canonical(state.rip + 4096, la57)
 
     def _hidden_table_fault(self, gva: int) -> Exit | None:
         """A page fault because a page table lies where the map forbids reads is that violation instead."""

@@ -167,13 +167,13 @@ class LinearMemory:
                 return data
         return data
 
-    def write(self, gva: int, data: bytes, *, implicit: bool = False) -> None:
-        """Write as supervisor; nothing is written unless every page permits it."""
+    def write(self, gva: int, data: bytes, access: int = WRITE | SUPERVISOR, *, implicit: bool = False) -> None:
+        """Write, by default as supervisor; nothing is written unless every page permits it."""
         pieces = []
         at = 0
         while at < len(data):
             size = min(len(data) - at, PAGE_SIZE - (gva + at) % PAGE_SIZE)
-            gpa = self.translate(gva + at, WRITE | SUPERVISOR, implicit=implicit)
+            gpa = self.translate(gva + at, access, implicit=implicit)
             if self._memory.ram(gpa, Access.WRITE) is None:
                 raise self._physical_fault(gpa, size, Access.WRITE, gva + at)
             pieces.append((gpa, data[at : at + size], gva + at))

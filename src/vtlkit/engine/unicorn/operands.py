@@ -14,7 +14,7 @@ from vtlkit.engine.unicorn.decode import MAX_LENGTH
 from vtlkit.engine.unicorn.linear import GuestFault
 from vtlkit.engine.unicorn.state import HF_CS64
 from vtlkit.x86.exceptions import Vector
-from vtlkit.x86.paging import READ, is_canonical
+from vtlkit.x86.paging import READ, WRITE, is_canonical
 from vtlkit.x86.registers import CR4_LA57
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class Operand:
         return value & ((1 << 8 * ext.size(register)) - 1)
 
     def store(self, value: int, size: int) -> Event | None:
-        """Store `size` bytes to memory, or zero-extended as the operand size says to a register; an exception to raise."""
+        """Store to memory, with the privilege of the guest, or to a register; an exception to raise."""
         if self._is_register:
             register = self._instruction.op_register(0)
             name = _GPRS[_iced().RegisterExt.number(register)]
@@ -83,7 +83,8 @@ class Operand:
             setattr(self._engine.regs, name, (old & ~0xFFFF if width == 2 else 0) | value & ((1 << 8 * width) - 1))
             return None
         try:
-            self._engine.linear.write(self._address(), value.to_bytes(size, "little"))
+            data = (value & (1 << 8 * size) - 1).to_bytes(size, "little")
+            self._engine.linear.write(self._address(), data, WRITE)
         except GuestFault as fault:
             return self._event(fault)
         return None

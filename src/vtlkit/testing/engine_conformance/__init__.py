@@ -7,8 +7,9 @@ for case in CASES:
 
 from vtlkit.testing.engine_conformance import (
     budgets,
+    events,
     exits,
-    fast_calls,
+    long_mode,
     memory,
     mmio,
     ports,
@@ -17,4 +18,4 @@ from vtlkit.testing.engine_conformance.suite import CASES, Bench, Case, EngineUn
 
 __all__ = ["CASES", "Bench", "Case", "EngineUnderTest", "Need"]
 
-CASE_MODULES = (budgets, exits, fast_calls, memory, mmio, ports)
+CASE_MODULES = (budgets, events, exits, long_mode, memory, mmio, ports)
