@@ -228,5 +228,3 @@ def _without(low: int, high: int, pages: list[int]) -> Iterable[tuple[int, int]]
         low = page + PAGE_SIZE
     if low < high:
         yield low, high
-
-

@@ -1,1 +1,1 @@
-"""TODO package docstring."""
+"""Public test tools: conformance suites that every host and every engine passes, and a builder of small guests."""
