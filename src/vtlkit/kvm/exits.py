@@ -171,7 +171,10 @@ def _memory_fault(vcpu: Vcpu, exit_: api.MemoryFault) -> KvmRun | None:
         if exit_.access is not Access.EXECUTE and vcpu.map.map_io(exit_.gpa):
             return None
         return kvm_run.InternalErrorExit(f"{_describe(exit_)} where there is no memory")
-    # A write to a read-only slot exits as MMIO in KVM; the store must then have no effect.
+    if memory.overlay_at(exit_.gpa) is not None:
+        # The hypervisor's own page, which permits less than memory does (TLFS, "Hypercall Page": a write is #GP).
+        vcpu.queue_exception(Vector.GP, 0)
+        return None
     return kvm_run.InternalErrorExit(f"{_describe(exit_)} in a read-only memory slot")
 
 

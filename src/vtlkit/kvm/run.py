@@ -129,6 +129,7 @@ def _enter_guest(vcpu: Vcpu) -> KvmRun | None:
         mode.store(exits.OUTSIDE_GUEST_MODE)
         return None
     run = vcpu.vendor.vcpu_run
+    entered_ns = vcpu.host.now_ns() if budget_ns is None else 0
     reason = run(vcpu, budget, force_immediate_exit)
     fast = 0
     while type(reason) is engine_api.Cpuid:
@@ -142,5 +143,7 @@ def _enter_guest(vcpu: Vcpu) -> KvmRun | None:
         reason = run(vcpu, None, False)
     mode.store(exits.OUTSIDE_GUEST_MODE)
     vcpu.sync_clock(fast + 1)
+    if budget_ns is None:
+        vcpu.hv.runtime_ns += vcpu.host.now_ns() - entered_ns
     vcpu.statistics.exits[reason.name] += 1
     return exits.HANDLERS[type(reason)](vcpu, reason)

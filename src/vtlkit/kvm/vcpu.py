@@ -302,7 +302,9 @@ class Vcpu:
             return
         delta = executed - self.clock_mark
         self.clock_mark = executed
-        self.host.consume_ns(delta * self.vm.ns_per_instruction + exits * self.vm.ns_per_exit)
+        spent = delta * self.vm.ns_per_instruction
+        self.hv.runtime_ns += spent
+        self.host.consume_ns(spent + exits * self.vm.ns_per_exit)
 
     def guest_tsc(self) -> int:
         """The guest's time-stamp counter."""
@@ -323,6 +325,9 @@ class Vcpu:
         if move_tsc:
             self.tsc_offset = (self.tsc_offset + value - self.tsc_adjust) & 0xFFFFFFFFFFFFFFFF
         self.tsc_adjust = value
+        if self is self.vm.vcpus[0]:
+            # The reference counter follows the first vCPU's TSC.
+            self.vm.hv.tsc_changed()
 
     # --- state questions --------------------------------------------------------------------------------------------
 
@@ -396,6 +401,7 @@ class Vcpu:
     def set_sregs(self, sregs: Sregs) -> None:
         """KVM_SET_SREGS."""
         self.engine.set_sregs(sregs)
+        self.update_intercepts()
         if sregs.apic_base:
             self.apic.set_base(sregs.apic_base, True)
         self.apic.set_tpr(sregs.cr8)
@@ -413,11 +419,13 @@ class Vcpu:
         )
 
     def update_intercepts(self) -> None:
-        """Intercepts that follow guest state: UMIP is enforced by intercepting what it forbids."""
+        """Intercepts that follow guest state: UMIP is enforced by intercepting what it forbids, SMSW among it, a read of
+        CR0. Outside long mode SMSW is emulated always, as the embedded CPU stores 16 bits of 32."""
         intercepts = self.vendor.intercepts
         if self.engine.cr4 & CR4_UMIP:
-            # SMSW is a read of CR0.
             intercepts |= Intercept.DESCRIPTOR_TABLE_READ | Intercept.CR_READ
+        elif not self.engine.get_msr(MSR_EFER) & EFER_LMA:
+            intercepts |= Intercept.CR_READ
         self.engine.set_intercepts(intercepts)
 
     def get_mp_state(self) -> MpState:
