@@ -94,8 +94,11 @@ def set_cr0(vcpu: Vcpu, value: int) -> bool:
         if sregs.cr4 & CR4_PCIDE or (efer & EFER_LMA and sregs.cs.long):
             return False
         efer &= ~EFER_LMA
+    changed = efer ^ sregs.efer
     sregs.cr0, sregs.efer = value, efer
     engine.set_sregs(sregs)
+    if changed:
+        vcpu.update_intercepts()
     return True
 
 

@@ -30,7 +30,7 @@ from vtlkit.kvm.requests import Req
 from vtlkit.x86 import apic as apic_regs
 from vtlkit.x86 import cpuid as cpuid_bits
 from vtlkit.x86.msr import APICBASE_BASE, APICBASE_ENABLE, MSR_EFER, X2APIC_ENABLE
-from vtlkit.x86.registers import CR0_PE, CR4_UMIP, RFLAGS_FIXED, RFLAGS_IF, Regs, Sregs
+from vtlkit.x86.registers import CR0_PE, CR4_UMIP, EFER_LMA, RFLAGS_FIXED, RFLAGS_IF, Regs, Sregs
 
 if TYPE_CHECKING:
     from vtlkit.kvm.vendor.svm import SvmVendor
