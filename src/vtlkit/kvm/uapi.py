@@ -9,6 +9,7 @@ from __future__ import annotations
 from vtlkit.engine.api import EngineFactory
 from vtlkit.host.api import Host
 from vtlkit.kvm.attributes import MemoryAttributes
+from vtlkit.kvm.control_registers import cr4_allowed
 from vtlkit.kvm.cpuid import CpuidEntry, for_vcpu
 from vtlkit.kvm.errors import GuestMemoryError, KvmError
 from vtlkit.kvm.hyperv.cpuid import HvFeatures, cpuid_leaves
@@ -45,6 +46,7 @@ __all__ = [
     "HypercallParameters",
     "MemoryAttributes",
     "VcpuStatistics",
+    "cr4_allowed",
     "decode_exit",
     "hv_cpuid_entries",
     "Hlt",

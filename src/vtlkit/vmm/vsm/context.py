@@ -3,28 +3,41 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from vtlkit.hvdef.vsm import HV_INITIAL_VP_CONTEXT, HV_X64_SEGMENT_REGISTER
-from vtlkit.kvm.uapi import Vcpu
+from vtlkit.kvm.uapi import MAXPHYADDR, Vcpu
 from vtlkit.x86 import msr
 from vtlkit.x86.paging import is_canonical
 from vtlkit.x86.registers import (
+    CR0_CD,
     CR0_ET,
+    CR0_NW,
     CR0_PE,
     CR0_PG,
+    CR0_VALID,
     CR4_LA57,
     CR4_PAE,
+    CR4_PCIDE,
     EFER_LMA,
     EFER_LME,
+    EFER_NX,
+    EFER_SCE,
     RFLAGS_FIXED,
+    RFLAGS_VALID,
     RFLAGS_VM,
+    SEGMENT_DB,
+    SEGMENT_L,
+    SEGMENT_P,
+    SEGMENT_S,
     DescriptorTable,
     Regs,
     Segment,
 )
-from vtlkit.x86.segments import access_rights_to_attributes
+from vtlkit.x86.segments import TYPE_CODE, access_rights_to_attributes
 
-_RFLAGS_RESERVED = ~0x3F7FD7
+_EFER_VALID: Final = EFER_SCE | EFER_LME | EFER_LMA | EFER_NX
+_CODE: Final = SEGMENT_P | SEGMENT_S | TYPE_CODE
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,19 +66,36 @@ def _segment(register: HV_X64_SEGMENT_REGISTER) -> Segment:
     return Segment(register.Selector, register.Base, register.Limit, access_rights_to_attributes(register.Attributes))
 
 
-def decode(context: HV_INITIAL_VP_CONTEXT) -> InitialState | None:
-    """The state, or None if no processor can have it. VTLs above 0 start in 32- or 64-bit protected mode."""
-    cr0, cr4, efer = context.Cr0, context.Cr4, context.Efer
-    long_mode = bool(efer & EFER_LMA)
-    la57 = bool(cr4 & CR4_LA57)
+def decode(context: HV_INITIAL_VP_CONTEXT, cr4_allowed: int) -> InitialState | None:
+    """The state, or None if no processor can have it. VTLs above 0 start in 32- or 64-bit protected mode.
+
+    `cr4_allowed`: CR4 bits that the processor's CPUID offers.
+    """
     valid = (
-        not cr0 >> 32
-        and cr0 & CR0_PE
-        and not context.Rflags & _RFLAGS_RESERVED
+        _control_registers_valid(context, cr4_allowed)
+        and not context.Rflags & ~RFLAGS_VALID
         and not context.Rflags & RFLAGS_VM
         and msr.pat_valid(context.MsrCrPat)
-        and context.Cs.Attributes & 0x80
-        and long_mode == bool(cr0 & CR0_PG and efer & EFER_LME)
-        and (not long_mode or (cr4 & CR4_PAE and is_canonical(context.Rip, la57)))
+        and _code_valid(context)
     )
     return InitialState(context) if valid else None
+
+
+def _control_registers_valid(context: HV_INITIAL_VP_CONTEXT, cr4_allowed: int) -> bool:
+    cr0, cr4, efer = context.Cr0, context.Cr4, context.Efer
+    if cr0 & ~CR0_VALID or not cr0 & CR0_PE or (cr0 & CR0_NW and not cr0 & CR0_CD):
+        return False
+    if cr4 & ~cr4_allowed or efer & ~_EFER_VALID or context.Cr3 >> MAXPHYADDR:
+        return False
+    if not efer & EFER_LMA:
+        return not cr4 & CR4_PCIDE and not (cr0 & CR0_PG and efer & EFER_LME)
+    return bool(cr0 & CR0_PG and efer & EFER_LME and cr4 & CR4_PAE)
+
+
+def _code_valid(context: HV_INITIAL_VP_CONTEXT) -> bool:
+    attributes = access_rights_to_attributes(context.Cs.Attributes)
+    if attributes & _CODE != _CODE:
+        return False
+    if context.Efer & EFER_LMA and attributes & SEGMENT_L:
+        return not attributes & SEGMENT_DB and is_canonical(context.Rip, bool(context.Cr4 & CR4_LA57))
+    return not context.Rip >> 32

@@ -1,7 +1,7 @@
 """The hypercalls that VTL policy answers: decoded, dispatched by code, one small handler each.
 
-TLFS, "Virtual Secure Mode" and the hypercall reference pages. A handler returns an HV_STATUS; a rep handler also says how
-many elements it has done.
+TLFS, "Virtual Secure Mode" and the hypercall reference pages. A handler returns an HV_STATUS; a rep handler also says
+how many elements it has done.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from vtlkit.hvdef.vsm import (
     HV_VTL_RETURN_FAST,
     HvVtlEntryReason,
 )
-from vtlkit.kvm.uapi import Hyperv, HypercallParameters, Vcpu, decode_exit
+from vtlkit.kvm.uapi import HypercallParameters, Hyperv, Vcpu, cr4_allowed, decode_exit
 from vtlkit.vmm.vsm import context, vp_registers
 from vtlkit.x86.exceptions import Vector
 
@@ -37,7 +37,6 @@ Handler: TypeAlias = Callable[["Vp", int, HypercallParameters], tuple[HvStatus, 
 """(processor, caller's VTL, parameters) -> (status, elements done of a rep call)"""
 
 PAGE_SIZE: Final = 4096
-_U64: Final = 8
 _GPA_PAGE_MAX: Final = 1 << 40
 
 _READ_WRITE: Final = HV_MAP_GPA_READABLE | HV_MAP_GPA_WRITABLE
@@ -98,7 +97,7 @@ def target_vp(vp: Vp, index: int) -> Vp | None:
     return vps[index] if index < len(vps) else None
 
 
-# --- switches -----------------------------------------------------------------------------------------------------------
+# --- switches -------------------------------------------------------------------------------------------------------
 
 
 def _undefined(vcpu: Vcpu, exit_: Hyperv) -> None:
@@ -106,7 +105,7 @@ def _undefined(vcpu: Vcpu, exit_: Hyperv) -> None:
     vcpu.queue_exception(Vector.UD)
 
 
-def _finish_switch(vp: Vp, vcpu: Vcpu, exit_: Hyperv) -> None:
+def _finish_switch(vcpu: Vcpu, exit_: Hyperv) -> None:
     """Move RIP past the instruction; the caller's registers stay as they are."""
     exit_.complete = False
     again = vcpu.complete_exit()
@@ -115,34 +114,31 @@ def _finish_switch(vp: Vp, vcpu: Vcpu, exit_: Hyperv) -> None:
 
 def _vtl_call(vp: Vp, level: int, vcpu: Vcpu, exit_: Hyperv) -> None:
     target = vp.next_higher(level)
-    regs = vcpu.engine.regs
-    control = regs.rax if vcpu.is_64bit() else regs.rax & 0xFFFFFFFF
-    if target is None or control:
+    if target is None or exit_.input_gpa:
         _undefined(vcpu, exit_)
         return
-    _finish_switch(vp, vcpu, exit_)
+    _finish_switch(vcpu, exit_)
     vp.switch(level, target, HvVtlEntryReason.HvVtlEntryVtlCall)
 
 
 def _vtl_return(vp: Vp, level: int, vcpu: Vcpu, exit_: Hyperv) -> None:
     target = vp.next_lower(level)
     regs = vcpu.engine.regs
-    wide = vcpu.is_64bit()
-    control = regs.rax if wide else regs.rax & 0xFFFFFFFF
+    control = exit_.input_gpa
     if target is None or control & ~HV_VTL_RETURN_FAST:
         _undefined(vcpu, exit_)
         return
-    _finish_switch(vp, vcpu, exit_)
+    _finish_switch(vcpu, exit_)
     if not control & HV_VTL_RETURN_FAST:
         assist = vcpu.hv.assist
-        if wide:
+        if vcpu.is_64bit():
             regs.rax, regs.rcx = assist.return_registers_64()
         else:
             regs.rax, regs.rcx, regs.rdx = assist.return_registers_32()
     vp.switch(level, target)
 
 
-# --- enabling VTLs ------------------------------------------------------------------------------------------------------
+# --- enabling VTLs --------------------------------------------------------------------------------------------------
 
 
 def _enable_partition_vtl(vp: Vp, level: int, call: HypercallParameters) -> tuple[HvStatus, int]:
@@ -157,7 +153,7 @@ def _enable_partition_vtl(vp: Vp, level: int, call: HypercallParameters) -> tupl
     with partition.lock:
         if target in partition.vtls:
             return HvStatus.VTL_ALREADY_ENABLED, 0
-        if target > level and level != max(other for other in partition.vtls if other < target):
+        if target > level and level != partition.highest_below(target):
             return HvStatus.ACCESS_DENIED, 0
         partition.enable_vtl(target)
     return HvStatus.SUCCESS, 0
@@ -179,10 +175,10 @@ def _enable_vp_vtl(vp: Vp, level: int, call: HypercallParameters) -> tuple[HvSta
             return HvStatus.INVALID_VTL_STATE, 0
         if target in other.vcpus:
             return HvStatus.VTL_ALREADY_ENABLED, 0
-        if target > level and (level != vp.highest() or any(target in each.vcpus for each in partition.vps)):
-            # Once the VTL is enabled on one processor it enables itself on the others.
+        if target > level and level != partition.highest_on_any_vp():
+            # Only the highest VTL there is may put one above itself; that one enables itself on the other processors.
             return HvStatus.ACCESS_DENIED, 0
-        state = context.decode(request.VpVtlContext)
+        state = context.decode(request.VpVtlContext, cr4_allowed(vp.vcpus[level]))
         if state is None:
             return HvStatus.INVALID_REGISTER_VALUE, 0
         vcpu = partition.create_vcpu(other.index, target)
@@ -191,7 +187,7 @@ def _enable_vp_vtl(vp: Vp, level: int, call: HypercallParameters) -> tuple[HvSta
     return HvStatus.SUCCESS, 0
 
 
-# --- protection ---------------------------------------------------------------------------------------------------------
+# --- protection -----------------------------------------------------------------------------------------------------
 
 
 def _modify_vtl_protection_mask(vp: Vp, level: int, call: HypercallParameters) -> tuple[HvStatus, int]:
@@ -220,7 +216,7 @@ def _modify_vtl_protection_mask(vp: Vp, level: int, call: HypercallParameters) -
     return HvStatus.SUCCESS, call.rep_count
 
 
-# --- registers ----------------------------------------------------------------------------------------------------------
+# --- registers ------------------------------------------------------------------------------------------------------
 
 
 def _register_target(vp: Vp, level: int, request: io.HV_INPUT_GET_VP_REGISTERS) -> tuple[HvStatus, Vp, int]:

@@ -95,7 +95,9 @@ class Partition:
             # Device interrupts go to VTL 0: its Vm has the controllers that devices are wired to.
             vm.create_irqchip()
             vm.create_pit2()
-        vtl = self.vtls[level] = Vtl(level, vm)
+        vtl = Vtl(level, vm)
+        # Other processors' tasks may be going through the VTLs without the lock: they go on with those they began with.
+        self.vtls = {**self.vtls, level: vtl}
         return vtl
 
     def enable_vtl(self, level: int) -> None:
@@ -115,6 +117,14 @@ class Partition:
     def enabled_set(self) -> int:
         """Bit n: VTL n is enabled on the partition."""
         return sum(1 << level for level in self.vtls)
+
+    def highest_below(self, level: int) -> int:
+        """The highest enabled VTL below `level`, which is above 0. The caller holds the lock."""
+        return max(other for other in self.vtls if other < level)
+
+    def highest_on_any_vp(self) -> int:
+        """The highest VTL that some processor has. The caller holds the lock."""
+        return max(max(vp.vcpus) for vp in self.vps)
 
     def all_vcpus(self) -> Iterator[Vcpu]:
         for vp in self.vps:
@@ -176,8 +186,7 @@ class Partition:
         """A partition reset: VTL 0 only, nothing protected. Every task is parked, or is the one that calls this."""
         for vp in self.vps:
             vp.reset(self._retired)
-        for level in [level for level in self.vtls if level]:
-            del self.vtls[level]
+        self.vtls = {0: self.vtl0}
         vm = self.vtl0.vm
         for gpa, size in self.ram_ranges():
             vm.set_memory_attributes(gpa, size, Access.ALL)

@@ -1,12 +1,12 @@
 """A virtual processor: one vCPU per VTL, at most one of them active, and the switch between them.
 
 Every vCPU has a task. The active one runs the guest. That of an inactive higher VTL waits in the hypervisor for a wake
-event (MP state HV_INACTIVE_VTL) and asks for a switch when one comes; that of an inactive lower VTL waits here. A switch
-is made by the task that gives up: between two instructions, it names the newcomer; the newcomer's task then takes the
-shared registers and runs. So at any time one task touches the processor's state (docs/design/vtl-switch.md).
+event (MP state HV_INACTIVE_VTL) and asks for a switch when one comes; that of an inactive lower VTL waits here. A
+switch is made by the task that gives up: between two instructions, it names the newcomer; the newcomer's task then
+takes the shared registers and runs. So at any time one task touches the processor's state (docs/design/vtl-switch.md).
 
-Shared between a processor's tasks: `active`, `_wanted` (VTLs that ask for a switch), `_sleeping` (VTLs whose task may be
-inside the hypervisor), `_donor`. `queue` is where lower VTLs wait.
+Shared between a processor's tasks: `active`, `_wanted` (VTLs that ask for a switch), `_sleeping` (VTLs whose task may
+be inside the hypervisor), `_donor`; `vcpus` is replaced whole. `queue` is where lower VTLs wait.
 """
 
 from __future__ import annotations
@@ -14,7 +14,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vtlkit.hvdef.vsm import HvVtlEntryReason
-from vtlkit.kvm.uapi import Hyperv, Intr, KvmRun, MemoryFault, MpState, SystemEvent, SystemEventExit, Vcpu, VcpuStatistics
+from vtlkit.kvm.uapi import (
+    Hyperv,
+    Intr,
+    KvmRun,
+    MemoryFault,
+    MpState,
+    SystemEvent,
+    SystemEventExit,
+    Vcpu,
+    VcpuStatistics,
+)
 from vtlkit.vmm.vsm import hypercalls, intercepts
 
 if TYPE_CHECKING:
@@ -45,9 +55,10 @@ class Vp:
 
     def add_vcpu(self, vcpu: Vcpu, level: int) -> None:
         """Enable a VTL; its task starts with the processor's."""
-        self.vcpus[level] = vcpu
-        self._relink()
         self._mp_states[level] = vcpu.get_mp_state()
+        # Tasks may be going through the vCPUs: they go on with those they began with.
+        self.vcpus = {**self.vcpus, level: vcpu}
+        self._relink()
         if self._started:
             self._spawn(level, vcpu)
 
@@ -78,14 +89,11 @@ class Vp:
         self._next_higher = dict(zip(levels, levels[1:], strict=False))
         self._next_lower = dict(zip(levels[1:], levels, strict=False))
 
-    def highest(self) -> int:
-        return max(self.vcpus)
-
     def reset(self, retired: list[VcpuStatistics]) -> None:
         """Back to VTL 0 alone. Tasks of higher VTLs are parked and return when they find their vCPU gone."""
-        for level in [level for level in self.vcpus if level]:
-            retired.append(self.vcpus.pop(level).statistics)
-            self._mp_states.pop(level)
+        retired.extend(vcpu.statistics for level, vcpu in self.vcpus.items() if level)
+        self.vcpus = {0: self.vcpus[0]}
+        self._mp_states = {0: self._mp_states[0]}
         self._relink()
         self.active.store(0)
         self._donor.store(-1)

@@ -1,7 +1,7 @@
 """Virtual processor registers by name: HvCallGetVpRegisters and HvCallSetVpRegisters.
 
-Each register is one entry of a table: how it is read, how it is written, what may be written. VSM's own registers belong
-to the partition, the processor or a VTL of it; the architectural ones are the vCPU's.
+Each register is one entry of a table: how it is read, how it is written, what may be written. VSM's own registers
+belong to the partition, the processor or a VTL of it; the architectural ones are the vCPU's.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def set(vp: Vp, level: int, vcpu: Vcpu, name: int, value: int, *, caller: int) -
     return setter(vp, level, vcpu, value)
 
 
-# --- VSM registers ------------------------------------------------------------------------------------------------------
+# --- VSM registers --------------------------------------------------------------------------------------------------
 
 
 def _code_page_offsets(_vp: Vp, _level: int, vcpu: Vcpu) -> int:
@@ -168,7 +168,7 @@ def _set_pending_event0(_vp: Vp, _level: int, vcpu: Vcpu, value: int) -> HvStatu
     return HvStatus.SUCCESS
 
 
-# --- architectural registers ----------------------------------------------------------------------------------------------
+# --- architectural registers ----------------------------------------------------------------------------------------
 
 
 def _general(field: str) -> tuple[Get, Set]:
