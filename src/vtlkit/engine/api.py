@@ -413,7 +413,7 @@ class Engine(ABC):
 
     @abstractmethod
     def request_nmi_window(self, wanted: bool) -> None:
-        """Exit with `NmiWindow` as soon as NMIs are not blocked."""
+        """Exit with `NmiWindow` as soon as NMIs are not blocked and there is no interrupt shadow."""
 
     interrupt_shadow: bool
     """The STI / MOV SS shadow covers the next instruction."""

@@ -80,7 +80,7 @@ class ScriptedEngine(Core, Engine):
         return _INTERRUPTED
 
     def _look_for_windows(self) -> None:
-        if self._nmi_window and not self.nmi_blocked:
+        if self._nmi_window and not self.nmi_blocked and not self.interrupt_shadow:
             self.request_nmi_window(False)
             raise Leave(_NMI_WINDOW)
         if self._interrupt_window and self.regs.rflags & RFLAGS_IF and not self.interrupt_shadow:

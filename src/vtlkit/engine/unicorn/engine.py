@@ -116,6 +116,7 @@ from vtlkit.x86.registers import (
     DR6_BS,
     RFLAGS_DF,
     RFLAGS_FIXED,
+    RFLAGS_IF,
     RFLAGS_RF,
     RFLAGS_TF,
     RFLAGS_VM,
@@ -192,6 +193,8 @@ class UnicornEngine(Engine):
         self._counted = 0
         self._held_low = self._held_high = 0
         self._limited = False
+        self._behind_shadow = False
+        self._window_too = 0
         self._lone = -1
         self._inside = False
         self._unwinding = False
@@ -307,6 +310,9 @@ class UnicornEngine(Engine):
             self._lib.check(self._lib.ctl(self._handle, binding.CTL_TB_FLUSH, 0, 0), "a flush of translated code")
         if budget is not None and self._counting:
             self._set_budget(budget)
+        if self._behind_shadow:
+            self._behind_shadow = False
+            self._request_high.value |= INTERRUPT_NMI >> 8
         if self._limited:
             self._limited = False
             self._live.count.value = self._budget
@@ -385,6 +391,11 @@ class UnicornEngine(Engine):
             kind, address, size = self._fault
             self._fault = None
             return self._memory_fault(kind, address, size)
+        if self._behind_shadow and not error:
+            self._behind_shadow = False
+            self._request_high.value |= INTERRUPT_NMI >> 8
+            if not self._request_low.value:
+                return None
         if error:
             return InternalError(f"Unicorn stopped: {self._lib.describe(error)} at RIP {self.regs.rip:#x}")
         if limited or self._request_low.value or self._unwinding or self._failure is not None:
@@ -519,12 +530,38 @@ class UnicornEngine(Engine):
                 return None
             return _INTERRUPTED
         if code == SvmExit.VINTR:
+            if self._behind_shadow:
+                self._behind_shadow = False
+                self._request_high.value &= ~(INTERRUPT_VIRQ >> 8) | self._window_too
+                return _NMI_WINDOW
             self._request_high.value &= ~(INTERRUPT_VIRQ >> 8)
             return _INTERRUPT_WINDOW
         if code == SvmExit.NMI:
             self._request_high.value &= ~(INTERRUPT_NMI >> 8)
+            if self.regs.hflags & HF_INHIBIT_IRQ and self._pass_shadow():
+                return None
             return _NMI_WINDOW
         return self._rarer_exit(code)
+
+    def _pass_shadow(self) -> bool:
+        """Let the instruction that the interrupt shadow covers be executed, then look at NMIs again; whether it can be.
+
+        The translator lets NMIs through in a shadow. Where instructions are counted the run is limited to one. Else the
+        window for interrupts, which does wait for the end of a shadow, stands in; it takes RFLAGS.IF, and without it
+        (MOV SS with interrupts off) the shadow is given up.
+        """
+        live = self._live
+        self._window_too = self._request_high.value & (INTERRUPT_VIRQ >> 8)
+        if self._counting:
+            self._limited = True
+            live.count.value = min(live.count.value, live.counter.value + 1)
+        elif self.regs.eflags & RFLAGS_IF:
+            self._request_high.value |= INTERRUPT_VIRQ >> 8
+        else:
+            self.interrupt_shadow = False
+            return False
+        self._behind_shadow = True
+        return True
 
     def _rarer_exit(self, code: int) -> Exit:
         if code == SvmExit.RDTSC:
@@ -890,6 +927,9 @@ class UnicornEngine(Engine):
             self._request_high.value &= ~(INTERRUPT_VIRQ >> 8)
 
     def request_nmi_window(self, wanted: bool) -> None:
+        if self._behind_shadow:
+            self._behind_shadow = False
+            self._request_high.value &= ~(INTERRUPT_VIRQ >> 8) | self._window_too
         if wanted:
             self._request_high.value |= INTERRUPT_NMI >> 8
         else:
