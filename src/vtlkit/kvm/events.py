@@ -3,7 +3,7 @@
 Order: an event whose delivery an exit cut short, an exception the hypervisor queued, an NMI, an interrupt. One is
 injected; for what must wait a window is requested, so that the guest exits the moment it can take it.
 
-`nmi_pending` and the INIT/SIPI latch are set by senders on other tasks; the rest belongs to the vCPU's task.
+`nmi_queued` and the INIT/SIPI latch are set by senders on other tasks; the rest belongs to the vCPU's task.
 """
 
 from __future__ import annotations
@@ -33,14 +33,18 @@ class EventQueue:
         self.interrupted: Event | None = None
         """Cut short by an exit; delivered again first (EXITINTINFO)."""
         self.exception: Event | None = None
-        self.nmi_pending = host.cell(0, f"{name}-nmi-pending")
+        self.nmi_queued = host.cell(0, f"{name}-nmi-queued")
+        """NMIs that have been sent and not been looked at yet."""
+        self.nmi_pending = 0
+        """NMIs that wait to be delivered."""
         self.apic_events = host.bitmap(f"{name}-apic-events")
         self.sipi_vector = host.cell(0, f"{name}-sipi-vector")
 
     def reset(self) -> None:
         self.interrupted = None
         self.exception = None
-        self.nmi_pending.store(0)
+        self.nmi_queued.store(0)
+        self.nmi_pending = 0
 
     def queue_exception(self, vector: int, error_code: int | None = None) -> None:
         """Queue an exception that the hypervisor raises; two in a row combine as the processor's do."""
@@ -59,17 +63,18 @@ class EventQueue:
 
     def queue_nmi(self) -> None:
         """From any task."""
-        count = self.nmi_pending.load()
-        while count < NMI_LIMIT:
-            seen = self.nmi_pending.cmpxchg(count, count + 1)
-            if seen == count:
-                break
-            count = seen
+        self.nmi_queued.fetch_add(1)
         self._vcpu.make_request(Req.NMI)
+
+    def process_nmi(self) -> None:
+        """Take over what has been sent (`process_nmi`): beside an NMI in service one is latched, the others are lost."""
+        limit = 1 if self._vcpu.engine.nmi_blocked else NMI_LIMIT
+        self.nmi_pending = min(self.nmi_pending + self.nmi_queued.xchg(0), limit)
+        self._vcpu.make_request(Req.EVENT)
 
     def has_events(self) -> bool:
         """Whether something but an interrupt waits to be delivered."""
-        return self.exception is not None or self.interrupted is not None or bool(self.nmi_pending.load())
+        return self.exception is not None or self.interrupted is not None or bool(self.nmi_pending)
 
 
 def has_interrupt(vcpu: Vcpu) -> bool:
@@ -106,10 +111,9 @@ def inject_pending(vcpu: Vcpu) -> None:
     elif queue.exception is not None:
         vcpu.make_request(Req.EVENT)
 
-    nmis = queue.nmi_pending.load()
+    nmis = queue.nmi_pending
     if nmis and not busy and not vendor.nmi_blocked(vcpu):
-        queue.nmi_pending.fetch_add(-1)
-        nmis -= 1
+        queue.nmi_pending = nmis = nmis - 1
         vendor.inject_nmi(vcpu)
         busy = True
     if nmis:

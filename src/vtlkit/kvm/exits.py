@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from vtlkit.engine import api
 from vtlkit.engine.api import Access
-from vtlkit.kvm import control_registers, kvm_run
+from vtlkit.kvm import control_registers, hypercalls, kvm_run
 from vtlkit.kvm.cpuid import answer
 from vtlkit.kvm.kvm_run import KvmRun
 from vtlkit.kvm.mmu import forbids
@@ -109,12 +109,7 @@ def _wrmsr(vcpu: Vcpu, exit_: api.Wrmsr) -> KvmRun | None:
 def _hypercall(vcpu: Vcpu, exit_: api.Hypercall) -> KvmRun | None:
     if vcpu.hv.hypercall_enabled:
         return vcpu.hv.hypercall(exit_.length)
-    # No hypercall interface: KVM's own answer is -KVM_ENOSYS in RAX.
-    if vcpu.cpl():
-        vcpu.engine.regs.rax = -1 & 0xFFFFFFFFFFFFFFFF
-    else:
-        vcpu.engine.regs.rax = -1000 & 0xFFFFFFFFFFFFFFFF
-    vcpu.engine.skip(exit_.length)
+    hypercalls.emulate(vcpu, exit_.length)
     return None
 
 

@@ -76,9 +76,8 @@ def _handle_requests(vcpu: Vcpu) -> KvmRun | None:
         return Shutdown()
     if vcpu.check_request(Req.TLB_FLUSH):
         vcpu.engine.flush_tlb()
-    if vcpu.requests.test(Req.NMI):
-        vcpu.check_request(Req.NMI)
-        vcpu.make_request(Req.EVENT)
+    if vcpu.check_request(Req.NMI):
+        vcpu.events.process_nmi()
     if vcpu.check_request(Req.HV_STIMER):
         vcpu.hv.process_stimers()
     for request in (Req.HV_CRASH, Req.HV_RESET):

@@ -2,7 +2,7 @@
 
 Mirrors `struct kvm_vcpu` and virt/kvm/kvm_main.c's vCPU half. `run` and the register calls hold the vCPU's mutex; the
 state they touch belongs to whoever holds it. Shared with other tasks, and nothing else is: `requests`, `mode`,
-`events.nmi_pending`, `events.apic_events`, `events.sipi_vector`, `_signal`, the wait queue, and what `lapic` lists.
+`events.nmi_queued`, `events.apic_events`, `events.sipi_vector`, `_signal`, the wait queue, and what `lapic` lists.
 
 The kick protocol (docs/design/requests.md): a sender makes the request, then reads `mode`; the vCPU stores `mode`, then
 reads the requests. Either the sender sees IN_GUEST_MODE and kicks the engine, or the vCPU sees the request.

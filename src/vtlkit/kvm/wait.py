@@ -31,7 +31,7 @@ def has_events(vcpu: Vcpu) -> bool:
     if queue.exception is not None or queue.interrupted is not None:
         return True
     requests = vcpu.requests
-    if requests.test(Req.NMI) or (queue.nmi_pending.load() and not vcpu.vendor.nmi_blocked(vcpu)):
+    if requests.test(Req.NMI) or (queue.nmi_pending and not vcpu.vendor.nmi_blocked(vcpu)):
         return True
     if requests.test(Req.HV_STIMER):
         return True
