@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from vtlkit.engine.api import Event, EventType, ExceptionExit, Exit, InternalError, MemoryFault, Shutdown
 from vtlkit.engine.unicorn.linear import GuestFault, PhysicalFault
-from vtlkit.engine.unicorn.state import HF_CPL, HF_LMA, SegmentCache
+from vtlkit.engine.unicorn.state import HF2_NMI, HF_CPL, HF_LMA, SegmentCache
 from vtlkit.x86.exceptions import DOUBLE_FAULT, HAS_ERROR_CODE, SHUTDOWN, Vector, combine
 from vtlkit.x86.registers import (
     CR0_PE,
@@ -126,6 +126,8 @@ class Delivery:
                 return InternalError(f"vector {event.vector} has a task gate: task switches are not emulated")
             else:
                 self._state.old_exception = -1
+                if event.type is EventType.NMI:
+                    self._state.hflags2 |= HF2_NMI
                 return None
 
     def _start_of(self, event: Event) -> int:
@@ -323,7 +325,10 @@ class Delivery:
         mask = 0xFFFFFFFF if big else 0xFFFF
         frame = b"".join((word & (1 << 8 * size) - 1).to_bytes(size, "little") for word in reversed(words))
         sp = (esp - len(frame)) & mask
-        self._linear.write((base + sp) & 0xFFFFFFFF, frame)
+        before_wrap = min(len(frame), mask + 1 - sp)
+        self._linear.write((base + sp) & 0xFFFFFFFF, frame[:before_wrap])
+        if before_wrap < len(frame):
+            self._linear.write(base, frame[before_wrap:])
         self._mark_accessed(code)
         if stack is not None:
             self._load(state.segs[SS], stack, new_cpl)

@@ -29,6 +29,7 @@ from greenlet import error as GreenletError
 from greenlet import getcurrent, greenlet
 
 from vtlkit.engine.api import (
+    PAGE_SIZE,
     Access,
     ControlRegister,
     Cpuid,
@@ -141,6 +142,12 @@ _RDTSC: Final = {n: Rdtsc(n, False) for n in range(1, MAX_LENGTH + 1)}
 _RDTSCP: Final = {n: Rdtsc(n, True) for n in range(1, MAX_LENGTH + 1)}
 
 _NO_CHAIN: Final = 0xFFFF
+
+_BETWEEN_INSTRUCTIONS: Final = frozenset(
+    0x100 + code for code in (SvmExit.SMI, SvmExit.NMI, SvmExit.VINTR, EXCEPTION_BASE + Vector.DB)
+)
+"""Hook numbers that come when no instruction is in progress. In all others (a page fault of a fetch apart, which comes from
+no place in translated code) counting has the arithmetic flags computed, and Unicorn takes back the note that they are."""
 
 _STRANDED: Final[list[UnicornEngine]] = []
 """Engines closed while suspended in a hook of another thread: C frames that only it can leave still use them."""
@@ -497,6 +504,8 @@ class UnicornEngine(Engine):
         if self._undo is not None:
             self._hold_requests()
             return
+        if self._counting and number not in _BETWEEN_INSTRUCTIONS and (number != Vector.PF or self.regs.retaddr):
+            self.regs.cc_op = CC_OP_EFLAGS
         try:
             reason = self._exit_of(number)
             if reason is not None:
@@ -614,7 +623,7 @@ class UnicornEngine(Engine):
             fault = self._hidden_table_fault(address)
             if fault is not None:
                 return fault
-            if self._alone(address & 4095 == 0 and address - self._linear_rip() <= 4096):
+            if self._alone(not state.retaddr and (address ^ self._linear_rip()) >= PAGE_SIZE):
                 return None
         elif vector == Vector.GP and not error_code and self._alone(self._before_hole()):
             return None
@@ -671,6 +680,7 @@ class UnicornEngine(Engine):
     def _on_in(self, _uc: int, port: int, size: int, _data: int) -> int:
         if self._undo is not None or self._io_denied(port, size):
             return 0
+        self._note_flags()
         self._unfinished = True
         self._caller.switch(PortIn(port, size))
         return self._answer
@@ -678,6 +688,7 @@ class UnicornEngine(Engine):
     def _on_out(self, _uc: int, port: int, size: int, value: int, _data: int) -> None:
         if self._undo is not None or self._io_denied(port, size):
             return
+        self._note_flags()
         self._unfinished = True
         self._caller.switch(PortOut(port, size, value & ((1 << size * 8) - 1)))
 
@@ -707,6 +718,7 @@ class UnicornEngine(Engine):
     def _raise_after(self, event: Event) -> None:
         """Deliver `event` instead of the present instruction, from a hook inside translated code."""
         self._deferred = event
+        self._note_flags()
         self._cut_short()
         self._lib.emu_stop(self._handle)
 
@@ -741,10 +753,16 @@ class UnicornEngine(Engine):
     def _on_memory(self, _uc: int, kind: int, address: int, size: int, _value: int, _data: int) -> bool:
         if self._fault is None and self._undo is None:
             self._fault = (kind, address, size)
-            if kind in (MemoryEvent.WRITE_UNMAPPED, MemoryEvent.WRITE_PROT):
-                # Loads and fetches are left at once; behind a store the instruction goes on.
+            if kind not in (MemoryEvent.FETCH_UNMAPPED, MemoryEvent.FETCH_PROT):
+                # Behind a store the instruction goes on.
+                self._note_flags()
                 self._cut_short()
         return False
+
+    def _note_flags(self) -> None:
+        """In an access of an instruction: see `_BETWEEN_INSTRUCTIONS`."""
+        if self._counting:
+            self.regs.cc_op = CC_OP_EFLAGS
 
     def _memory_fault(self, kind: int, address: int, size: int) -> Exit | None:
         if kind in (MemoryEvent.READ_UNMAPPED, MemoryEvent.READ_PROT):
@@ -761,13 +779,15 @@ class UnicornEngine(Engine):
     def _elsewhere(self, gpa: int) -> bool:
         """Whether a fetch from `gpa` is from another page than the first byte of the instruction at RIP."""
         try:
-            return self.linear.translate(self._linear_rip(), SUPERVISOR) ^ gpa >= 4096
+            return self.linear.translate(self._linear_rip(), SUPERVISOR) ^ gpa >= PAGE_SIZE
         except (GuestFault, PhysicalFault):
             return False
 
     def _find_instruction(self) -> None:
-        """Set RIP and the flags as of the present access, where the code that counts instructions does not do so."""
-        if not self._counting:
+        """Set RIP and the flags as of the present access."""
+        if self._counting:
+            self.regs.cc_op = CC_OP_EFLAGS
+        else:
             self._lib.restore_state(self._live.cpu, self._live.io_pc.value, False)
 
     def _mmio_read(self, gpa: int, size: int) -> int:
@@ -971,7 +991,8 @@ class UnicornEngine(Engine):
     @property
     def rflags(self) -> int:
         state = self.regs
-        flags: int = state.eflags | RFLAGS_FIXED | (RFLAGS_DF if state.df < 0 else 0)
+        # Where instructions are counted, old arithmetic flags lie about in this field.
+        flags = int(state.eflags) & ~(CC_FLAGS | RFLAGS_DF) | RFLAGS_FIXED | (RFLAGS_DF if state.df < 0 else 0)
         if state.cc_op == CC_OP_EFLAGS:
             return flags | (state.cc_src & CC_FLAGS)
         value = ctypes.c_uint32()

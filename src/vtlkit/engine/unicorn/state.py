@@ -112,6 +112,7 @@ _LAYOUT: Final[list[tuple[int, str, Any]]] = [
     (5534, "intercept_dr_write", ctypes.c_uint16),
     (5536, "intercept_exceptions", ctypes.c_uint32),
     (5556, "v_tpr", ctypes.c_uint8),
+    (5560, "retaddr", ctypes.c_uint64),
     (5632, "features", ctypes.c_uint64 * 34),
 ]
 

@@ -6,16 +6,20 @@ for case in CASES:
 """
 
 from vtlkit.testing.engine_conformance import (
+    arithmetic,
     budgets,
+    code,
     events,
     exits,
+    legacy_modes,
     long_mode,
     memory,
     mmio,
     ports,
+    state,
 )
 from vtlkit.testing.engine_conformance.suite import CASES, Bench, Case, EngineUnderTest, Need
 
 __all__ = ["CASES", "Bench", "Case", "EngineUnderTest", "Need"]
 
-CASE_MODULES = (budgets, events, exits, long_mode, memory, mmio, ports)
+CASE_MODULES = (arithmetic, budgets, code, events, exits, legacy_modes, long_mode, memory, mmio, ports, state)

@@ -204,7 +204,7 @@ def kick_from_another_thread(bench: Bench) -> None:
     a.jmp("again")
     guest.load(a)
     engine = guest.engine
-    rounds, served = 200, [0]
+    rounds, served = 40, [0]
 
     def kicker() -> None:
         for number in range(rounds):
