@@ -1,7 +1,7 @@
 """Run the benchmark cases of this directory: `python -m benchmarks.harness [--json] [--rounds N] [NAME...]`.
 
-Each module bench_*.py beside this file has a function `cases() -> list[Case | Figure]`; what these are and how they are measured is
-`vtlkit.cli.measure`. Ends with 0 however fast the machine was; with 2 if a name is not that of a case.
+Each module bench_*.py beside this file has a function `cases() -> list[Case | Figure]`; what these are and how they are
+measured is `vtlkit.cli.measure`. Ends with 0 however fast the machine was; with 2 if a name is not that of a case.
 """
 
 from __future__ import annotations

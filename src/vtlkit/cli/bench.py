@@ -13,12 +13,14 @@ if TYPE_CHECKING:
     from vtlkit.cli.measure import Row
 
 COMMAND: Final = "vtlkit bench"
-_DEFAULT_ROUNDS: Final = 5
+_DEFAULT_ROUNDS: Final = 11
 _MAX_ROUNDS: Final = 1000
 
 
 def bench(
-    names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="Rows to measure; all if none.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="Rows to measure; all if none.")
+    ] = None,
     rounds: Annotated[
         int, typer.Option(min=1, max=_MAX_ROUNDS, metavar="N", help="Rounds of each row.")
     ] = _DEFAULT_ROUNDS,

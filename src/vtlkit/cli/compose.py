@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import typer
+
 if TYPE_CHECKING:
     from vtlkit.engine.api import EngineFactory
     from vtlkit.host.api import RunnableHost
@@ -24,6 +26,13 @@ class EngineChoice(enum.StrEnum):
     AUTO = "auto"
     UNICORN = "unicorn"
     KVM = "kvm"
+
+
+def parse_engine(text: str) -> EngineChoice:
+    """`--engine`'s value. Raises typer.BadParameter for another word."""
+    if text not in list(EngineChoice):
+        raise typer.BadParameter(f"'{text}' is not one of {', '.join(EngineChoice)}")
+    return EngineChoice(text)
 
 
 class CannotCompose(Exception):

@@ -40,7 +40,7 @@ class GuestOutput:
         return self.error is not None and self.error.errno == errno.EPIPE
 
     def write(self, data: bytes) -> None:
-        """Write all of `data`; drop it if the output has failed, or if it would have to wait and the run is stopping."""
+        """Write all of `data`; drop it if the output has failed, or would have to be waited for by a run that stops."""
         view = memoryview(data)
         while view and self.error is None:
             if not self._writable():

@@ -25,7 +25,10 @@ _REASON: Final = {signal.SIGINT: "interrupted", signal.SIGTERM: "interrupted", s
 
 
 class Interruption:
-    """A context in which signals, and `timeout` seconds of wall-clock time, call `stop(reason)`; from the main thread."""
+    """A context in which signals, and the end of `timeout` seconds of wall-clock time, call `stop(reason)`.
+
+    For the main thread only, as signals are.
+    """
 
     def __init__(self, stop: Callable[[str], None], timeout: float | None) -> None:
         self._stop = stop

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated, Final
+from typing import Annotated, Any, Final, Protocol
 
 import typer
 from typer.main import get_command
@@ -20,8 +20,18 @@ from vtlkit.cli.info import info
 from vtlkit.cli.run import run
 from vtlkit.cli.status import BadInput, Status, complain, report_bug
 
-_USAGE_ERROR: Final = typer.BadParameter.__mro__[1]
-"""What typer raises for words it cannot take; it has no public name."""
+_STANDARD_OUTPUT: Final = 1
+
+
+class _UsageError(Protocol):
+    """What typer raises for words it cannot take: the class has no public name, but its best-known heir does."""
+
+    ctx: typer.Context | None
+
+    def format_message(self) -> str: ...
+
+
+_USAGE_ERROR: Final[Any] = typer.BadParameter.__mro__[1]
 
 
 def _print_version(wanted: bool) -> None:
@@ -62,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return status
     except BrokenPipeError:
         # The interpreter flushes once more as it exits, and would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), _STANDARD_OUTPUT)
         return Status.BROKEN_PIPE
 
 
@@ -77,6 +87,11 @@ def _dispatch(words: list[str]) -> int:
         return _refuse_words(error)
     except (KeyboardInterrupt, typer.Abort):
         return Status.INTERRUPTED
+    except SystemExit as end:
+        # What typer makes of a broken pipe.
+        if isinstance(end.__context__, BrokenPipeError):
+            raise end.__context__ from None
+        raise
     except BrokenPipeError:
         raise
     except Exception as error:  # noqa: BLE001 - the last resort: nothing may end as a debug exit's status 1
@@ -84,15 +99,16 @@ def _dispatch(words: list[str]) -> int:
         return Status.BUG
 
 
-def _refuse_words(error: BaseException) -> int:
+def _refuse_words(error: _UsageError) -> int:
     """One line for a usage error; the whole help where nothing was asked for."""
-    context = getattr(error, "ctx", None)
-    message = str(getattr(error, "format_message")())
+    message = error.format_message()
     if type(error).__name__ == "NoArgsIsHelpError":
         print(message, file=sys.stderr)
         return Status.BAD_INPUT
-    command = "vtlkit" if context is None else str(context.command_path)
-    complain(command, f"{message[:1].lower()}{message[1:]} ('{command} --help' says more)")
+    command = "vtlkit" if error.ctx is None else error.ctx.command_path
+    # What a value should be, its complaint says itself.
+    hint = "" if type(error).__name__ == "BadParameter" else f": '{command} --help' says what there is"
+    complain(command, f"{message[:1].lower()}{message[1:].rstrip('.')}{hint}")
     return Status.BAD_INPUT
 
 

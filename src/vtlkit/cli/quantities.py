@@ -1,8 +1,9 @@
-"""Numbers as users write them: sizes with binary suffixes, seconds; and sizes as they are shown."""
+"""Numbers as users write them: counts, sizes with binary suffixes, seconds; and sizes as they are shown."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Final
 
 import typer
@@ -18,19 +19,37 @@ SEED_MAXIMUM: Final = (1 << 64) - 1
 SECONDS_MAXIMUM: Final = 1e8
 """About three years: far below what the kernel's timers take."""
 
+_NUMBER: Final = re.compile(r"[0-9]{1,20}")
 _SIZE: Final = re.compile(r"([0-9]{1,20})(?:([KMGT])(?:iB)?)?", re.IGNORECASE)
 _SHIFT: Final = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 _SECONDS: Final = re.compile(r"[0-9]{0,12}(?:\.[0-9]{0,12})?")
 
 
-def parse_memory(text: str) -> int:
+def count_parser(low: int, high: int) -> Callable[[str | int], int]:
+    """A parser of whole numbers from `low` to `high`, which raises typer.BadParameter for anything else.
+
+    As every parser here it gets the option's default, too, which is a number already.
+    """
+
+    def parse_count(given: str | int) -> int:
+        text = str(given)
+        number = int(text) if _NUMBER.fullmatch(text) else -1
+        if not low <= number <= high:
+            raise typer.BadParameter(f"'{text}' is no whole number from {low} to {high}")
+        return number
+
+    return parse_count
+
+
+def parse_memory(given: str | int) -> int:
     """Bytes of guest memory in `256M`, `262144K`, `1G` or `268435456`. Raises typer.BadParameter for what cannot be."""
-    found = _SIZE.fullmatch(text.strip())
+    text = str(given)
+    found = _SIZE.fullmatch(text)
     if found is None:
         raise typer.BadParameter(f"'{text}' is no size: write 256M, 1G or a number of bytes")
     size = int(found[1]) << _SHIFT[(found[2] or "").upper()]
     if size < MEMORY_MINIMUM:
-        hint = f"; for mebibytes write {found[1]}M" if not found[2] else ""
+        hint = f"; mebibytes are written {found[1]}M" if not found[2] else ""
         raise typer.BadParameter(f"{text} is less than 1M, the least that a machine has{hint}")
     if size > MEMORY_MAXIMUM:
         raise typer.BadParameter(f"{text} is more than {show_size(MEMORY_MAXIMUM)}, the most that guests can address")
@@ -39,8 +58,9 @@ def parse_memory(text: str) -> int:
     return size
 
 
-def parse_seconds(text: str) -> float:
+def parse_seconds(given: str | float) -> float:
     """A positive number of seconds, decimals allowed. Raises typer.BadParameter for anything else."""
+    text = str(given)
     seconds = float(text) if _SECONDS.fullmatch(text) and text not in ("", ".") else 0.0
     if not 0 < seconds <= SECONDS_MAXIMUM:
         raise typer.BadParameter(f"'{text}' is no time: write a positive number of seconds, such as 10 or 0.5")

@@ -1,7 +1,7 @@
 """`vtlkit run`: run one guest image until it ends, its serial port on standard output.
 
-Exit status: see `vtlkit.cli.status`. Standard output carries the guest's bytes and nothing else; what the program itself
-has to say goes to standard error.
+Exit status: see `vtlkit.cli.status`. Standard output carries the guest's bytes and nothing else; what the program
+itself has to say goes to standard error.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from vtlkit.cli.compose import CannotCompose, EngineChoice, Mode, composed
+from vtlkit.cli.compose import CannotCompose, EngineChoice, Mode, composed, parse_engine
 from vtlkit.cli.console import GuestOutput
 from vtlkit.cli.interruption import Interruption
-from vtlkit.cli.quantities import SEED_MAXIMUM, parse_memory, parse_seconds
+from vtlkit.cli.quantities import MIB, SEED_MAXIMUM, count_parser, parse_memory, parse_seconds
 from vtlkit.cli.status import BadInput, Status, complain, report_bug
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ MAX_CPUS: Final = 255
 """APIC IDs 0 to 254: what xAPIC mode addresses (Intel SDM volume 3, "Local APIC ID")."""
 MAX_VTLS: Final = 16
 """HV_NUM_VTLS: VTL numbers 0 to 15."""
+_DEFAULT_MEMORY: Final = 256 * MIB
 _STANDARD_OUTPUT: Final = 1
 
 
@@ -38,19 +39,31 @@ def run(
     guest: Annotated[
         str, typer.Argument(metavar="GUEST", help="A multiboot, PVH or ELF64 image, or a guest of ours: demo, bench.")
     ],
-    cpus: Annotated[int, typer.Option(min=1, max=MAX_CPUS, metavar="N", help="Virtual processors.")] = 1,
+    cpus: Annotated[
+        int, typer.Option(parser=count_parser(1, MAX_CPUS), metavar="N", help=f"Virtual processors, 1 to {MAX_CPUS}.")
+    ] = 1,
     memory: Annotated[
         int, typer.Option(parser=parse_memory, metavar="SIZE", help="Guest memory, such as 64M or 1G.")
-    ] = "256M",  # type: ignore[assignment] # the parser makes it an int
-    engine: Annotated[EngineChoice, typer.Option(help="What executes guest instructions.")] = EngineChoice.AUTO,
+    ] = _DEFAULT_MEMORY,
+    engine: Annotated[
+        EngineChoice,
+        typer.Option(parser=parse_engine, metavar="auto|unicorn|kvm", help="What executes guest instructions."),
+    ] = EngineChoice.AUTO,
     vtls: Annotated[
-        int, typer.Option(min=1, max=MAX_VTLS, metavar="N", help="Virtual Trust Levels the guest may enable.")
+        int,
+        typer.Option(
+            parser=count_parser(1, MAX_VTLS),
+            metavar="N",
+            help=f"Virtual Trust Levels that the guest may enable, 1 to {MAX_VTLS}.",
+        ),
     ] = 2,
     append: Annotated[str, typer.Option(metavar="ARGS", help="The guest's command line.")] = "",
     initrd: Annotated[str, typer.Option(metavar="FILE", help="An initial RAM disk, or multiboot module.")] = "",
     seed: Annotated[
         int | None,
-        typer.Option(min=0, max=SEED_MAXIMUM, metavar="N", help="Draw the order of virtual processors from seed N."),
+        typer.Option(
+            parser=count_parser(0, SEED_MAXIMUM), metavar="N", help="Draw the order of virtual processors from seed N."
+        ),
     ] = None,
     realtime: Annotated[
         bool, typer.Option("--realtime", help="Run on threads and in real time, not reproducibly.")
@@ -71,9 +84,7 @@ def run(
         raise BadInput(COMMAND, "--trace is not implemented yet; leave it out")
     from vtlkit.vmm.machine import MachineConfig
 
-    config = MachineConfig(
-        cpus=cpus, memory=memory, vtls=vtls, append=append, initrd=Path(initrd) if initrd else None
-    )
+    config = MachineConfig(cpus=cpus, memory=memory, vtls=vtls, append=append, initrd=Path(initrd) if initrd else None)
     mode = Mode(engine, realtime, seed)
     path = find_guest(guest)
     report = _open_report(json_file)

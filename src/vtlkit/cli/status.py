@@ -45,4 +45,7 @@ def report_bug(error: BaseException, reproduce: str = "") -> None:
     """The traceback of an error that is vtlkit's own, and what the user can do with it."""
     traceback.print_exception(error, file=sys.stderr)
     hint = f" ({reproduce})" if reproduce else ""
-    print(f"vtlkit: internal error, not yours: please report it with the command line and the guest{hint}", file=sys.stderr)
+    print(
+        f"vtlkit: internal error, not yours: please report it with the command line and the guest{hint}",
+        file=sys.stderr,
+    )

@@ -17,7 +17,7 @@ _INDENT = " " * 16
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """A finished run. `status` is the process's exit status; wall-clock time is in seconds, the guest's in nanoseconds."""
+    """A finished run; `status` is the process's exit status."""
 
     result: RunResult
     status: int

@@ -7,7 +7,20 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
-from vtlkit.cli.measure import Case, Result, duration, measure, seconds_per_operation, to_json, to_table
+from vtlkit.cli.measure import (
+    Case,
+    Figure,
+    Result,
+    Skipped,
+    Unavailable,
+    duration,
+    measure,
+    measure_figure,
+    measure_row,
+    seconds_per_operation,
+    to_json,
+    to_table,
+)
 
 
 def scripted(log: list[str], name: str, times: Sequence[float]) -> Callable[[], float]:
@@ -94,3 +107,35 @@ def test_json_and_table_have_every_figure() -> None:
 )
 def test_a_duration_has_a_fitting_unit(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(3.0, True), (2.9, False)])
+def test_a_figure_is_judged_by_its_median(limit: float, kept: bool) -> None:
+    values = iter([99.0, 1.0, 3.0, 5.0])
+    quantity = measure_figure(Figure("start", lambda: next(values), "s", limit), rounds=3)
+    assert (quantity.value, quantity.value_low, quantity.value_high) == (3.0, 2.0, 4.0)
+    assert quantity.within_limit is kept
+    assert json.loads(to_json([quantity]))[0]["within_limit"] is kept
+    verdict = "kept" if kept else "MISSED"
+    assert to_table([quantity]).splitlines()[2] == f"| start |  | 3 s |  | (2 to 4) | {limit:g} s {verdict} |"
+
+
+def test_a_figure_takes_a_round() -> None:
+    with pytest.raises(ValueError, match="at least one round"):
+        measure_figure(Figure("start", lambda: 1.0, "s", 1.0), rounds=0)
+
+
+def test_what_is_not_to_be_had_is_a_row_with_the_reason() -> None:
+    def absent() -> float:
+        raise Unavailable("no rival here")
+
+    row = measure_row(Case("exit", lambda: 1.0, "raw", absent), rounds=3)
+    assert row == Skipped("exit", "no rival here")
+    assert row.brief() == "exit: skipped: no rival here"
+    assert "skipped: no rival here" in to_table([row])
+    assert json.loads(to_json([row])) == [{"name": "exit", "reason": "no rival here", "within_limit": None}]
+
+
+def test_a_row_of_either_kind_is_measured() -> None:
+    assert measure_row(Case("exit", lambda: 2.0, "raw", lambda: 1.0), rounds=1).brief() == "exit: 2.000 of raw"
+    assert measure_row(Figure("start", lambda: 2.0, "s", 1.0), rounds=1).brief() == "start: 2 s"

@@ -22,7 +22,11 @@ _LIMIT_SECONDS: Final = 120
 
 
 def seconds_per_exit(kind: str, exits: int) -> float:
-    """Of `exits` exits, `cpuid` (handled in the kernel) or `out` (in the program). Raises Unavailable without KVM or cc."""
+    """Of `exits` exits, `cpuid` (handled in the kernel) or `out` (in the program).
+
+    Raises:
+        Unavailable: there is no usable KVM or no C compiler.
+    """
     if not kvm_answers(KVM_DEVICE):
         raise Unavailable(describe_kvm(KVM_DEVICE))
     try:

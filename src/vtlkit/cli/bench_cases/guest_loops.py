@@ -39,7 +39,9 @@ class GuestLoop:
             result = machine.run()
             taken = time.perf_counter() - begin
         if result.outcome is not Outcome.POWER_OFF:
-            raise RuntimeError(f"'{self.word} {iterations}' ended with {result.message}: {printed.decode()}{result.crash}")
+            raise RuntimeError(
+                f"'{self.word} {iterations}' ended with {result.message}: {printed.decode()}{result.crash}"
+            )
         return taken
 
     def per_iteration(self, iterations: int) -> float:

@@ -16,7 +16,7 @@ EXIT_STATUS: Final = 1
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A process that has ended. `resident` is its largest resident set in bytes, guest RAM that was touched included."""
+    """A process that has ended. `resident`: its largest resident set in bytes, with the guest RAM that was touched."""
 
     status: int
     seconds: float

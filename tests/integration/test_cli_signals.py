@@ -1,0 +1,82 @@
+"""Ctrl-C and SIGTERM end a run cleanly, whatever the guest is doing; a reader that does not read cannot prevent it."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import termios
+import time
+
+import pytest
+
+from tests.integration.cli_rig import Running
+
+GUESTS = {
+    "spins": ["bench", "--append", "spin"],
+    "exits": ["bench", "--append", "portout 1000000000"],
+    "sleeps": ["bench", "--cpus", "2", "--append", "pingpong 1000000000"],
+    "many": ["bench", "--cpus", "4", "--append", "cpuidall 1000000000"],
+}
+PAGE_SIZE = 4096
+MODES = {"deterministic": [], "realtime": ["--realtime"]}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("guest", GUESTS)
+def test_ctrl_c_is_a_clean_stop_with_status_130(guest: str, mode: str) -> None:
+    with Running(*GUESTS[guest], *MODES[mode]) as running:
+        running.wait_until_guest_runs()
+        running.process.send_signal(signal.SIGINT)
+        done = running.end()
+    assert (done.status, done.console) == (130, b"")
+    assert done.error_lines[0] == "vtlkit: interrupted, status 130"
+    assert any(line.startswith("  exits") for line in done.error_lines)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_sigterm_is_a_clean_stop_with_status_143(mode: str) -> None:
+    with Running("bench", "--append", "spin", *MODES[mode]) as running:
+        running.wait_until_guest_runs()
+        running.process.send_signal(signal.SIGTERM)
+        done = running.end()
+    assert done.status == 143
+    assert done.error_lines[0] == "vtlkit: interrupted, status 143"
+
+
+def test_ctrl_c_in_a_guest_that_sleeps_for_ever_in_real_time() -> None:
+    with Running("bench", "--append", "hlt", "--realtime") as running:
+        running.wait_until_guest_runs()
+        running.process.send_signal(signal.SIGINT)
+        assert running.end().status == 130
+
+
+def test_two_ctrl_cs_end_a_run_in_any_case() -> None:
+    with Running("bench", "--append", "spin") as running:
+        running.wait_until_guest_runs()
+        running.process.send_signal(signal.SIGINT)
+        running.process.send_signal(signal.SIGINT)
+        assert running.end().status == 130
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_reader_that_does_not_read_cannot_keep_a_run_from_ending(mode: str) -> None:
+    reader, writer = os.pipe()
+    # One page, which counts as full from its first byte on.
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, PAGE_SIZE)
+    try:
+        with Running("demo", "--cpus", "2", *MODES[mode], stdout=writer) as running:
+            while not available(reader):
+                assert running.process.poll() is None, "the guest ended"
+                time.sleep(0.01)
+            running.process.send_signal(signal.SIGINT)
+            assert running.end().status == 130
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def available(descriptor: int) -> int:
+    """Bytes that a pipe holds."""
+    answer = fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4))
+    return int.from_bytes(answer, "little")
