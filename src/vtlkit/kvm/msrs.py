@@ -7,7 +7,7 @@ Belongs to the vCPU's task.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from vtlkit.x86 import cpuid as bits
@@ -75,11 +75,14 @@ class Msrs:
     def __init__(self, vcpu: Vcpu) -> None:
         self._vcpu = vcpu
         self._values: dict[int, int] = {}
+        self.shared: Mapping[int, int] = {}
+        """Those that all VTLs of a processor share (TLFS): replaced whole, so that a VTL switch copies a reference."""
         self.reset()
 
     def reset(self) -> None:
         """Power-up values."""
-        self._values = {index: 0 for index in _STORED}
+        self._values = {index: 0 for index in _STORED if index not in _SHARED}
+        self.shared = dict.fromkeys(_SHARED, 0)
         self._values[msr.MSR_IA32_MISC_ENABLE] = (
             msr.MISC_ENABLE_FAST_STRING | msr.MISC_ENABLE_PEBS_UNAVAIL | msr.MISC_ENABLE_BTS_UNAVAIL
         )
@@ -95,6 +98,8 @@ class Msrs:
             return vcpu.engine.get_msr(index)
         if index in self._values:
             return self._values[index]
+        if index in self.shared:
+            return self.shared[index]
         getter = _GETTERS.get(index)
         if getter is not None:
             return getter(vcpu)
@@ -124,7 +129,7 @@ class Msrs:
         if rule is not None:
             if not host_initiated and not rule(value):
                 return False
-            self._values[index] = value
+            self.store(index, value)
             return True
         if msr.APIC_BASE_MSR <= index <= msr.MSR_X2APIC_LAST:
             return vcpu.apic.x2apic_msr_write(index, value)
@@ -134,7 +139,10 @@ class Msrs:
 
     def store(self, index: int, value: int) -> None:
         """Set a stored register with no rule applied (for the setters of this module)."""
-        self._values[index] = value
+        if index in self.shared:
+            self.shared = {**self.shared, index: value}
+        else:
+            self._values[index] = value
 
 
 def _has_rdtscp(vcpu: Vcpu) -> bool:
@@ -204,6 +212,13 @@ _STORED: Final[dict[int, Callable[[int], bool]]] = {
     **{msr.MSR_IA32_MC0_ADDR + 4 * bank: _any for bank in range(MCE_BANKS)},
     **{msr.MSR_IA32_MC0_MISC + 4 * bank: _any for bank in range(MCE_BANKS)},
 }
+
+_SHARED: Final = (
+    msr.MSR_IA32_MCG_STATUS,
+    msr.MSR_MTRRdefType,
+    *msr.MTRR_FIXED,
+    *range(msr.MSR_MTRRphysBase0, msr.MSR_MTRRphysBase0 + 2 * _MTRR_VARIABLE),
+)
 
 # --- registers that other parts answer --------------------------------------------------------------------------------
 

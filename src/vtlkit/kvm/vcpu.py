@@ -390,6 +390,7 @@ class Vcpu:
         """Take what all VTLs of a processor share from the vCPU of another VTL; neither runs, both are between two
         instructions."""
         self.engine.copy_shared_state(source.engine)
+        self.msrs.shared = source.msrs.shared
 
     def get_sregs(self) -> Sregs:
         """KVM_GET_SREGS."""

@@ -289,6 +289,7 @@ class VsmRig:
         saved = {name: getattr(engine.regs, name) for name in ("rax", "rcx", "rdx", "r8")}
         self.taken.append(Taken(guest.vp, guest.vtl, event.vector, event.error_code))
         body = self.handlers.get((guest.vtl, event.vector))
+        assert body is not None or event.vector >= 32, f"{self.taken[-1]}, RCX {engine.regs.rcx:#x}"
         if body is not None:
             yield from body(guest, event)
         if event.vector >= 32:
