@@ -32,7 +32,6 @@ UC_PROT_WRITE: Final = 2
 UC_PROT_EXEC: Final = 4
 UC_PROT_ALL: Final = 7
 
-UC_X86_REG_EFLAGS: Final = 25
 UC_X86_INS_IN: Final = 218
 UC_X86_INS_OUT: Final = 500
 UC_X86_INS_SYSCALL: Final = 699
@@ -129,7 +128,6 @@ class Library:
         self.close = bind("uc_close", handle)
         self.emu_start = bind("uc_emu_start", handle, word, word, word, size)
         self.emu_stop = bind("uc_emu_stop", handle)
-        self.reg_read = bind("uc_reg_read", handle, ctypes.c_int, ctypes.c_void_p)
         self.mem_map_ptr = bind("uc_mem_map_ptr", handle, word, word, ctypes.c_uint32, ctypes.c_void_p)
         self.mem_unmap = bind("uc_mem_unmap", handle, word, word)
         self.mem_protect = bind("uc_mem_protect", handle, word, word, ctypes.c_uint32)
@@ -151,6 +149,10 @@ class Library:
 
         self.restore_state = internal("cpu_restore_state", ctypes.c_bool, handle, word, ctypes.c_bool)
         """(CPU, place in translated code, False): set RIP and the flags as of the instruction that it comes from."""
+        self.arithmetic_flags: Callable[[int, int], int] = internal(
+            "cpu_cc_compute_all", ctypes.c_uint32, handle, ctypes.c_int
+        )
+        """(CPU state, its `cc_op`): the arithmetic flags that the lazy form stands for."""
         self._find_region = internal("find_memory_mapping", handle, handle, word)
         self._region_ram = internal("memory_region_get_ram_addr", word, handle)
         self._invalidate = internal("tb_invalidate_phys_range", None, handle, word, word)

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from greenlet import error as GreenletError
 from greenlet import getcurrent, greenlet
@@ -143,14 +143,22 @@ _RDTSCP: Final = {n: Rdtsc(n, True) for n in range(1, MAX_LENGTH + 1)}
 
 _NO_CHAIN: Final = 0xFFFF
 
+_PLAIN_EXITS: Final[dict[int, dict[int, Any]]] = {
+    0x100 + SvmExit.CPUID: _CPUID,
+    0x100 + SvmExit.HLT: _HLT,
+    0x100 + SvmExit.VMMCALL: _HYPERCALL,
+    0x100 + SvmExit.PAUSE: _PAUSE,
+}
+_WORD: Final = 8
+
 _BETWEEN_INSTRUCTIONS: Final = frozenset(
     0x100 + code for code in (SvmExit.SMI, SvmExit.NMI, SvmExit.VINTR, EXCEPTION_BASE + Vector.DB)
 )
-"""Hook numbers that come when no instruction is in progress. In all others (a page fault of a fetch apart, which comes from
-no place in translated code) counting has the arithmetic flags computed, and Unicorn takes back the note that they are."""
+"""Hook numbers that come when no instruction is in progress. In all others (a page fault of a fetch apart, which comes
+from no place in translated code) counting has had the arithmetic flags computed, and Unicorn lost the note of it."""
 
 _STRANDED: Final[list[UnicornEngine]] = []
-"""Engines closed while suspended in a hook of another thread: C frames that only it can leave still use them."""
+"""Closed while suspended in a hook of another thread: C frames that only that thread can leave still use them."""
 
 
 class UnicornEngine(Engine):
@@ -163,6 +171,7 @@ class UnicornEngine(Engine):
 
     def __init__(self, factory: UnicornFactory, name: str) -> None:
         self._factory = factory
+        self._physical = factory.physical
         self._lib = factory.lib
         self.name = name
         handle = ctypes.c_void_p()
@@ -177,8 +186,17 @@ class UnicornEngine(Engine):
         self._live = locate(lib, self._handle)
         self._request_low = ctypes.c_uint8.from_address(ctypes.addressof(self._live.interrupt_request))
         self._request_high = ctypes.c_uint8.from_address(ctypes.addressof(self._live.interrupt_request) + 1)
+        self._count, self._counter = self._live.count, self._live.counter
         self._live.no_exit_request.value = not factory.counts_instructions()
         self.regs = self._live.state
+        # What every exit needs, without the detour over the structure.
+        address = self._env = ctypes.addressof(self.regs)
+        self._rip = ctypes.c_uint64.from_address(address + CpuState.rip.offset)
+        self._eflags = ctypes.c_uint64.from_address(address + CpuState.eflags.offset)
+        self._hflags = ctypes.c_uint32.from_address(address + CpuState.hflags.offset)
+        self._cc_op = ctypes.c_uint32.from_address(address + CpuState.cc_op.offset)
+        self._cr0 = ctypes.c_uint64.from_address(address + CpuState.cr.offset)
+        self._cr3 = ctypes.c_uint64.from_address(address + CpuState.cr.offset + 3 * 8)
         self._controls = ControlPages()
         self._map = GuestPhysicalMap(lib, self._handle, self.regs)
         self._controls.map(lib, self._handle)
@@ -189,8 +207,9 @@ class UnicornEngine(Engine):
         self._event: Event | None = None
         self._counting = factory.counts_instructions()
         self._executed = 0
-        self._seen = 0
-        self._budget = 0
+        self._limit = 0
+        self._kicked = False
+        self._chores = False
         self._answer = 0
         self._unfinished = False
         self._failure: BaseException | None = None
@@ -199,13 +218,12 @@ class UnicornEngine(Engine):
         self._undo: bytes | None = None
         self._counted = 0
         self._held_low = self._held_high = 0
-        self._limited = False
         self._behind_shadow = False
         self._window_too = 0
         self._lone = -1
         self._inside = False
         self._unwinding = False
-        self._lengths: dict[int, tuple[int, int, int, bytes, int, int]] = {}
+        self._lengths: dict[int, tuple[int, int, ctypes.c_uint64, int, int, int]] = {}
         self._code: dict[int, TranslatedCode] = {}
         self._host_wrote = False
         self._code_moved = False
@@ -253,28 +271,34 @@ class UnicornEngine(Engine):
     # --- execution ------------------------------------------------------------------------------------------------
 
     def run(self, budget: int | None, *, force_immediate_exit: bool = False) -> Exit:
-        if not self._unfinished:
-            event = self._event
-            if event is not None:
-                self._event = None
-                if event.type is EventType.SOFTWARE:
-                    self.regs.rip += event.instruction_length
-                interrupted = self._delivery.deliver(event)
-                if interrupted is not None:
-                    return interrupted
-            if force_immediate_exit or self._request_low.value:
-                self._request_low.value = 0
-                return _INTERRUPTED
-        elif force_immediate_exit or self._request_high.value:
-            return self._finish_instruction(budget, force_immediate_exit)
-        physical = self._factory.physical
-        if physical is not None:
-            physical.acquire(self)
-            try:
-                return self._enter(budget)
-            finally:
-                physical.release(self)
-        return self._enter(budget)
+        if self._unfinished or self._kicked or force_immediate_exit or self._event is not None:
+            early = self._before_entry(budget, force_immediate_exit)
+            if early is not None:
+                return early
+        if self._physical is None:
+            return self._enter(budget)
+        return self._take_turn(budget)
+
+    def _before_entry(self, budget: int | None, force_immediate_exit: bool) -> Exit | None:
+        """What comes before the next instruction; an exit if that is all."""
+        if self._unfinished:
+            if force_immediate_exit or self._request_high.value:
+                return self._finish_instruction(budget, force_immediate_exit)
+            return None
+        event = self._event
+        if event is not None:
+            self._event = None
+            if event.type is EventType.SOFTWARE:
+                self.regs.rip += event.instruction_length
+            interrupted = self._delivery.deliver(event)
+            if interrupted is not None:
+                return interrupted
+        if force_immediate_exit or self._kicked:
+            if budget is not None and self._counting:
+                self._set_budget(budget)
+            self._forget_kick()
+            return _INTERRUPTED
+        return None
 
     def _finish_instruction(self, budget: int | None, force_immediate_exit: bool) -> Exit:
         """Run to the end of an unfinished I/O instruction; where instructions are not counted, to the end of its block.
@@ -286,18 +310,17 @@ class UnicornEngine(Engine):
             if force_immediate_exit:
                 self.kick()
             self._live.decrementer.value = _NO_CHAIN
-            return self._acquire_and_enter(budget)
+            return self._take_turn(budget)
         if budget is None:
-            self._count()
-            budget = self._budget - self._seen
-        reason = self._acquire_and_enter(0)
+            budget = self._limit - self._live.counter.value
+        reason = self._take_turn(0)
         self._set_budget(budget)
-        if force_immediate_exit or reason is not _INTERRUPTED or self._unfinished or self._request_low.value:
+        if force_immediate_exit or reason is not _INTERRUPTED or self._unfinished or self._kicked:
             return reason
-        return self._acquire_and_enter(budget)
+        return self._take_turn(None)
 
-    def _acquire_and_enter(self, budget: int | None) -> Exit:
-        physical = self._factory.physical
+    def _take_turn(self, budget: int | None) -> Exit:
+        physical = self._physical
         if physical is None:
             return self._enter(budget)
         physical.acquire(self)
@@ -307,24 +330,11 @@ class UnicornEngine(Engine):
             physical.release(self)
 
     def _enter(self, budget: int | None) -> Exit:
-        factory = self._factory
-        if factory.last_entered is not self or self._host_wrote:
-            self._forget_changed_code()
-        factory.last_entered = self
-        if self._code_moved:
-            self._code_moved = False
-            self._code.clear()
-            self._lib.check(self._lib.ctl(self._handle, binding.CTL_TB_FLUSH, 0, 0), "a flush of translated code")
         if budget is not None and self._counting:
-            self._set_budget(budget)
-        if self._behind_shadow:
-            self._behind_shadow = False
-            self._request_high.value |= INTERRUPT_NMI >> 8
-        if self._limited:
-            self._limited = False
-            self._live.count.value = self._budget
-            if self._request_low.value:
-                self._end_soon()
+            self._limit = self._counter.value + budget
+            self._count.value = self._limit
+        if self._chores or self._factory.last_entered is not self:
+            self._do_chores()
         self._caller = getcurrent()
         cpu = self._cpu
         if cpu is None:
@@ -335,23 +345,35 @@ class UnicornEngine(Engine):
             raise failure
         return result
 
+    def _do_chores(self) -> None:
+        """What is seldom needed before an entry."""
+        self._chores = False
+        factory = self._factory
+        if factory.last_entered is not self or self._host_wrote:
+            self._forget_changed_code()
+        factory.last_entered = self
+        if self._code_moved:
+            self._code_moved = False
+            self._code.clear()
+            self._lib.check(self._lib.ctl(self._handle, binding.CTL_TB_FLUSH, 0, 0), "a flush of translated code")
+        if self._behind_shadow:
+            self._behind_shadow = False
+            self._request_high.value |= INTERRUPT_NMI >> 8
+        if self._counting:
+            self._count.value = self._limit
+        if self._kicked:
+            self._end_soon()
+
     def _set_budget(self, budget: int) -> None:
         """Count up to `budget` from here; a suspended block goes on from where it is."""
-        self._count()
-        live = self._live
-        live.count.value = self._budget = budget
-        live.counter.value = self._seen = 0
-
-    def _count(self) -> None:
-        executed = self._live.counter.value
-        self._executed += executed - self._seen
-        self._seen = executed
+        self._limit = self._counter.value + budget
+        self._count.value = self._limit
 
     def _end_soon(self) -> None:
         """Make running code stop: before the next instruction where they are counted, else before the next block."""
+        self._chores = True
         if self._counting:
-            self._limited = True
-            self._live.count.value = 0
+            self._count.value = 0
         else:
             self._live.decrementer.value = _NO_CHAIN
 
@@ -364,17 +386,18 @@ class UnicornEngine(Engine):
             self._fault = None
             if self._counting:
                 # Starting resets the counter: carry on with what is left.
-                self._count()
-                self._budget -= self._seen
-                self._seen = 0
-                if self._budget <= 0:
-                    live.counter.value = 0
+                executed = live.counter.value
+                live.counter.value = 0
+                self._executed += executed
+                self._limit -= executed
+                if self._limit <= 0:
+                    self._forget_kick()
                     self._caller.switch(_INTERRUPTED)
                     continue
             # Outside the translator QEMU keeps all flags in this field; the engine always has the form used inside.
             state.eflags = self.rflags
             self._inside = True
-            error = lib.emu_start(handle, state.rip, 0, 0, self._budget)
+            error = lib.emu_start(handle, state.rip, 0, 0, self._limit)
             self._inside = False
             self.rflags = state.eflags
             self._unfinished = False
@@ -387,9 +410,9 @@ class UnicornEngine(Engine):
         limited = False
         if self._undo is not None:
             self._restore()
-        elif self._fault is None and self._live.counter.value > self._live.count.value:
+        elif self._fault is None and self._counter.value > self._count.value:
             # The limit is noticed when the next instruction has been counted.
-            self._live.counter.value -= 1
+            self._counter.value -= 1
             limited = True
         if self._deferred is not None:
             event, self._deferred = self._deferred, None
@@ -401,12 +424,12 @@ class UnicornEngine(Engine):
         if self._behind_shadow and not error:
             self._behind_shadow = False
             self._request_high.value |= INTERRUPT_NMI >> 8
-            if not self._request_low.value:
+            if not self._kicked:
                 return None
         if error:
             return InternalError(f"Unicorn stopped: {self._lib.describe(error)} at RIP {self.regs.rip:#x}")
-        if limited or self._request_low.value or self._unwinding or self._failure is not None:
-            self._request_low.value = 0
+        if limited or self._kicked or self._unwinding or self._failure is not None:
+            self._forget_kick()
             return _INTERRUPTED
         # A change of the memory map that takes rights away from the page that RIP is in stops the translator, too.
         return None
@@ -432,7 +455,7 @@ class UnicornEngine(Engine):
         ctypes.memmove(ctypes.addressof(self.regs), undo, CONTEXT_BYTES)
         self._live.counter.value = self._counted
         if self._held_low:
-            self._request_low.value = INTERRUPT_SMI
+            self.kick()
         self._request_high.value |= self._held_high
         self._held_low = self._held_high = 0
 
@@ -444,13 +467,18 @@ class UnicornEngine(Engine):
 
     def kick(self) -> None:
         self._request_low.value = INTERRUPT_SMI
+        self._kicked = True
         self._end_soon()
+
+    def _forget_kick(self) -> None:
+        """One is answered. In this order: a kick that comes in between is answered once more and not lost."""
+        self._kicked = False
+        self._request_low.value = 0
 
     def instructions(self) -> int | None:
         if not self._counting:
             return None
-        self._count()
-        return self._executed
+        return self._executed + int(self._counter.value)
 
     def complete(self, value: int) -> None:
         self._answer = value
@@ -463,7 +491,7 @@ class UnicornEngine(Engine):
         if self._unfinished:
             self._unwind()
         self._event = None
-        self._request_low.value = 0
+        self._forget_kick()
 
     def _unwind(self) -> None:
         """Return from the suspended hook and through the C frames below it, without effect on guest or devices."""
@@ -478,12 +506,14 @@ class UnicornEngine(Engine):
         self._unwinding = False
 
     def skip(self, length: int) -> None:
-        state = self.regs
-        rip = state.rip + length
-        state.rip = rip if state.hflags & HF_CS64 else rip & 0xFFFFFFFF
-        state.hflags &= ~HF_INHIBIT_IRQ
-        eflags = state.eflags
+        rip = self._rip.value + length
+        hflags = self._hflags.value
+        self._rip.value = rip if hflags & HF_CS64 else rip & 0xFFFFFFFF
+        if hflags & HF_INHIBIT_IRQ:
+            self._hflags.value = hflags & ~HF_INHIBIT_IRQ
+        eflags = self._eflags.value
         if eflags & (RFLAGS_TF | RFLAGS_RF):
+            state = self.regs
             state.eflags = eflags & ~RFLAGS_RF
             if eflags & RFLAGS_TF:
                 state.dr[6] |= DR6_BS
@@ -504,9 +534,15 @@ class UnicornEngine(Engine):
         if self._undo is not None:
             self._hold_requests()
             return
-        if self._counting and number not in _BETWEEN_INSTRUCTIONS and (number != Vector.PF or self.regs.retaddr):
-            self.regs.cc_op = CC_OP_EFLAGS
         try:
+            exits = _PLAIN_EXITS.get(number)
+            if exits is not None:
+                if self._counting:
+                    self._cc_op.value = CC_OP_EFLAGS
+                self._caller.switch(exits[self._length()])
+                return
+            if self._counting and number not in _BETWEEN_INSTRUCTIONS and (number != Vector.PF or self.regs.retaddr):
+                self._cc_op.value = CC_OP_EFLAGS
             reason = self._exit_of(number)
             if reason is not None:
                 self._caller.switch(reason)
@@ -517,26 +553,18 @@ class UnicornEngine(Engine):
     def _exit_of(self, number: int) -> Exit | None:
         """The exit that an interrupt-hook number stands for; None if it was handled here."""
         code = number - 0x100
-        if code == SvmExit.CPUID:
-            return _CPUID[self._length()]
         if code == SvmExit.MSR:
             return _WRMSR[self._length()] if self.regs.error_code else _RDMSR[self._length()]
-        if code == SvmExit.HLT:
-            return _HLT[self._length()]
-        if code == SvmExit.VMMCALL:
-            return _HYPERCALL[self._length()]
-        if code == SvmExit.PAUSE:
-            return _PAUSE[self._length()]
         if code < 0:
             return self._unintercepted(number)
         if EXCEPTION_BASE <= code < EXCEPTION_BASE + 32:
             return self._exception(code - EXCEPTION_BASE)
         if code == SvmExit.SMI:
-            self._request_low.value = 0
-            live = self._live
-            if self._counting and live.counter.value > live.count.value:
+            if self._counting and self._counter.value > self._count.value:
                 # The limit has ended the run or is about to: one kick is one exit.
+                self._request_low.value = 0
                 return None
+            self._forget_kick()
             return _INTERRUPTED
         if code == SvmExit.VINTR:
             if self._behind_shadow:
@@ -562,14 +590,13 @@ class UnicornEngine(Engine):
         live = self._live
         self._window_too = self._request_high.value & (INTERRUPT_VIRQ >> 8)
         if self._counting:
-            self._limited = True
             live.count.value = min(live.count.value, live.counter.value + 1)
         elif self.regs.eflags & RFLAGS_IF:
             self._request_high.value |= INTERRUPT_VIRQ >> 8
         else:
             self.interrupt_shadow = False
             return False
-        self._behind_shadow = True
+        self._behind_shadow = self._chores = True
         return True
 
     def _rarer_exit(self, code: int) -> Exit:
@@ -697,12 +724,12 @@ class UnicornEngine(Engine):
 
         Where instructions are not counted, RIP is that of the block: the translator does not tell a port hook more.
         """
+        if not self._cr0.value & CR0_PE:
+            return False
+        eflags = self._eflags.value
+        if not eflags & RFLAGS_VM and (self._hflags.value & HF_CPL) <= eflags >> _IOPL_SHIFT & 3:
+            return False
         state = self.regs
-        if not state.cr[0] & CR0_PE:
-            return False
-        v86 = state.eflags & RFLAGS_VM
-        if not v86 and (state.hflags & HF_CPL) <= (state.eflags >> _IOPL_SHIFT) & 3:
-            return False
         try:
             if not self._io_bitmap_denies(port, size):
                 return False
@@ -852,15 +879,15 @@ class UnicornEngine(Engine):
         self._map.each(visit)
 
     def memory_written(self, gpa: int, size: int) -> None:
-        self._host_wrote = True
+        self._host_wrote = self._chores = True
 
     # --- instructions ---------------------------------------------------------------------------------------------
 
     def _linear_rip(self) -> int:
         state = self.regs
         if state.hflags & HF_CS64:
-            return state.rip
-        return (state.rip + state.segs[CS].base) & 0xFFFFFFFF
+            return int(state.rip)
+        return int(state.rip + state.segs[CS].base) & 0xFFFFFFFF
 
     def _bits(self) -> int:
         hflags = self.regs.hflags
@@ -868,14 +895,15 @@ class UnicornEngine(Engine):
 
     def _length(self) -> int:
         """Length of the instruction at RIP. Remembered by address and checked against the bytes that lie there now."""
-        state = self.regs
-        rip = self._linear_rip()
+        rip = self._rip.value
+        hflags = self._hflags.value
+        if not hflags & HF_CS64:
+            rip = (rip + self.regs.segs[CS].base) & 0xFFFFFFFF
         known = self._lengths.get(rip)
-        if known is not None and known[0] == state.cr[3] and known[1] == state.hflags & (HF_CS64 | HF_CS32):
-            block = self._factory.block_views[known[2]]
-            at = known[4]
-            if block[at : at + known[5]] == known[3]:
-                return known[5]
+        if known is not None:
+            cr3, mode, code, mask, expected, size = known
+            if code.value & mask == expected and cr3 == self._cr3.value and mode == hflags & (HF_CS64 | HF_CS32):
+                return size
         return self._decode_length(rip)
 
     def _decode_length(self, rip: int) -> int:
@@ -883,20 +911,16 @@ class UnicornEngine(Engine):
         size = length(code, self._bits())
         if not size:
             raise EngineError(f"instruction at {rip:#x} exited but does not decode: {code.hex()}")
-        if rip % 4096 + size <= 4096:
-            found = self._map.ram(self.linear.translate(rip, SUPERVISOR), Access.NONE)
-            if found is not None:
-                block, offset = found
-                index = self._factory.view_index(block)
-                state = self.regs
-                self._lengths[rip] = (
-                    state.cr[3],
-                    state.hflags & (HF_CS64 | HF_CS32),
-                    index,
-                    code[:size],
-                    offset,
-                    size,
-                )
+        found = self._map.ram(self.linear.translate(rip, SUPERVISOR), Access.NONE)
+        if found is not None and rip % PAGE_SIZE + size <= PAGE_SIZE and size <= _WORD:
+            block, offset = found
+            if offset + _WORD <= block.size:
+                # The factory keeps the block for as long as there are engines.
+                self._factory.view_index(block)
+                view = ctypes.c_uint64.from_address(block.address + offset)
+                mask = (1 << 8 * size) - 1
+                mode = self._hflags.value & (HF_CS64 | HF_CS32)
+                self._lengths[rip] = (self._cr3.value, mode, view, mask, view.value & mask, size)
         return size
 
     def _decoded(self) -> Decoded:
@@ -994,12 +1018,8 @@ class UnicornEngine(Engine):
         # Where instructions are counted, old arithmetic flags lie about in this field.
         flags = int(state.eflags) & ~(CC_FLAGS | RFLAGS_DF) | RFLAGS_FIXED | (RFLAGS_DF if state.df < 0 else 0)
         if state.cc_op == CC_OP_EFLAGS:
-            return flags | (state.cc_src & CC_FLAGS)
-        value = ctypes.c_uint32()
-        self._lib.check(
-            self._lib.reg_read(self._handle, binding.UC_X86_REG_EFLAGS, ctypes.byref(value)), "reading EFLAGS"
-        )
-        return flags | (value.value & CC_FLAGS)
+            return flags | (int(state.cc_src) & CC_FLAGS)
+        return flags | (self._lib.arithmetic_flags(self._env, state.cc_op) & CC_FLAGS)
 
     @rflags.setter
     def rflags(self, value: int) -> None:
@@ -1129,7 +1149,7 @@ class UnicornEngine(Engine):
                 or found[0] is not known.block
                 or known.overlaps(found[1] - CHUNK, found[1] + size + CHUNK)
             ):
-                self._code_moved = True
+                self._code_moved = self._chores = True
 
     def flush_tlb(self) -> None:
         self._lib.check(self._lib.ctl(self._handle, binding.CTL_TLB_FLUSH, 0, 0), "a TLB flush")

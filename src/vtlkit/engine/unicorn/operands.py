@@ -60,7 +60,7 @@ class Operand:
         names = {getattr(iced.Register, name): number for number, name in enumerate(_SEGMENTS)}
         segment = names[instruction.memory_segment]
         if not long_mode:
-            return (address + state.segs[segment].base) & 0xFFFFFFFF
+            return int(address + state.segs[segment].base) & 0xFFFFFFFF
         if segment >= _SEGMENTS.index("FS"):
             address += state.segs[segment].base
         address &= 0xFFFFFFFFFFFFFFFF
@@ -71,7 +71,7 @@ class Operand:
     def _gpr(self, register: int) -> int:
         ext = _iced().RegisterExt
         value: int = getattr(self._engine.regs, _GPRS[ext.number(register)])
-        return value & ((1 << 8 * ext.size(register)) - 1)
+        return value & ((1 << 8 * int(ext.size(register))) - 1)
 
     def store(self, value: int, size: int) -> Event | None:
         """Store to memory, with the privilege of the guest, or to a register; an exception to raise."""

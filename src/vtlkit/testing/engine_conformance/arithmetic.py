@@ -1,4 +1,4 @@
-"""The arithmetic flags as an exit finds them, against a small model: the engine may keep them lazily, nobody may notice."""
+"""The arithmetic flags as an exit finds them, against a small model: that an engine keeps them lazily must not show."""
 
 from __future__ import annotations
 

@@ -177,7 +177,7 @@ def code_changes_while_an_access_waits(bench: Bench) -> None:
 
 @case(Need.MACHINE_CODE)
 def engines_take_turns_in_the_middle_of_accesses(bench: Bench) -> None:
-    """Many engines, each suspended in a different kind of exit while the others run: nobody's state is anybody else's."""
+    """Many engines, each suspended in another kind of exit while the others run: nobody's state is anybody else's."""
     guests = [bench.guest(name=f"vcpu{number}") for number in range(6)]
     for number, guest in enumerate(guests):
         guest.long_mode()

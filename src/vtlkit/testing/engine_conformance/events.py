@@ -121,9 +121,10 @@ def shadow_of_sti_and_hlt(bench: Bench) -> None:
     engine = running.engine
     engine.request_interrupt_window(True)
     running.run_at(api.Hlt, running.at(1))
-    assert engine.interrupt_shadow
+    shadow = [engine.interrupt_shadow]
     engine.skip(running.length(1))
-    assert not engine.interrupt_shadow
+    shadow.append(engine.interrupt_shadow)
+    assert shadow == [True, False]
     running.run_at(api.InterruptWindow, running.at(2))
 
 
@@ -149,14 +150,15 @@ def nmi_blocks_nmi(bench: Bench) -> None:
     """From delivery to IRET; the window opens right behind the IRET."""
     running = bench.start(ops.Compute(1), ops.Compute(3), handlers={Vector.NMI: [ops.Compute(2), ops.Vmmcall()]})
     engine = running.engine
-    assert not engine.nmi_blocked
+    blocked = [engine.nmi_blocked]
     engine.inject(NMI)
     running.run_at(api.Hypercall, running.handler_at(Vector.NMI, 1))
-    assert engine.nmi_blocked
+    blocked.append(engine.nmi_blocked)
     engine.request_nmi_window(True)
     engine.skip(running.handler_at(Vector.NMI, 2) - running.handler_at(Vector.NMI, 1))
     running.run_at(api.NmiWindow, running.at(0))
-    assert not engine.nmi_blocked
+    blocked.append(engine.nmi_blocked)
+    assert blocked == [False, True, False]
     running.run_at(api.Hlt, running.at(2))
 
 
