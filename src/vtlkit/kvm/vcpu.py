@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from vtlkit.kvm.vendor.svm import SvmVendor
     from vtlkit.kvm.vm import Vm
 
+_PRIVATE_REGISTERS: Final = frozenset({apic_regs.APIC_TASKPRI, apic_regs.APIC_EOI, apic_regs.APIC_ICR2})
+"""Registers whose writes concern neither time nor another processor: they need no look at the clock."""
 _HYPERVISOR_LEAVES: Final = 4
 _EVENT_ONLY: Final = 1 << Req.EVENT
 _TIMER_REGISTERS: Final = frozenset({apic_regs.APIC_TMICT, apic_regs.APIC_LVTT, apic_regs.APIC_TDCR})
@@ -267,7 +269,8 @@ class Vcpu:
         return self.apic.mmio_read(offset, size)
 
     def _apic_write(self, offset: int, size: int, value: int) -> None:
-        self.sync_clock()
+        if offset not in _PRIVATE_REGISTERS:
+            self.sync_clock()
         self.apic.mmio_write(offset, size, value)
         if offset in _TIMER_REGISTERS:
             # The slice was chosen before this timer was set.
