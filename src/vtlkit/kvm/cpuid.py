@@ -1,7 +1,7 @@
 """CPUID: what the guest is told. Mirrors arch/x86/kvm/cpuid.c.
 
-User space sets a table with `set_cpuid2`, usually starting from `supported`; bits that follow other state (OSXSAVE, APIC,
-OSPKE, the size of the XSAVE area) are computed when the guest asks.
+User space sets a table with `set_cpuid2`, usually starting from `supported`; bits that follow other state (OSXSAVE,
+APIC, OSPKE, the size of the XSAVE area) are computed when the guest asks.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from vtlkit.x86 import cpuid as bits
-from vtlkit.x86.registers import CR4_OSXSAVE, CR4_PKE
+from vtlkit.x86.registers import CR4_OSXSAVE, CR4_PKE, XCR0_PKRU, XCR0_SSE, XCR0_X87
 
 KVM_CPUID_FLAG_SIGNIFCANT_INDEX = 1 << 0
 
@@ -20,6 +20,10 @@ _EXTENDED_MAX = 0x80000008
 _SIGNATURE = 0x00800F12
 """Family 17h model 1 stepping 2: an AMD processor, as the SVM vendor code is for."""
 _XSAVE_LEGACY_AREA = 576
+_XSAVE_PKRU = 9
+_XSAVE_COMPONENTS = {_XSAVE_PKRU: (2688, 8)}
+"""Offset and size of the components behind the legacy area and the header, in the standard format."""
+_SUPPORTED_XCR0 = XCR0_X87 | XCR0_SSE | XCR0_PKRU
 _LINEAR_BITS = 48
 _LINEAR_BITS_LA57 = 57
 
@@ -81,6 +85,15 @@ class CpuidTable:
         return entry is not None and bool(getattr(entry, register) & bit)
 
 
+def _xsave_size(components: int) -> int:
+    """Bytes of an XSAVE area in the standard format (`xstate_required_size`)."""
+    end = _XSAVE_LEGACY_AREA
+    for number, (offset, size) in _XSAVE_COMPONENTS.items():
+        if components >> number & 1:
+            end = max(end, offset + size)
+    return end
+
+
 def supported(tsc_khz: int, maxphyaddr: int) -> list[CpuidEntry]:
     """KVM_GET_SUPPORTED_CPUID: what this hypervisor and its engines can do, for vCPU 0."""
     vendor = struct.unpack("<III", b"AuthenticAMD")
@@ -136,10 +149,9 @@ def supported(tsc_khz: int, maxphyaddr: int) -> list[CpuidEntry]:
         | bits.CPUID_7_0_EBX_CLWB
     )
     structured_ecx = bits.CPUID_7_0_ECX_UMIP | bits.CPUID_7_0_ECX_PKU | bits.CPUID_7_0_ECX_LA57
-    # AMD repeats the low feature bits of leaf 1 in 80000001H:EDX, but for those that are its own there.
-    repeated = feature_edx & 0x0183F3FF
-    extended_edx = repeated | (
-        bits.CPUID_80000001_EDX_SYSCALL
+    extended_edx = (
+        (feature_edx & bits.CPUID_80000001_EDX_REPEATED)
+        | bits.CPUID_80000001_EDX_SYSCALL
         | bits.CPUID_80000001_EDX_NX
         | bits.CPUID_80000001_EDX_MMXEXT
         | bits.CPUID_80000001_EDX_PAGE1GB
@@ -151,6 +163,7 @@ def supported(tsc_khz: int, maxphyaddr: int) -> list[CpuidEntry]:
         | bits.CPUID_80000001_ECX_CR8_LEGACY
         | bits.CPUID_80000001_ECX_ABM
         | bits.CPUID_80000001_ECX_SSE4A
+        | bits.CPUID_80000001_ECX_3DNOWPREFETCH
     )
     brand = b"vtlkit embedded processor".ljust(48, b"\0")
     entries = [
@@ -158,8 +171,9 @@ def supported(tsc_khz: int, maxphyaddr: int) -> list[CpuidEntry]:
         CpuidEntry(1, 0, _SIGNATURE, 8 << bits.CPUID_1_EBX_CLFLUSH_SHIFT, feature_ecx, feature_edx),
         CpuidEntry(6, 0, bits.CPUID_6_EAX_ARAT),
         CpuidEntry(7, 0, 0, structured_ebx, structured_ecx, 0, True),
-        CpuidEntry(0xD, 0, 3, _XSAVE_LEGACY_AREA, _XSAVE_LEGACY_AREA, 0, True),
+        CpuidEntry(0xD, 0, _SUPPORTED_XCR0, _XSAVE_LEGACY_AREA, _xsave_size(_SUPPORTED_XCR0), 0, True),
         CpuidEntry(0xD, 1, bits.CPUID_D_1_EAX_XSAVEOPT | bits.CPUID_D_1_EAX_XGETBV1, 0, 0, 0, True),
+        *(CpuidEntry(0xD, number, size, offset, 0, 0, True) for number, (offset, size) in _XSAVE_COMPONENTS.items()),
         # Frequencies in MHz: base, maximum, bus.
         CpuidEntry(0x16, 0, tsc_khz // 1000, tsc_khz // 1000, 1000),
         CpuidEntry(0x80000000, 0, _EXTENDED_MAX, ebx, ecx, edx),
@@ -169,9 +183,7 @@ def supported(tsc_khz: int, maxphyaddr: int) -> list[CpuidEntry]:
         entries.append(CpuidEntry(0x80000002 + number, 0, *struct.unpack_from("<IIII", brand, number * 16)))
     entries.append(CpuidEntry(0x80000007, 0, 0, 0, 0, bits.CPUID_80000007_EDX_INVARIANT_TSC))
     linear = _LINEAR_BITS_LA57 if structured_ecx & bits.CPUID_7_0_ECX_LA57 else _LINEAR_BITS
-    entries.append(
-        CpuidEntry(0x80000008, 0, maxphyaddr | linear << bits.CPUID_80000008_EAX_LINEAR_BITS_SHIFT, 0, 0, 0)
-    )
+    entries.append(CpuidEntry(0x80000008, 0, maxphyaddr | linear << bits.CPUID_80000008_EAX_LINEAR_BITS_SHIFT, 0, 0, 0))
     return entries
 
 
@@ -215,7 +227,7 @@ def answer(
     elif function == 7 and cr4 & CR4_PKE:
         ecx |= bits.CPUID_7_0_ECX_OSPKE
     elif function == 0xD and index == 0:
-        ebx = _XSAVE_LEGACY_AREA if xcr0 & 3 else 0
+        ebx = _xsave_size(xcr0)
     elif function == 0x80000001 and not apic_enabled:
         edx &= ~bits.CPUID_1_EDX_APIC
     return eax, ebx, ecx, edx

@@ -123,6 +123,7 @@ DR7_VOLATILE: Final = 0xFFFF2BFF
 XCR0_X87: Final = 1 << 0
 XCR0_SSE: Final = 1 << 1
 XCR0_AVX: Final = 1 << 2
+XCR0_PKRU: Final = 1 << 9
 
 SEGMENT_TYPE: Final = 0xF
 SEGMENT_S: Final = 1 << 4

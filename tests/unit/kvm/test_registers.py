@@ -12,7 +12,7 @@ from vtlkit.kvm.uapi import Kvm, Vcpu
 from vtlkit.testing.guest_builder import CODE, FREE, RAM_SIZE, Guest
 from vtlkit.x86 import msr
 from vtlkit.x86.exceptions import Vector
-from vtlkit.x86.registers import CR4_UMIP
+from vtlkit.x86.registers import CR4_OSXSAVE, CR4_PKE, CR4_UMIP
 
 OUT = b"\xe6\x80"
 """out 0x80, al: ends a run with an exit."""
@@ -50,6 +50,12 @@ class Machine:
         self.host.spawn(body, "vcpu")
         self.host.run()
         return found[0]
+
+    def write_cr4(self, value: int) -> None:
+        """Set bits of CR4 from outside."""
+        sregs = self.vcpu.get_sregs()
+        sregs.cr4 |= value
+        self.vcpu.set_sregs(sregs)
 
     def faults(self, code: bytes, vector: Vector) -> bool:
         rip = self.execute(code)
@@ -93,3 +99,37 @@ def test_smsw_of_a_32_bit_register_stores_32_bits() -> None:
     machine.execute(b"\x0f\x01\xe0")
     assert engine.regs.rax == engine.cr0
     assert engine.cr0 >> 16 == 0
+
+
+def test_xsave_puts_components_where_cpuid_says() -> None:
+    machine = Machine()
+    machine.guest.long_mode()
+    machine.write_cr4(CR4_OSXSAVE | CR4_PKE)
+    regs = machine.vcpu.engine.regs
+    regs.rbx = FREE
+    regs.rsi = 0x12345678
+    # xor ecx,ecx; xor edx,edx; mov eax,203h; xsetbv; mov eax,esi; wrpkru; mov eax,203h; xsave [rbx]
+    code = bytes.fromhex("31c931d2b8030200000f01d189f00f01efb8030200000fae23")
+    assert not machine.faults(code, Vector.GP)
+    assert machine.vcpu.engine.xcr0 == 0x203
+    area = machine.vcpu.cpuid.find(0xD, 9)
+    assert area is not None
+    assert machine.guest.read(FREE + area.ebx, area.eax) == 0x12345678
+
+
+@pytest.mark.parametrize("xcr0", [0x2, 0x7, 0x1B, 1 << 17 | 3])
+def test_xcr0_takes_no_component_that_is_not_offered(xcr0: int) -> None:
+    machine = Machine()
+    machine.guest.long_mode()
+    machine.write_cr4(CR4_OSXSAVE)
+    regs = machine.vcpu.engine.regs
+    regs.rcx, regs.rax, regs.rdx = 0, xcr0, 0
+    assert machine.faults(b"\x0f\x01\xd1", Vector.GP)
+    assert machine.vcpu.engine.xcr0 == 1
+
+
+@pytest.mark.parametrize("code", ["0fc7f0", "0fc7f8", "f30fc7f8"], ids=["rdrand", "rdseed", "rdpid"])
+def test_what_is_not_offered_is_undefined(code: str) -> None:
+    machine = Machine()
+    machine.guest.long_mode()
+    assert machine.faults(bytes.fromhex(code), Vector.UD)

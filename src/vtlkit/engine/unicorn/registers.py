@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import enum
 import struct
 from typing import TYPE_CHECKING, Final
 
@@ -22,6 +23,7 @@ from vtlkit.engine.unicorn.state import (
     CpuState,
     SegmentCache,
 )
+from vtlkit.x86 import cpuid as bits
 from vtlkit.x86 import msr
 from vtlkit.x86.registers import (
     CR0_PE,
@@ -29,6 +31,9 @@ from vtlkit.x86.registers import (
     CR4_SMAP,
     EFER_LMA,
     RFLAGS_VM,
+    XCR0_PKRU,
+    XCR0_SSE,
+    XCR0_X87,
     DescriptorTable,
     Segment,
     Sregs,
@@ -77,28 +82,111 @@ _DPL_SHIFT: Final = 13
 _DESC_B: Final = 1 << 22
 _DESC_L: Final = 1 << 21
 
-# What QEMU 5.0's translator implements (TCG_*_FEATURES of target/i386/cpu.c). Index: FeatureWord.
-_FEATURE_1_EDX: Final = 0x0789FBFF | 1 << 17 | 1 << 11 | 1 << 27
-_FEATURE_1_ECX: Final = 0xD6F82203 & ~(1 << 28) | 1 << 22 | 1 << 25 | 1 << 26
-_FEATURE_7_EBX: Final = (1 << 0) | (1 << 3) | (1 << 7) | (1 << 8) | (1 << 9) | (1 << 19) | (1 << 20) | 1 << 23 | 1 << 24
-_FEATURE_7_ECX: Final = (1 << 3) | (1 << 16)
-_FEATURE_80000001_EDX: Final = 0x2FD3FBFF & ~0 | (1 << 11) | (1 << 20) | (1 << 26) | (1 << 27) | (1 << 29)
-_FEATURE_80000001_ECX: Final = (1 << 0) | (1 << 2) | (1 << 4) | (1 << 5) | (1 << 6)
-_FEATURES: Final = {
-    0: _FEATURE_1_EDX,
-    1: _FEATURE_1_ECX,
-    2: _FEATURE_7_EBX,
-    3: _FEATURE_7_ECX,
-    6: _FEATURE_80000001_EDX,
-    7: _FEATURE_80000001_ECX,
-    19: (1 << 0) | (1 << 2),
+_FEATURE_1_EDX: Final = (
+    bits.CPUID_1_EDX_FPU
+    | bits.CPUID_1_EDX_DE
+    | bits.CPUID_1_EDX_PSE
+    | bits.CPUID_1_EDX_TSC
+    | bits.CPUID_1_EDX_MSR
+    | bits.CPUID_1_EDX_PAE
+    | bits.CPUID_1_EDX_MCE
+    | bits.CPUID_1_EDX_CX8
+    | bits.CPUID_1_EDX_APIC
+    | bits.CPUID_1_EDX_SEP
+    | bits.CPUID_1_EDX_MTRR
+    | bits.CPUID_1_EDX_PGE
+    | bits.CPUID_1_EDX_MCA
+    | bits.CPUID_1_EDX_CMOV
+    | bits.CPUID_1_EDX_PAT
+    | bits.CPUID_1_EDX_PSE36
+    | bits.CPUID_1_EDX_CLFLUSH
+    | bits.CPUID_1_EDX_MMX
+    | bits.CPUID_1_EDX_FXSR
+    | bits.CPUID_1_EDX_SSE
+    | bits.CPUID_1_EDX_SSE2
+)
+_FEATURE_1_ECX: Final = (
+    bits.CPUID_1_ECX_SSE3
+    | bits.CPUID_1_ECX_PCLMULQDQ
+    | bits.CPUID_1_ECX_SSSE3
+    | bits.CPUID_1_ECX_CMPXCHG16B
+    | bits.CPUID_1_ECX_SSE41
+    | bits.CPUID_1_ECX_SSE42
+    | bits.CPUID_1_ECX_MOVBE
+    | bits.CPUID_1_ECX_POPCNT
+    | bits.CPUID_1_ECX_AES
+    | bits.CPUID_1_ECX_XSAVE
+)
+"""Without MONITOR, whose intercept is the hypervisor's, and without RDRAND: it would bring the host's chance into runs
+that are to be repeated."""
+_FEATURE_7_0_EBX: Final = (
+    bits.CPUID_7_0_EBX_FSGSBASE
+    | bits.CPUID_7_0_EBX_BMI1
+    | bits.CPUID_7_0_EBX_SMEP
+    | bits.CPUID_7_0_EBX_BMI2
+    | bits.CPUID_7_0_EBX_ERMS
+    | bits.CPUID_7_0_EBX_ADX
+    | bits.CPUID_7_0_EBX_SMAP
+    | bits.CPUID_7_0_EBX_CLFLUSHOPT
+    | bits.CPUID_7_0_EBX_CLWB
+)
+"""Without MPX, which has no use left, and PCOMMIT, which no processor has."""
+_FEATURE_7_0_ECX: Final = bits.CPUID_7_0_ECX_PKU | bits.CPUID_7_0_ECX_LA57
+_FEATURE_80000001_EDX: Final = (
+    (_FEATURE_1_EDX & bits.CPUID_80000001_EDX_REPEATED)
+    | bits.CPUID_80000001_EDX_SYSCALL
+    | bits.CPUID_80000001_EDX_NX
+    | bits.CPUID_80000001_EDX_MMXEXT
+    | bits.CPUID_80000001_EDX_PAGE1GB
+    | bits.CPUID_80000001_EDX_RDTSCP
+    | bits.CPUID_80000001_EDX_LM
+)
+"""Without 3DNow!, which AMD has dropped."""
+_FEATURE_80000001_ECX: Final = (
+    bits.CPUID_80000001_ECX_LAHF_LM
+    | bits.CPUID_80000001_ECX_SVM
+    | bits.CPUID_80000001_ECX_CR8_LEGACY
+    | bits.CPUID_80000001_ECX_ABM
+    | bits.CPUID_80000001_ECX_SSE4A
+    | bits.CPUID_80000001_ECX_3DNOWPREFETCH
+)
+_FEATURE_D_1_EAX: Final = bits.CPUID_D_1_EAX_XSAVEOPT | bits.CPUID_D_1_EAX_XGETBV1
+_XSAVE_COMPONENTS: Final = XCR0_X87 | XCR0_SSE | XCR0_PKRU
+
+
+class FeatureWord(enum.IntEnum):
+    """Indices of `CpuState.features` (QEMU's enum of the same name)."""
+
+    FEAT_1_EDX = 0
+    FEAT_1_ECX = 1
+    FEAT_7_0_EBX = 2
+    FEAT_7_0_ECX = 3
+    FEAT_8000_0001_EDX = 6
+    FEAT_8000_0001_ECX = 7
+    FEAT_XSAVE = 19
+    FEAT_XSAVE_COMP_LO = 21
+    FEAT_XSAVE_COMP_HI = 22
+
+
+FEATURES: Final = {
+    FeatureWord.FEAT_1_EDX: _FEATURE_1_EDX,
+    FeatureWord.FEAT_1_ECX: _FEATURE_1_ECX,
+    FeatureWord.FEAT_7_0_EBX: _FEATURE_7_0_EBX,
+    FeatureWord.FEAT_7_0_ECX: _FEATURE_7_0_ECX,
+    FeatureWord.FEAT_8000_0001_EDX: _FEATURE_80000001_EDX,
+    FeatureWord.FEAT_8000_0001_ECX: _FEATURE_80000001_ECX,
+    FeatureWord.FEAT_XSAVE: _FEATURE_D_1_EAX,
+    FeatureWord.FEAT_XSAVE_COMP_LO: _XSAVE_COMPONENTS,
+    FeatureWord.FEAT_XSAVE_COMP_HI: 0,
 }
+"""What the instance executes, of what QEMU 5.0's translator implements (TCG_*_FEATURES of target/i386/cpu.c): all that
+a present processor has. Its XSETBV takes XCR0's bits from here, too."""
 
 
 def enable_features(state: CpuState) -> None:
     """Let the translator execute all it can; what the guest is told of it is the hypervisor's CPUID."""
-    for word, bits in _FEATURES.items():
-        state.features[word] = bits
+    for word, features in FEATURES.items():
+        state.features[word] = features
 
 
 def _segment(register: SegmentCache) -> Segment:
