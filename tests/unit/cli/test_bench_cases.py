@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from vtlkit import guests
-from vtlkit.cli.bench_cases import cases, devkvm_loop, qemu_tcg, raw_unicorn, table
+from vtlkit.cli.bench_cases import cases, devkvm_loop, qemu_tcg, raw_unicorn, table, whole_process
 from vtlkit.cli.bench_cases.guest_loops import GuestLoop
 from vtlkit.cli.bench_cases.raw_unicorn import RawUnicorn
 from vtlkit.cli.bench_cases.table import Lengths
@@ -94,3 +94,11 @@ def test_without_a_compiler_there_is_no_kvm_row(monkeypatch: pytest.MonkeyPatch)
     devkvm_loop._program.cache_clear()
     with pytest.raises(Unavailable, match="no C compiler"):
         devkvm_loop._program()
+
+
+def test_a_whole_process_is_weighed_by_itself() -> None:
+    ballast = bytearray(400 << 20)
+    for page in range(0, len(ballast), 4096):
+        ballast[page] = 1
+    megabytes = whole_process.resident_megabytes()
+    assert 10 < megabytes < len(ballast) / 1e6

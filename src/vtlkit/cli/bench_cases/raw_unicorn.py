@@ -103,11 +103,13 @@ class RawUnicorn:
     def _until_done(self, iterations: int) -> None:
         lib, handle, end = self._lib, self._handle, self._end
         self._set_iterations(iterations)
+        read_register = ctypes.CDLL(lib.path).uc_reg_read
+        read_register.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
         rip = ctypes.c_uint64(_CODE)
         where = ctypes.byref(rip)
         while rip.value != end:
             self._check(lib.emu_start(handle, rip.value, end, 0, self._count))
-            lib.reg_read(handle, _UC_X86_REG_RIP, where)
+            read_register(handle, _UC_X86_REG_RIP, where)
 
     def _set_iterations(self, iterations: int) -> None:
         struct.pack_into("<Q", self._ram.view, _ITERATIONS, iterations)

@@ -112,7 +112,7 @@ def _processes() -> list[Case | Figure]:
 
 
 def _middle_of_three(measure: SecondsPerOperation) -> SecondsPerOperation:
-    """Uncounted loops have two speeds on processors that rename memory: which one a run gets is chance on both sides."""
+    """Uncounted loops have two speeds on processors that rename memory: which one a run gets is chance."""
     return lambda: sorted(measure() for _ in range(3))[1]
 
 

@@ -111,6 +111,7 @@ class Library:
     """The loaded library, entry points typed; `ctl` is variadic in C, so its arguments are passed as 64-bit words."""
 
     def __init__(self, path: str, version: tuple[int, int]) -> None:
+        self.path = path
         self.version = version
         # CDLL releases the GIL around a call: an engine on another thread, and the kick that ends a slice, can run.
         lib = ctypes.CDLL(path)
