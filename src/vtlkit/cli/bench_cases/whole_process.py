@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
+from functools import cache
 from typing import Final
 
 EXIT_STATUS: Final = 1
@@ -44,8 +48,18 @@ def resident_megabytes() -> float:
     return int(peak) * 1024 / 1e6
 
 
+@cache
+def _bytecode_directory() -> str:
+    directory = tempfile.mkdtemp(prefix="vtlkit-bench-")
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return directory
+
+
 def _run(program: Sequence[str], words: Sequence[str]) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    if environment.pop("PYTHONDONTWRITEBYTECODE", ""):
+        # An installed package is compiled once, and not at each start.
+        environment["PYTHONPYCACHEPREFIX"] = _bytecode_directory()
     return subprocess.run(
         [sys.executable, *program, *words],
         env=environment,
