@@ -652,11 +652,25 @@ class UnicornEngine(Engine):
                 return fault
             if self._alone(not state.retaddr and (address ^ self._linear_rip()) >= PAGE_SIZE):
                 return None
+        elif vector == Vector.UD and self._skip_int1():
+            vector = Vector.DB
         elif vector == Vector.GP and not error_code and self._alone(self._before_hole()):
             return None
         if self.exception_intercepts >> vector & 1:
             return ExceptionExit(vector, error_code, address, None)
         return self._delivery.deliver(Event(EventType.EXCEPTION, vector, error_code))
+
+    def _skip_int1(self) -> bool:
+        """Whether the invalid instruction is INT1 (ICEBP), which the translator does not know; it is skipped then.
+
+        It raises #DB behind itself, whatever the gate's DPL is, and DR6 stays: no breakpoint is the cause.
+        """
+        decoded = decode(self.instruction_bytes(MAX_LENGTH), self._bits())
+        if decoded is None or decoded.mnemonic != "int1":
+            return False
+        self.regs.rip += decoded.length
+        self.interrupt_shadow = False
+        return True
 
     def _alone(self, ahead: bool) -> bool:
         """Whether to execute the instruction at RIP in a block of its own before its fault is believed.

@@ -58,6 +58,8 @@ _FIELDS: Final = {
     msr.MSR_IA32_CR_PAT: "pat",
     msr.MSR_TSC_AUX: "tsc_aux",
 }
+_DPL3: Final = 3 << 13
+"""The descriptor privilege level in a cached descriptor's second word."""
 _SEGMENT_BASES: Final = {msr.MSR_FS_BASE: FS, msr.MSR_GS_BASE: GS}
 NATIVE_MSRS: Final = frozenset(_FIELDS) | frozenset(_SEGMENT_BASES)
 READ_NATIVELY: Final = (
@@ -315,6 +317,8 @@ def set_msr(state: CpuState, index: int, value: int) -> bool:
     segment = _SEGMENT_BASES.get(index)
     if segment is not None:
         state.segs[segment].base = value
+        # The translator clears the base with the selector when IRET to CPL 3 finds a smaller DPL; processors keep it.
+        state.segs[segment].flags |= _DPL3
         return False
     setattr(state, _FIELDS[index], value)
     if index == msr.MSR_EFER:
