@@ -33,7 +33,8 @@ from vtlkit.engine.api import (
     RamBlock,
 )
 from vtlkit.engine.memory_map import Kind
-from vtlkit.engine.scripted.core import Core, Guest, Handler, Leave
+from vtlkit.engine.scripted.core import Guest, Handler, Leave
+from vtlkit.engine.scripted.instructions import Instructions
 from vtlkit.engine.scripted.state import FPU_SIZE, NATIVE_MSRS, State
 from vtlkit.x86.exceptions import Vector
 from vtlkit.x86.registers import DR6_BS, EFER_LMA, RFLAGS_FIXED, RFLAGS_IF, RFLAGS_RF, RFLAGS_TF, Sregs
@@ -43,7 +44,7 @@ _INTERRUPT_WINDOW: Final = InterruptWindow()
 _NMI_WINDOW: Final = NmiWindow()
 
 
-class ScriptedEngine(Core, Engine):
+class ScriptedEngine(Instructions, Engine):
     """See `vtlkit.engine.api.Engine` for the contract and the module for what is different."""
 
     hypercall_instruction: ClassVar[bytes] = b"\x0f\x01\xd9"

@@ -1104,7 +1104,8 @@ class UnicornEngine(Engine):
         assert isinstance(source, UnicornEngine)
         assert not self._unfinished
         assert not source._unfinished
-        registers.copy_shared_state(self.regs, source.regs)
+        if registers.copy_shared_state(self.regs, source.regs):
+            self.flush_tlb()
 
     # --- memory ---------------------------------------------------------------------------------------------------
 

@@ -382,8 +382,8 @@ _FPU_FIRST: Final = CpuState.fpstt.offset
 _FPU_SIZE: Final = CpuState.xmm.offset + CpuState.xmm.size - CpuState.fpstt.offset
 
 
-def copy_shared_state(target: CpuState, source: CpuState) -> None:
-    """RAX..R15 but RSP, CR2, DR0..DR3, x87 and SSE, XCR0."""
+def copy_shared_state(target: CpuState, source: CpuState) -> bool:
+    """RAX..R15 but RSP, CR2, DR0..DR3, x87 and SSE, XCR0, PKRU; True if translations of addresses depend on it."""
     to, of = ctypes.addressof(target), ctypes.addressof(source)
     rsp = target.rsp
     ctypes.memmove(to, of, 16 * 8)
@@ -392,3 +392,7 @@ def copy_shared_state(target: CpuState, source: CpuState) -> None:
     ctypes.memmove(to + CpuState.dr.offset, of + CpuState.dr.offset, 4 * 8)
     target.cr[2] = source.cr[2]
     target.xcr0 = source.xcr0
+    if target.pkru == source.pkru:
+        return False
+    target.pkru = source.pkru
+    return True

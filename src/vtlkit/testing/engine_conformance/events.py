@@ -221,6 +221,25 @@ def nmi_window_called_off_in_a_shadow(bench: Bench) -> None:
     running.run_at(api.Hlt, running.at(3))
 
 
+@case()
+def nmi_window_waits_for_the_shadow(bench: Bench) -> None:
+    """Behind STI an NMI is held off for one instruction, too; the interrupt window then is not lost."""
+    running = bench.start(ops.Cpuid(), ops.Sti(), ops.Compute(1), ops.Compute(3))
+    engine = running.engine
+    running.run_at(api.Cpuid, running.at(0))
+    engine.skip(running.length(0))
+    engine.nmi_blocked = True
+    engine.request_nmi_window(True)
+    engine.request_interrupt_window(True)
+    running.run_at(api.InterruptWindow, running.at(3))
+    engine.nmi_blocked = False
+    engine.interrupt_shadow = True
+    engine.request_interrupt_window(True)
+    running.run_at(api.NmiWindow, running.at(3) + 1)
+    running.run(api.InterruptWindow)
+    running.run_at(api.Hlt, running.at(4))
+
+
 @case(Need.COUNTS)
 def nmi_before_interrupt(bench: Bench) -> None:
     """Both windows wanted, both open: the NMI's is first, and the other is not forgotten."""

@@ -9,7 +9,8 @@ from vtlkit.testing.assembler import Mem
 from vtlkit.testing.engine_conformance.suite import DATA, IO, Bench, Need, case
 from vtlkit.testing.guest_builder import Guest
 from vtlkit.x86 import msr
-from vtlkit.x86.registers import RFLAGS_FIXED, RFLAGS_IF, RFLAGS_VM
+from vtlkit.x86.exceptions import PFERR_PK, PFERR_PRESENT, PFERR_USER, Vector
+from vtlkit.x86.registers import CR4_PKE, RFLAGS_FIXED, RFLAGS_IF, RFLAGS_VM
 
 GENERAL = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{number}" for number in range(8, 16)))
 
@@ -216,6 +217,37 @@ def state_that_vtls_share(bench: Bench) -> None:
     assert target.get_fpu()[160:176] == bytes([1]) * 16
     assert target.xcr0 == source.xcr0
     assert target.rflags == RFLAGS_FIXED
+
+
+@case(Need.MACHINE_CODE)
+def protection_keys_are_shared(bench: Bench) -> None:
+    """PKRU is part of the XSAVE state that VTLs share; what it forbids from then on faults."""
+    source, target = bench.guest(name="vtl0"), bench.guest(name="vtl1")
+    for guest in (source, target):
+        guest.long_mode(cpl=3)
+        sregs = guest.engine.get_sregs()
+        sregs.cr4 |= CR4_PKE
+        guest.engine.set_sregs(sregs)
+        a = guest.assembler()
+        if guest is source:
+            a.wrpkru()
+        else:
+            a.mov("ebx", Mem(None, DATA))
+            a.vmmcall()
+            a.rdpkru()
+            a.mov("ebx", Mem(None, DATA))
+        a.vmmcall()
+        guest.load(a)
+        guest.engine.regs.rcx = guest.engine.regs.rdx = 0
+    assert isinstance(target.engine.run(100), api.Hypercall)
+    target.engine.skip(3)
+    source.engine.regs.rax = 1
+    assert isinstance(source.engine.run(100), api.Hypercall)
+    target.engine.copy_shared_state(source.engine)
+    assert isinstance(target.engine.run(100), api.Hlt)
+    assert target.engine.regs.rip == target.handler(Vector.PF)
+    assert target.engine.regs.rax == 1
+    assert target.frame(1)[0] == PFERR_PK | PFERR_USER | PFERR_PRESENT
 
 
 @case()
