@@ -319,6 +319,14 @@ class RamBlock:
         self.view = memoryview(self.mapping)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.mapping))
 
+    def zero(self, offset: int, size: int) -> None:
+        """Zero whole pages; where the system can, by giving them back to it."""
+        try:
+            self.mapping.madvise(mmap.MADV_REMOVE, offset, size)
+        except (AttributeError, OSError):
+            for at in range(offset, offset + size, PAGE_SIZE):
+                self.view[at : at + PAGE_SIZE] = bytes(PAGE_SIZE)
+
 
 MmioRead8 = Callable[[int, int], int]
 """(offset, size in bytes) -> value"""

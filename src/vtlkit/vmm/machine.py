@@ -51,7 +51,7 @@ _STATUS: Final = {
     Outcome.TIMEOUT: 124,
     Outcome.INTERRUPTED: 130,
     Outcome.INTERNAL_ERROR: 4,
-    Outcome.DEADLOCK: 5,
+    Outcome.DEADLOCK: 6,
 }
 
 
@@ -328,6 +328,14 @@ class Machine:
         self._end(Outcome.INTERNAL_ERROR, _STATUS[Outcome.INTERNAL_ERROR], "the guest says that it has crashed")
 
     def suspend(self) -> None:
+        if len(self.partition.vtls) > 1:
+            # Nothing says what becomes of VTLs in S3: to drop their protections and keep memory would betray them.
+            self._end(
+                Outcome.INTERNAL_ERROR,
+                _STATUS[Outcome.INTERNAL_ERROR],
+                "the guest suspends to memory with VTLs above 0 enabled, which is not supported",
+            )
+            return
         self._woken.store(False)
         self._request_action(self._suspend)
 

@@ -183,7 +183,7 @@ def _enable_vp_vtl(vp: Vp, level: int, call: HypercallParameters) -> tuple[HvSta
             return HvStatus.INVALID_REGISTER_VALUE, 0
         vcpu = partition.create_vcpu(other.index, target)
         state.apply(vcpu)
-    other.add_vcpu(vcpu, target)
+        other.add_vcpu(vcpu, target)
     return HvStatus.SUCCESS, 0
 
 
@@ -241,13 +241,12 @@ def _get_vp_registers(vp: Vp, level: int, call: HypercallParameters) -> tuple[Hv
     status, other, target = _register_target(vp, level, request)
     if status:
         return status, call.rep_start
-    with vp_registers.stopped(vp, other, target) as vcpu:
-        for index in range(call.rep_start, call.rep_count):
-            name = int.from_bytes(call.element(index), "little")
-            value = vp_registers.get(other, target, vcpu, name)
-            if isinstance(value, HvStatus):
-                return value, index
-            call.write_element(index, value.to_bytes(16, "little"))
+    for index in range(call.rep_start, call.rep_count):
+        name = int.from_bytes(call.element(index), "little")
+        value = vp_registers.get(vp, other, target, name)
+        if isinstance(value, HvStatus):
+            return value, index
+        call.write_element(index, value.to_bytes(16, "little"))
     return HvStatus.SUCCESS, call.rep_count
 
 
@@ -256,16 +255,14 @@ def _set_vp_registers(vp: Vp, level: int, call: HypercallParameters) -> tuple[Hv
     status, other, target = _register_target(vp, level, request)
     if status:
         return status, call.rep_start
-    with vp_registers.stopped(vp, other, target) as vcpu:
-        for index in range(call.rep_start, call.rep_count):
-            pair = io.HV_REGISTER_ASSOC.unpack_from(call.element(index))
-            if any(pair.RsvdZ):
-                return HvStatus.INVALID_PARAMETER, index
-            status = vp_registers.set(
-                other, target, vcpu, pair.RegisterName, int.from_bytes(pair.RegisterValue, "little"), caller=level
-            )
-            if status:
-                return status, index
+    for index in range(call.rep_start, call.rep_count):
+        pair = io.HV_REGISTER_ASSOC.unpack_from(call.element(index))
+        if any(pair.RsvdZ):
+            return HvStatus.INVALID_PARAMETER, index
+        value = int.from_bytes(pair.RegisterValue, "little")
+        status = vp_registers.set(vp, other, target, pair.RegisterName, value)
+        if status:
+            return status, index
     return HvStatus.SUCCESS, call.rep_count
 
 

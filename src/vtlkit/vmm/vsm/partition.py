@@ -14,6 +14,7 @@ from typing import Final, Protocol
 
 from vtlkit.engine.api import Access
 from vtlkit.host.api import LockRank
+from vtlkit.hvdef.vsm import HV_VSM_PARTITION_CONFIG_ZERO_MEMORY_ON_RESET
 from vtlkit.kvm.uapi import (
     HvFeatures,
     Kvm,
@@ -58,7 +59,7 @@ class Vtl:
     def __init__(self, level: int, vm: Vm) -> None:
         self.level = level
         self.vm = vm
-        self.config = 0
+        self.config = HV_VSM_PARTITION_CONFIG_ZERO_MEMORY_ON_RESET.mask if level else 0
         """HvRegisterVsmPartitionConfig."""
         self.protections: dict[int, MemoryAttributes] = {}
         """What this VTL permits each lower VTL, by its number."""
@@ -103,6 +104,9 @@ class Partition:
     def enable_vtl(self, level: int) -> None:
         """HvCallEnablePartitionVtl's effect. The caller holds the lock."""
         self._create_vtl(level)
+        # A higher VTL may have said before what this one is permitted.
+        for gpa, size in self.ram_ranges():
+            self._apply(level, gpa, size)
 
     def create_vcpu(self, index: int, level: int) -> Vcpu:
         """The vCPU of a processor in a VTL, told of itself by CPUID."""
@@ -183,14 +187,26 @@ class Partition:
     # --- reset ------------------------------------------------------------------------------------------------------
 
     def reset(self) -> None:
-        """A partition reset: VTL 0 only, nothing protected. Every task is parked, or is the one that calls this."""
+        """A partition reset: VTL 0 only, nothing protected. Every task is parked, or is the one that calls this.
+
+        Memory is zeroed first if a higher VTL has not said otherwise: what it had protected is nobody's to read.
+        """
+        zero = any(HV_VSM_PARTITION_CONFIG_ZERO_MEMORY_ON_RESET.get(vtl.config) for vtl in self.vtls.values())
         for vp in self.vps:
             vp.reset(self._retired)
         self.vtls = {0: self.vtl0}
         vm = self.vtl0.vm
         for gpa, size in self.ram_ranges():
             vm.set_memory_attributes(gpa, size, Access.ALL)
-        self.vtl0.config = 0
+        if zero:
+            self._zero_memory()
         vm.reset()
         for vp in self.vps:
             vp.vcpus[0].reset_to_power_on()
+
+    def _zero_memory(self) -> None:
+        memory = self.vtl0.vm.memory
+        for region in self._regions:
+            assert region.block is not None
+            region.block.zero(region.offset, region.size)
+            memory.on_write(region.gpa, region.size)

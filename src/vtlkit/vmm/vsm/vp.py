@@ -6,12 +6,15 @@ switch is made by the task that gives up: between two instructions, it names the
 takes the shared registers and runs. So at any time one task touches the processor's state (docs/design/vtl-switch.md).
 
 Shared between a processor's tasks: `active`, `_wanted` (VTLs that ask for a switch), `_sleeping` (VTLs whose task may
-be inside the hypervisor), `_donor`; `vcpus` is replaced whole. `queue` is where lower VTLs wait.
+be inside the hypervisor), `_donor` (whose registers the active VTL has yet to take), `_stops` (how many want the tasks
+out of the guest); `vcpus` is replaced whole. `queue` is where tasks wait outside the hypervisor.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
 
 from vtlkit.hvdef.vsm import HvVtlEntryReason
 from vtlkit.kvm.uapi import (
@@ -30,6 +33,9 @@ from vtlkit.vmm.vsm import hypercalls, intercepts
 if TYPE_CHECKING:
     from vtlkit.vmm.vsm.partition import Partition
 
+_NO_DONOR: Final = -1
+_COPYING: Final = -2
+
 
 class Vp:
     """See the module."""
@@ -44,7 +50,8 @@ class Vp:
         self.queue = host.wait_queue(f"vp{index}-vtls")
         self._wanted = host.bitmap(f"vp{index}-wanted-vtls")
         self._sleeping = host.bitmap(f"vp{index}-sleeping-vtls")
-        self._donor = host.cell(-1, f"vp{index}-donor-vtl")
+        self._donor = host.cell(_NO_DONOR, f"vp{index}-donor-vtl")
+        self._stops = host.cell(0, f"vp{index}-stops")
         self._mp_states: dict[int, MpState] = {}
         self._started = False
         self._next_higher: dict[int, int] = {}
@@ -96,7 +103,7 @@ class Vp:
         self._mp_states = {0: self._mp_states[0]}
         self._relink()
         self.active.store(0)
-        self._donor.store(-1)
+        self._donor.store(_NO_DONOR)
         for level in range(16):
             self._wanted.clear(level)
             self._sleeping.clear(level)
@@ -111,6 +118,10 @@ class Vp:
                     self._park(vcpu)
                 elif self.vcpus.get(level) is not vcpu:
                     break
+                elif self._stops.load():
+                    self.host.wait_event(
+                        self.queue, lambda: not self._stops.load() or self._interrupted(), interruptible=False
+                    )
                 elif self.active.load() == level:
                     self._run_active(level, vcpu)
                 elif self.active.load() < level:
@@ -135,8 +146,11 @@ class Vp:
     def _run_active(self, level: int, vcpu: Vcpu) -> None:
         donor = self._donor.load()
         if donor >= 0:
-            self._donor.store(-1)
+            # Announced before the copy: who changed the donor's registers looks at the donor after that.
+            self._donor.store(_COPYING)
+            self.host.smp_mb()
             vcpu.copy_shared_state(self.vcpus[donor])
+            self._donor.store_release(_NO_DONOR)
             self._sleeping.clear(level)
             # The event that this VTL may have asked for the processor for will be delivered now.
             self._wanted.clear(level)
@@ -146,6 +160,31 @@ class Vp:
             self._switch_by_event(level, vcpu, level + wanted.bit_length())
             return
         self._handle(level, vcpu, vcpu.run())
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """No task of the processor enters the guest meanwhile, and one that is there is on its way out. From any task."""
+        self._stops.fetch_add(1)
+        # The count before the signal: a task that has taken the signal sees the count.
+        for vcpu in self.vcpus.values():
+            vcpu.signal()
+        try:
+            yield
+        finally:
+            self._stops.fetch_add(-1)
+            self.queue.wake()
+
+    def shared_state_of(self) -> Vcpu:
+        """The vCPU that has the registers which the VTLs share. May block while they are being handed over."""
+        while (donor := self._donor.load()) == _COPYING:
+            self.host.relax()
+        return self.vcpus[self.active.load() if donor == _NO_DONOR else donor]
+
+    def holds_shared_state(self, vcpu: Vcpu) -> bool:
+        """Whether the vCPU has them still; if not, a read or a write of them since `shared_state_of` does not count."""
+        self.host.smp_mb()
+        donor = self._donor.load()
+        return donor != _COPYING and self.vcpus[self.active.load() if donor == _NO_DONOR else donor] is vcpu
 
     def _wait_above(self, level: int, vcpu: Vcpu) -> None:
         """Wait for a wake event of an inactive VTL above the active one, or for a switch to it."""
@@ -181,6 +220,9 @@ class Vp:
     def _switch_by_event(self, level: int, vcpu: Vcpu, target: int) -> None:
         while (exit_ := vcpu.complete_exit()) is not None:
             self._handle(level, vcpu, exit_)
+            if self.active.load() != level:
+                # What was left of the instruction took the processor to a higher VTL already.
+                return
         self.switch(level, target, HvVtlEntryReason.HvVtlEntryInterrupt)
 
     def switch(self, source: int, target: int, reason: HvVtlEntryReason | None = None) -> None:

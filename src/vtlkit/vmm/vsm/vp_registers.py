@@ -24,7 +24,19 @@ from vtlkit.hvdef.status import HvStatus
 from vtlkit.hvdef.vsm import HV_X64_SEGMENT_REGISTER, HV_X64_TABLE_REGISTER
 from vtlkit.kvm.uapi import Vcpu
 from vtlkit.x86 import msr
-from vtlkit.x86.registers import RFLAGS_FIXED, DescriptorTable, Regs, Segment, Sregs
+from vtlkit.x86.exceptions import Vector
+from vtlkit.x86.paging import is_canonical
+from vtlkit.x86.registers import (
+    CR4_LA57,
+    EFER_LMA,
+    RFLAGS_FIXED,
+    RFLAGS_VALID,
+    RFLAGS_VM,
+    DescriptorTable,
+    Regs,
+    Segment,
+    Sregs,
+)
 from vtlkit.x86.segments import access_rights_to_attributes, attributes_to_access_rights
 
 if TYPE_CHECKING:
@@ -34,36 +46,44 @@ Get: TypeAlias = Callable[["Vp", int, Vcpu], int]
 Set: TypeAlias = Callable[["Vp", int, Vcpu, int], HvStatus]
 
 _U64: Final = 0xFFFFFFFFFFFFFFFF
+_ATTRIBUTES_RESERVED: Final = 0xF00
 
 
 @contextmanager
-def stopped(caller: Vp, other: Vp, level: int) -> Iterator[Vcpu]:
-    """The vCPU of a VTL, not running while its registers are used. Another processor's is made to leave the guest."""
-    vcpu = other.vcpus[level]
-    if other is caller:
+def _stopped(caller: Vp, vp: Vp, vcpu: Vcpu) -> Iterator[None]:
+    """The vCPU does not run meanwhile. Another processor's is made to leave the guest. May block."""
+    if vp is caller:
         # The caller's task is this one, and the processor's other VTLs are inactive.
-        yield vcpu
+        yield
         return
-    vcpu.signal()
-    with vcpu.mutex:
-        yield vcpu
+    with vp.stopped(), vcpu.mutex:
+        yield
 
 
-def get(vp: Vp, level: int, vcpu: Vcpu, name: int) -> int | HvStatus:
-    """The register's value, 128 bits."""
+def get(caller: Vp, vp: Vp, level: int, name: int) -> int | HvStatus:
+    """The register's value, 128 bits. `caller` is the processor whose task this is. May block."""
     getter = _GETTERS.get(name)
-    return HvStatus.INVALID_PARAMETER if getter is None else getter(vp, level, vcpu)
+    if getter is None:
+        return HvStatus.INVALID_PARAMETER
+    while True:
+        vcpu = vp.shared_state_of() if name in _SHARED else vp.vcpus[level]
+        with _stopped(caller, vp, vcpu):
+            value = getter(vp, level, vcpu)
+        if name not in _SHARED or vp.holds_shared_state(vcpu):
+            return value
 
 
-def set(vp: Vp, level: int, vcpu: Vcpu, name: int, value: int, *, caller: int) -> HvStatus:  # noqa: A001
-    """Write the register."""
-    del caller
+def set(caller: Vp, vp: Vp, level: int, name: int, value: int) -> HvStatus:  # noqa: A001
+    """Write the register; as `get`."""
     setter = _SETTERS.get(name)
     if setter is None:
         return HvStatus.ACCESS_DENIED if name in _GETTERS else HvStatus.INVALID_PARAMETER
-    if not vcpu.engine.at_boundary:
-        return HvStatus.INVALID_VP_STATE
-    return setter(vp, level, vcpu, value)
+    while True:
+        vcpu = vp.shared_state_of() if name in _SHARED else vp.vcpus[level]
+        with _stopped(caller, vp, vcpu):
+            status = setter(vp, level, vcpu, value) if vcpu.engine.at_boundary else HvStatus.INVALID_VP_STATE
+        if status or name not in _SHARED or vp.holds_shared_state(vcpu):
+            return status
 
 
 # --- VSM registers --------------------------------------------------------------------------------------------------
@@ -145,7 +165,7 @@ def _get_pending_event0(_vp: Vp, _level: int, vcpu: Vcpu) -> int:
     )
 
 
-def _set_pending_event0(_vp: Vp, _level: int, vcpu: Vcpu, value: int) -> HvStatus:
+def _set_pending_event0(vp: Vp, _level: int, vcpu: Vcpu, value: int) -> HvStatus:
     event = HV_X64_PENDING_EXCEPTION_EVENT.unpack(value.to_bytes(16, "little"))
     if not HV_PENDING_EVENT_PENDING.get(event.Header):
         vcpu.events.exception = None
@@ -159,10 +179,12 @@ def _set_pending_event0(_vp: Vp, _level: int, vcpu: Vcpu, value: int) -> HvStatu
     ):
         return HvStatus.INVALID_REGISTER_VALUE
     error_code = event.ErrorCode if event.Flags & HV_PENDING_EXCEPTION_DELIVER_ERROR_CODE else None
-    if event.Vector == 14:
-        sregs = vcpu.get_sregs()
+    if event.Vector == Vector.PF:
+        # CR2 is one register of all VTLs: it is where they all find it.
+        holder = vp.shared_state_of()
+        sregs = holder.get_sregs()
         sregs.cr2 = event.ExceptionParameter
-        vcpu.set_sregs(sregs)
+        holder.set_sregs(sregs)
     vcpu.events.exception = None
     vcpu.queue_exception(event.Vector, error_code)
     return HvStatus.SUCCESS
@@ -171,13 +193,13 @@ def _set_pending_event0(_vp: Vp, _level: int, vcpu: Vcpu, value: int) -> HvStatu
 # --- architectural registers ----------------------------------------------------------------------------------------
 
 
-def _general(field: str) -> tuple[Get, Set]:
+def _general(field: str, valid: Callable[[Vcpu, int], bool]) -> tuple[Get, Set]:
     def read(_vp: Vp, _level: int, vcpu: Vcpu) -> int:
         value: int = getattr(vcpu.get_regs(), field)
         return value
 
     def write(_vp: Vp, _level: int, vcpu: Vcpu, value: int) -> HvStatus:
-        if value > _U64:
+        if value > _U64 or not valid(vcpu, value):
             return HvStatus.INVALID_REGISTER_VALUE
         regs: Regs = vcpu.get_regs()
         setattr(regs, field, value | RFLAGS_FIXED if field == "rflags" else value)
@@ -185,6 +207,19 @@ def _general(field: str) -> tuple[Get, Set]:
         return HvStatus.SUCCESS
 
     return read, write
+
+
+def _any(_vcpu: Vcpu, _value: int) -> bool:
+    return True
+
+
+def _canonical(vcpu: Vcpu, value: int) -> bool:
+    return is_canonical(value, bool(vcpu.get_sregs().cr4 & CR4_LA57))
+
+
+def _flags_valid(vcpu: Vcpu, value: int) -> bool:
+    virtual_8086_in_long_mode = value & RFLAGS_VM and vcpu.get_sregs().efer & EFER_LMA
+    return not value & ~RFLAGS_VALID and not virtual_8086_in_long_mode
 
 
 def _control(field: str) -> Get:
@@ -205,6 +240,8 @@ def _segment(field: str) -> tuple[Get, Set]:
 
     def write(_vp: Vp, _level: int, vcpu: Vcpu, value: int) -> HvStatus:
         register = HV_X64_SEGMENT_REGISTER.unpack(value.to_bytes(16, "little"))
+        if register.Attributes & _ATTRIBUTES_RESERVED or not _canonical(vcpu, register.Base):
+            return HvStatus.INVALID_REGISTER_VALUE
         sregs: Sregs = vcpu.get_sregs()
         attributes = access_rights_to_attributes(register.Attributes)
         setattr(sregs, field, Segment(register.Selector, register.Base, register.Limit, attributes))
@@ -221,6 +258,8 @@ def _table(field: str) -> tuple[Get, Set]:
 
     def write(_vp: Vp, _level: int, vcpu: Vcpu, value: int) -> HvStatus:
         register = HV_X64_TABLE_REGISTER.unpack(value.to_bytes(16, "little"))
+        if not _canonical(vcpu, register.Base):
+            return HvStatus.INVALID_REGISTER_VALUE
         sregs: Sregs = vcpu.get_sregs()
         setattr(sregs, field, DescriptorTable(register.Base, register.Limit))
         vcpu.set_sregs(sregs)
@@ -256,6 +295,10 @@ _GENERAL: Final = {
     Name.HvX64RegisterRip: "rip",
     Name.HvX64RegisterRflags: "rflags",
 }
+_PRIVATE_GENERAL: Final = (Name.HvX64RegisterRsp, Name.HvX64RegisterRip, Name.HvX64RegisterRflags)
+_SHARED: Final = frozenset(_GENERAL) - frozenset(_PRIVATE_GENERAL) | {Name.HvX64RegisterCr2}
+"""Registers that all VTLs of a processor have in common."""
+_RULES: Final = {Name.HvX64RegisterRip: _canonical, Name.HvX64RegisterRflags: _flags_valid}
 _SEGMENTS: Final = {
     Name.HvX64RegisterEs: "es",
     Name.HvX64RegisterCs: "cs",
@@ -294,7 +337,7 @@ _GETTERS: Final[dict[int, Get]] = {
     Name.HvX64RegisterEfer: _control("efer"),
     Name.HvX64RegisterIdtr: _table("idt")[0],
     Name.HvX64RegisterGdtr: _table("gdt")[0],
-    **{name: _general(field)[0] for name, field in _GENERAL.items()},
+    **{name: _general(field, _any)[0] for name, field in _GENERAL.items()},
     **{name: _segment(field)[0] for name, field in _SEGMENTS.items()},
     **{name: _model_specific(number)[0] for name, number in _MSRS.items()},
 }
@@ -303,7 +346,7 @@ _SETTERS: Final[dict[int, Set]] = {
     Name.HvRegisterPendingEvent0: _set_pending_event0,
     Name.HvX64RegisterIdtr: _table("idt")[1],
     Name.HvX64RegisterGdtr: _table("gdt")[1],
-    **{name: _general(field)[1] for name, field in _GENERAL.items()},
+    **{name: _general(field, _RULES.get(name, _any))[1] for name, field in _GENERAL.items()},
     **{name: _segment(field)[1] for name, field in _SEGMENTS.items()},
     **{name: _model_specific(number)[1] for name, number in _MSRS.items()},
 }

@@ -35,7 +35,7 @@ def make_harmless(guest: Guest, event: Event) -> Script:
 
 
 def undefined_at(vtl: int, *steps: Any, vtls: int = 2) -> list[int]:
-    """Vectors that VTL `vtl` takes when it does each of the steps; the hypercall after each must be the harmless one."""
+    """Vectors that VTL `vtl` takes when it does each of the steps; after each the harmless hypercall must be made."""
     results: list[int] = []
 
     def subject(guest: Guest) -> Script:

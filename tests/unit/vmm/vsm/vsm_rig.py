@@ -1,7 +1,8 @@
 """A partition without a machine around it, whose guests are Python generators: one per processor and VTL.
 
 A guest is a generator function over a `Guest`, which makes its hypercalls, MSR accesses and VTL switches; what it saw
-it keeps in plain Python variables of the test. The run ends when a guest calls `Guest.end`, or when all sleep (Deadlock).
+it keeps in plain Python variables of the test. The run ends when a guest calls `Guest.end`, or when all sleep
+(Deadlock).
 """
 
 from __future__ import annotations
