@@ -1,7 +1,8 @@
 """Event injection: what the vCPU delivers next. Mirrors `inject_pending_event` and `kvm_apic_accept_events` of x86.c.
 
-Order: an event whose delivery an exit cut short, an exception the hypervisor queued, an NMI, an interrupt. One is
-injected; for what must wait a window is requested, so that the guest exits the moment it can take it.
+Order: an exception the hypervisor queued, an event whose delivery an exit cut short, an NMI, an interrupt. One is
+injected; for what must wait a window is requested, so that the guest exits the moment it can take it. An exception that
+comes while another event is being delivered is about that delivery, so the two are taken together when it is queued.
 
 `nmi_queued` and the INIT/SIPI latch are set by senders on other tasks; the rest belongs to the vCPU's task.
 """
@@ -50,8 +51,15 @@ class EventQueue:
         """Queue an exception that the hypervisor raises; two in a row combine as the processor's do."""
         if error_code is None and vector in HAS_ERROR_CODE:
             error_code = 0
-        if self.exception is not None:
-            combined = combine(self.exception.vector, vector)
+        previous = self.exception
+        if previous is None and self.interrupted is not None:
+            if self.interrupted.type is EventType.EXCEPTION:
+                previous, self.interrupted = self.interrupted, None
+            elif self.interrupted.type is EventType.SOFTWARE:
+                # RIP is at the INT instruction: it is executed again when the exception's handler returns.
+                self.interrupted = None
+        if previous is not None:
+            combined = combine(previous.vector, vector)
             if combined is SHUTDOWN:
                 self.exception = None
                 self._vcpu.make_request(Req.TRIPLE_FAULT)
@@ -100,16 +108,18 @@ def inject_pending(vcpu: Vcpu) -> None:
     """Give the engine the event that is next and ask for windows for the others. The engine is at a boundary."""
     engine, queue, vendor = vcpu.engine, vcpu.events, vcpu.vendor
     busy = engine.injected() is not None
-    if not busy and queue.interrupted is not None:
-        engine.inject(queue.interrupted)
-        queue.interrupted = None
-        busy = True
     if not busy and queue.exception is not None:
         engine.inject(queue.exception)
         queue.exception = None
         busy = True
-    elif queue.exception is not None:
+    if not busy and queue.interrupted is not None:
+        engine.inject(queue.interrupted)
+        queue.interrupted = None
+        busy = True
+    if queue.exception is not None or queue.interrupted is not None:
+        # Next, and nothing can hold it up: come back as soon as the injected event is through.
         vcpu.make_request(Req.EVENT)
+        vcpu.force_immediate_exit = True
 
     nmis = queue.nmi_pending
     if nmis and not busy and not vendor.nmi_blocked(vcpu):
@@ -144,8 +154,8 @@ def accept_apic_events(vcpu: Vcpu) -> None:
     if latch.test_and_clear(PENDING_INIT):
         vcpu.reset(init_event=True)
         vcpu.mp_state = MpState.RUNNABLE if vcpu.is_bsp else MpState.INIT_RECEIVED
-    if latch.test(PENDING_SIPI):
-        latch.clear(PENDING_SIPI)
-        if vcpu.mp_state is MpState.INIT_RECEIVED:
-            vcpu.start_at(vcpu.events.sipi_vector.load())
-            vcpu.mp_state = MpState.RUNNABLE
+    # Fully ordered: the bit before the vector. Pairs with `deliver_sipi`.
+    started = latch.test(PENDING_SIPI) and latch.test_and_clear(PENDING_SIPI)
+    if started and vcpu.mp_state is MpState.INIT_RECEIVED:
+        vcpu.start_at(vcpu.events.sipi_vector.load())
+        vcpu.mp_state = MpState.RUNNABLE

@@ -436,7 +436,10 @@ class Vcpu:
         return self.mp_state
 
     def set_mp_state(self, state: MpState) -> None:
-        """KVM_SET_MP_STATE."""
+        """KVM_SET_MP_STATE. SIPI_RECEIVED is INIT_RECEIVED with a SIPI in the latch, as in KVM."""
+        if state is MpState.SIPI_RECEIVED:
+            state = MpState.INIT_RECEIVED
+            self.events.apic_events.set(PENDING_SIPI)
         self.mp_state = state
         self.make_request(Req.EVENT)
 

@@ -1,0 +1,158 @@
+"""Virtual machines whose guests are scripts: the hypervisor is real, the processor is `engine.scripted`'s.
+
+The bootstrap processor begins at `RESET`, one that a SIPI of vector v starts at v << 12. `Cpu` writes down what the
+hypervisor asks of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from typing import TypeAlias, cast
+
+from tests.unit.kvm.irqchip_rig import SPIV_ON, write
+from vtlkit.engine.api import Event, Exit, RamBlock
+from vtlkit.engine.scripted import Guest, Handler, ScriptedEngine, ops
+from vtlkit.engine.scripted.ops import Op
+from vtlkit.host.api import Host, RunnableHost
+from vtlkit.host.sim import Simulator
+from vtlkit.kvm.cpuid import for_vcpu
+from vtlkit.kvm.memslots import MemoryRegion
+from vtlkit.kvm.vcpu import Vcpu
+from vtlkit.kvm.vm import Vm
+from vtlkit.x86.apic import APIC_SPIV
+
+RESET = 0xFFFFFFF0
+RAM_SIZE = 16 << 12
+DONE = 0x99
+"""A port without a device: the script's way to user space."""
+
+Script: TypeAlias = Generator[Op, int, None]
+
+
+class Cpu(ScriptedEngine):
+    """A scripted engine that remembers what it was told."""
+
+    def __init__(self, name: str, programs: Mapping[int, Guest], handlers: Mapping[int, Handler]) -> None:
+        super().__init__(name, programs, handlers)
+        self.windows: dict[str, bool] = {"interrupt": False, "nmi": False}
+        self.injections: list[Event] = []
+        self.flushes = 0
+        self.kicks = 0
+        self.entries: list[tuple[int | None, bool]] = []
+        """(budget, force_immediate_exit) of each `run`."""
+        self.on_run: Callable[[], None] | None = None
+
+    def run(self, budget: int | None, *, force_immediate_exit: bool = False) -> Exit:
+        self.entries.append((budget, force_immediate_exit))
+        if self.on_run is not None:
+            self.on_run()
+        return super().run(budget, force_immediate_exit=force_immediate_exit)
+
+    def request_interrupt_window(self, wanted: bool) -> None:
+        self.windows["interrupt"] = wanted
+        super().request_interrupt_window(wanted)
+
+    def request_nmi_window(self, wanted: bool) -> None:
+        self.windows["nmi"] = wanted
+        super().request_nmi_window(wanted)
+
+    def inject(self, event: Event) -> None:
+        super().inject(event)
+        self.injections.append(event)
+
+    def flush_tlb(self) -> None:
+        self.flushes += 1
+
+    def kick(self) -> None:
+        self.kicks += 1
+        super().kick()
+
+
+class Cpus:
+    """`EngineFactory`."""
+
+    name = "scripted"
+
+    def __init__(self, programs: Mapping[int, Guest], handlers: Mapping[int, Handler]) -> None:
+        self._programs = programs
+        self._handlers = handlers
+
+    def create(self, vcpu_name: str) -> Cpu:
+        return Cpu(vcpu_name, self._programs, self._handlers)
+
+    def counts_instructions(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+def script(*instructions: Op) -> Guest:
+    """A program of these instructions; then it halts for good."""
+
+    def begin(_engine: object) -> Script:
+        for instruction in instructions:  # noqa: UP028 - RAX is sent, which a tuple does not take
+            yield instruction
+
+    return begin
+
+
+def recorder(log: list[int], *instructions: Op) -> Handler:
+    """A handler that notes its vector when it is entered, does `instructions` and returns."""
+
+    def handler(_engine: object, event: Event) -> Script:
+        log.append(event.vector)
+        return body()
+
+    def body() -> Script:
+        yield ops.Compute(1)
+        for instruction in instructions:  # noqa: UP028 - RAX is sent, which a tuple does not take
+            yield instruction
+
+    return handler
+
+
+class Machine:
+    """A VM of 16 pages of RAM with interrupt controllers; the APICs of its vCPUs are software-enabled."""
+
+    def __init__(
+        self,
+        program: Guest | None = None,
+        *,
+        programs: Mapping[int, Guest] | None = None,
+        handlers: Mapping[int, Handler] | None = None,
+        vcpus: int = 1,
+        host: RunnableHost | None = None,
+        cpuid: bool = True,
+    ) -> None:
+        self.host: RunnableHost = host if host is not None else Simulator()
+        begin = dict(programs or {})
+        begin.setdefault(RESET, program or script())
+        self.vm = Vm(cast(Host, self.host), Cpus(begin, handlers or {}), "vm")
+        self.vm.create_irqchip()
+        self.ram = RamBlock(RAM_SIZE)
+        self.vm.set_user_memory_region(MemoryRegion(0, 0, RAM_SIZE, self.ram))
+        self.vcpus = [self.vm.create_vcpu(number) for number in range(vcpus)]
+        for vcpu in self.vcpus:
+            if cpuid:
+                vcpu.set_cpuid2(for_vcpu(self.vm.get_supported_cpuid(), vcpu.vcpu_id, vcpus))
+            write(vcpu.apic, APIC_SPIV, SPIV_ON)
+        self.vcpu: Vcpu = self.vcpus[0]
+        self.cpu = engine_of(self.vcpu)
+
+    def run(self, *functions: Callable[[], object]) -> None:
+        """Run these as tasks, all until they are done."""
+        for number, function in enumerate(functions):
+            self.host.spawn(_task(function), f"task{number}")
+        self.host.run()
+
+
+def _task(function: Callable[[], object]) -> Callable[[], None]:
+    def body() -> None:
+        function()
+
+    return body
+
+
+def engine_of(vcpu: Vcpu) -> Cpu:
+    return cast(Cpu, vcpu.engine)
