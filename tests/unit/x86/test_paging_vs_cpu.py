@@ -1,7 +1,7 @@
-"""The page walk against a processor: random tables in every paging mode, walked by `paging.walk` and by the embedded CPU.
+"""The page walk against a processor: random tables in every paging mode, for `paging.walk` and for the embedded CPU.
 
-Each example builds one path of table entries for one linear address with random bits, and lets the CPU make a real load,
-store and fetch there from CPL 0 and CPL 3. Both must agree on success and physical address, or on the vector and error
+Each example builds one path of table entries for one linear address with random bits, and lets the CPU make a real
+load, store and fetch there from CPL 0 and CPL 3. Both must agree on success and physical address, or on the vector and error
 code; and afterwards on every byte of the tables. What QEMU's translator does otherwise is listed here, one by one:
 
 * Accessed bits of a walk that faults. QEMU sets them level by level on its way down, so that those above the entry that
@@ -176,7 +176,7 @@ def _bits(rng: random.Random, example: Example, level: int) -> int:
 
 
 def _target(rng: random.Random, example: Example, level: int, bits: int, table: int) -> int:
-    """The address that an entry holds: of the next table, or of a page of the entry's level, now and then misaligned."""
+    """The address that an entry holds: of the next table, or of a page of its level, now and then misaligned."""
     small = example.mode is PagingMode.LEGACY_32BIT
     large = level > 1 and bits & PTE_PS and not (small and not example.cr4 & CR4_PSE)
     if level > 1 and not large:

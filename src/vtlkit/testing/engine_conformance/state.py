@@ -10,6 +10,7 @@ from vtlkit.testing.engine_conformance.suite import DATA, IO, Bench, Need, case
 from vtlkit.testing.guest_builder import Guest
 from vtlkit.x86 import msr
 from vtlkit.x86.exceptions import PFERR_PK, PFERR_PRESENT, PFERR_USER, Vector
+from vtlkit.x86.paging import PKRU_AD, PTE_P, PTE_PKEY_SHIFT, PTE_U, PTE_W
 from vtlkit.x86.registers import CR4_PKE, RFLAGS_FIXED, RFLAGS_IF, RFLAGS_VM
 
 GENERAL = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{number}" for number in range(8, 16)))
@@ -228,6 +229,7 @@ def protection_keys_are_shared(bench: Bench) -> None:
         sregs = guest.engine.get_sregs()
         sregs.cr4 |= CR4_PKE
         guest.engine.set_sregs(sregs)
+        guest.map_page(DATA, DATA | PTE_P | PTE_W | PTE_U | 1 << PTE_PKEY_SHIFT)
         a = guest.assembler()
         if guest is source:
             a.wrpkru()
@@ -241,12 +243,12 @@ def protection_keys_are_shared(bench: Bench) -> None:
         guest.engine.regs.rcx = guest.engine.regs.rdx = 0
     assert isinstance(target.engine.run(100), api.Hypercall)
     target.engine.skip(3)
-    source.engine.regs.rax = 1
+    source.engine.regs.rax = PKRU_AD << 2
     assert isinstance(source.engine.run(100), api.Hypercall)
     target.engine.copy_shared_state(source.engine)
     assert isinstance(target.engine.run(100), api.Hlt)
     assert target.engine.regs.rip == target.handler(Vector.PF)
-    assert target.engine.regs.rax == 1
+    assert target.engine.regs.rax == PKRU_AD << 2
     assert target.frame(1)[0] == PFERR_PK | PFERR_USER | PFERR_PRESENT
 
 
