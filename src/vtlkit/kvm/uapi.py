@@ -32,6 +32,7 @@ from vtlkit.kvm.kvm_run import (
 )
 from vtlkit.kvm.memslots import KVM_MEM_READONLY, MemoryRegion
 from vtlkit.kvm.mpstate import MpState
+from vtlkit.kvm.routing import HvSintRoute, Route, default_routing
 from vtlkit.kvm.vcpu import Vcpu, VcpuStatistics
 from vtlkit.kvm.vm import MAX_VCPUS, MAXPHYADDR, Vm
 
@@ -43,11 +44,13 @@ __all__ = [
     "Debug",
     "GuestMemoryError",
     "HvFeatures",
+    "HvSintRoute",
     "HypercallParameters",
     "MemoryAttributes",
     "VcpuStatistics",
     "cr4_allowed",
     "decode_exit",
+    "default_routing",
     "hv_cpuid_entries",
     "Hlt",
     "Hyperv",
@@ -62,6 +65,7 @@ __all__ = [
     "Mmio",
     "MpState",
     "Rdmsr",
+    "Route",
     "Shutdown",
     "SystemEvent",
     "SystemEventExit",

@@ -22,7 +22,7 @@ from vtlkit.kvm.memslots import MemoryRegion
 from vtlkit.kvm.pic import Pic, PicChip, PicState
 from vtlkit.kvm.pit import Pit
 from vtlkit.kvm.requests import Req
-from vtlkit.kvm.routing import PIT_IRQ_SOURCE_ID, IrqRouting
+from vtlkit.kvm.routing import PIT_IRQ_SOURCE_ID, IrqRouting, Route
 from vtlkit.kvm.vcpu import Vcpu
 from vtlkit.kvm.vendor.svm import SVM
 
@@ -80,7 +80,7 @@ class Vm:
         lock = self.host.lock(f"{self.name}-irqchip", LockRank.IRQCHIP)
         self.pic = Pic(self.host, lock, self._pic_output)
         self.ioapic = IoApic(lock, self.bus)
-        self.routing = IrqRouting(self.host, self.bus, self.pic, self.ioapic)
+        self.routing = IrqRouting(self.host, self.bus, self.pic, self.ioapic, hv_sint=self._hv_sint)
         for ports in (range(0x20, 0x22), range(0xA0, 0xA2), range(0x4D0, 0x4D2)):
             self.port_bus.register(ports, self.pic.port_read, self.pic.port_write)
         self.mmio_bus.register(
@@ -113,6 +113,21 @@ class Vm:
                     vcpu.make_request(Req.EVENT)
                     vcpu.kick()
                     return
+
+    def _hv_sint(self, vp_index: int, sint: int) -> int:
+        hv = self.hv.vp(vp_index)
+        return hv.synic.set_irq(sint) if hv is not None else -1
+
+    def set_gsi_routing(self, routes: Iterable[Route]) -> None:
+        """KVM_SET_GSI_ROUTING: replace the whole table.
+
+        Raises:
+            KvmError: ENXIO without interrupt controllers, EINVAL for a bad route (nothing changed).
+        """
+        if self.routing is None:
+            raise KvmError(errno.ENXIO, "no interrupt controllers: there are no interrupt lines")
+        with self.lock:
+            self.routing.set_gsi_routing(routes)
 
     def irq_line(self, gsi: int, level: int) -> int:
         """KVM_IRQ_LINE.

@@ -1,15 +1,17 @@
 """Interrupt lines that may be driven from interrupt context.
 
-The interrupt controllers are behind a lock, which a timer callback may not take. A deferred line only stores its level and
-wakes a worker task, which drives the controllers (as KVM's own PIT does with a kthread).
+The interrupt controllers are behind a lock, which a timer callback may not take. A deferred line only stores its level
+and wakes a worker task, which drives the controllers (as KVM's own PIT does with a kthread).
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Final
 
 from vtlkit.host.api import Host
+from vtlkit.kvm.uapi import HvSintRoute, Route, Vm, default_routing
 
 _LINES: Final = 24
 
@@ -56,3 +58,42 @@ class IrqLines:
             for gsi in range(_LINES):
                 if dirty >> gsi & 1 and self._dirty.test_and_clear(gsi):
                     self._drive(gsi, 1 if self._levels.test(gsi) else 0)
+
+
+class SintLines:
+    """Interrupt lines behind those of the chips, routed to synthetic interrupt sources. Called under the bus's lock."""
+
+    def __init__(self, vm: Vm) -> None:
+        self._vm = vm
+        self._gsis: dict[tuple[int, int], int] = {}
+
+    def create(self, vp_index: int, sint: int) -> None:
+        """Route a free line to the SINT, unless one is."""
+        if (vp_index, sint) in self._gsis:
+            return
+        used = set(self._gsis.values())
+        self._gsis[vp_index, sint] = next(gsi for gsi in itertools.count(_LINES) if gsi not in used)
+        self._set()
+
+    def destroy(self, vp_index: int, sint: int) -> None:
+        """Take the SINT's route away."""
+        if self._gsis.pop((vp_index, sint), None) is not None:
+            self._set()
+
+    def pulse(self, vp_index: int, sint: int) -> None:
+        """Raise and lower the SINT's line."""
+        gsi = self._gsis.get((vp_index, sint))
+        if gsi is not None:
+            self._vm.irq_line(gsi, 1)
+            self._vm.irq_line(gsi, 0)
+
+    def reset(self) -> None:
+        """A machine reset: no routes to SINTs."""
+        self._gsis.clear()
+        self._set()
+
+    def _set(self) -> None:
+        routes: tuple[Route, ...] = default_routing()
+        self._vm.set_gsi_routing(
+            (*routes, *(HvSintRoute(gsi, vp_index, sint) for (vp_index, sint), gsi in self._gsis.items()))
+        )

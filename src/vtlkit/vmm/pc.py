@@ -16,7 +16,7 @@ from vtlkit.vmm import acpi
 from vtlkit.vmm.devices import acpi_pm, cmos, debugcon, debugexit, fw_cfg, i8042, pci, testdev, uart16550
 from vtlkit.vmm.devices.bus import MmioBus, PortBus
 from vtlkit.vmm.devices.events import MachineEvents
-from vtlkit.vmm.irq_lines import IrqLines
+from vtlkit.vmm.irq_lines import IrqLines, SintLines
 
 EPOCH_S: Final = 1_735_689_600
 """The clock chip starts every run at 2025-01-01 00:00:00 UTC: a run does not depend on the day."""
@@ -46,6 +46,7 @@ class Pc:
         self.ports = PortBus(lock)
         self.mmio = MmioBus(lock)
         self.lines = IrqLines(host, vm.irq_line)
+        self.sint_lines = SintLines(vm)
         low = min(ram.size, LOW_RAM_MAX)
         direct, deferred = self.lines.direct, self.lines.deferred
 
@@ -79,6 +80,7 @@ class Pc:
         ports.register(testdev.IRQ_LINE_PORT, 24, testdev.TestIrqLines(self._test_line))
         ports.register(testdev.SCRATCH_PORT, testdev.SCRATCH_PORTS, testdev.ScratchPorts())
         ports.register(testdev.FLUSH_PAGE_PORT, testdev.FLUSH_PAGE_PORTS, testdev.FlushPagePort(self._flush_page))
+        ports.register(testdev.SYNIC_PORT, testdev.SYNIC_PORTS, testdev.SynicPort(self.sint_lines))
         ports.register(fw_cfg.FW_CFG_PORT, fw_cfg.FW_CFG_PORTS, self.fw_cfg)
         ports.register(cmos.CMOS_PORT, cmos.CMOS_PORTS, self.rtc)
         ports.register(i8042.I8042_DATA_PORT, 1, self.i8042)
@@ -119,4 +121,5 @@ class Pc:
             for device in (self.uart, self.fw_cfg, self.pm, self.gpe, self.smi, self.rtc, self.i8042, self.port92):
                 device.reset()
             self.reset_control.reset()
+            self.sint_lines.reset()
             self.pci.reset()
