@@ -6,7 +6,7 @@ a prefixed or operand-bearing instruction exits.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, Final
 
 _PLAIN: Final = {
@@ -57,8 +57,12 @@ def length(code: bytes, bits: int) -> int:
     return 0 if instruction.is_invalid else int(instruction.len)
 
 
+@lru_cache(maxsize=4096)
 def decode(code: bytes, bits: int) -> Decoded | None:
-    """Decode one instruction in full; None if `code` starts with no valid one."""
+    """Decode one instruction in full; None if `code` starts with no valid one.
+
+    Remembered by the bytes, those behind the instruction too: in a loop they are the same each time.
+    """
     iced = _iced()
     instruction = iced.Decoder(bits, code).decode()
     if instruction.is_invalid:
