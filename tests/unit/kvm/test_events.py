@@ -100,13 +100,15 @@ def test_a_window_is_asked_for_exactly_when_something_waits(
     if taken:
         vector = cpu.injections[0].vector
         assert vector == (Vector.UD if exception else INTERRUPTED if interrupted else 2 if nmi_taken else IRQ)
-    nmis_left, irqs_left = nmis - nmi_taken, irqs - irq_taken
+    nmis_left = nmis - nmi_taken
+    # While the first is in service, its priority keeps the second back: that asks again when it ends.
+    irq_waits = irqs > 0 and not irq_taken
     assert vcpu.events.nmi_pending == nmis_left
     # An NMI that only the event before it holds up comes right after that one, not at a window.
     soon = nmis_left > 0 and busy and not in_nmi
     queued = injected + interrupted + exception > 1
     assert vcpu.force_immediate_exit is (soon or queued)
-    assert cpu.windows == {"interrupt": irqs_left > 0, "nmi": nmis_left > 0 and not soon}
+    assert cpu.windows == {"interrupt": irq_waits, "nmi": nmis_left > 0 and not soon}
     assert vcpu.requests.test(Req.EVENT) is vcpu.force_immediate_exit
 
 
