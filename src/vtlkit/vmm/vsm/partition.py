@@ -10,6 +10,7 @@ processor alone touches (its active VTL, its switch requests) is `vp`'s.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from typing import Final, Protocol
 
 from vtlkit.engine.api import Access
@@ -170,7 +171,7 @@ class Partition:
             for start, stop, _ in mask.runs(gpa, gpa + size):
                 cuts.update((start, stop))
         points = sorted(cuts)
-        for start, stop in zip(points, points[1:], strict=False):
+        for start, stop in pairwise(points):
             access = Access.ALL
             for mask in masks:
                 access &= mask.at(start)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from vtlkit.hvdef.vsm import HvVtlEntryReason
@@ -93,7 +94,7 @@ class Vp:
 
     def _relink(self) -> None:
         levels = sorted(self.vcpus)
-        self._next_higher = dict(zip(levels, levels[1:], strict=False))
+        self._next_higher = dict(pairwise(levels))
         self._next_lower = dict(zip(levels[1:], levels, strict=False))
 
     def reset(self, retired: list[VcpuStatistics]) -> None:
@@ -163,7 +164,7 @@ class Vp:
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """No task of the processor enters the guest meanwhile, and one that is there is on its way out. From any task."""
+        """No task of the processor enters the guest meanwhile; one that is there is on its way out. From any task."""
         self._stops.fetch_add(1)
         # The count before the signal: a task that has taken the signal sees the count.
         for vcpu in self.vcpus.values():
