@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
-from vtlkit.engine.api import Event, RamBlock
+from vtlkit.engine.api import Event, EventType, RamBlock
 from vtlkit.engine.scripted import ScriptedEngine, ScriptedFactory, ops
 from vtlkit.engine.scripted.ops import Op
 from vtlkit.host.api import RunnableHost
@@ -290,7 +290,7 @@ class VsmRig:
         saved = {name: getattr(engine.regs, name) for name in ("rax", "rcx", "rdx", "r8")}
         self.taken.append(Taken(guest.vp, guest.vtl, event.vector, event.error_code))
         body = self.handlers.get((guest.vtl, event.vector))
-        assert body is not None or event.vector >= 32, f"{self.taken[-1]}, RCX {engine.regs.rcx:#x}"
+        assert body is not None or event.type is not EventType.EXCEPTION, f"{self.taken[-1]}, RCX {engine.regs.rcx:#x}"
         if body is not None:
             yield from body(guest, event)
         if event.vector >= 32:
