@@ -1,8 +1,8 @@
 """The page walk against a processor: random tables in every paging mode, for `paging.walk` and for the embedded CPU.
 
 Each example builds one path of table entries for one linear address with random bits, and lets the CPU make a real
-load, store and fetch there from CPL 0 and CPL 3. Both must agree on success and physical address, or on the vector and error
-code; and afterwards on every byte of the tables. What QEMU's translator does otherwise is listed here, one by one:
+load, store and fetch there from CPL 0 and CPL 3. Both must agree on success and physical address, or on the vector and
+error code; and afterwards on every byte of the tables. What QEMU's translator does otherwise is listed, one by one:
 
 * Accessed bits of a walk that faults. QEMU sets them level by level on its way down, so that those above the entry that
   faults are set. The walk sets none unless it succeeds, as KVM's does; processors are free to do either.

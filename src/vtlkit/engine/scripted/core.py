@@ -42,7 +42,7 @@ class Leave(Exception):
 class _Frame:
     """A generator in progress, the instruction it is at, and what IRET restores when it returns."""
 
-    __slots__ = ("nmi", "op", "rflags", "rip", "script", "started")
+    __slots__ = ("computed", "nmi", "op", "rflags", "rip", "script", "started")
 
     def __init__(self, script: Script, rip: int, rflags: int, nmi: bool) -> None:
         self.script = script
@@ -50,6 +50,8 @@ class _Frame:
         self.rflags = rflags
         self.nmi = nmi
         self.op: Op | None = None
+        self.computed = 0
+        """How much of a `Compute` is done."""
         self.started = False
 
 
@@ -77,7 +79,6 @@ class Core:
         self.answers: list[int] = []
         self._asked = 0
         self._failure: BaseException | None = None
-        self._computed = 0
         self._frames: list[_Frame] = []
         self._expected: tuple[int, int] | None = None
 
@@ -95,7 +96,6 @@ class Core:
                 raise Leave(api.InternalError(f"no program begins at {sum(here):#x}"))
             self.end_scripts()
             self._frames = [_Frame(program(self), 0, 0, False)]
-            self._computed = 0
             self.forget_io()
             self._expected = here
         return self._frames[-1]
@@ -126,7 +126,7 @@ class Core:
         frame = self.frame()
         if frame.op is not _PARK:
             frame.op = None
-        self._computed = 0
+        frame.computed = 0
         self._step(length)
 
     def _step(self, length: int) -> None:
@@ -160,13 +160,14 @@ class Core:
         raise NotImplementedError
 
     def _compute(self, op: ops.Compute) -> None:
-        step = min(op.count - self._computed, self.left)
+        frame = self._frames[-1]
+        step = min(op.count - frame.computed, self.left)
         if self.one_at_a_time or self.interrupt_shadow or self.regs.rflags & RFLAGS_TF:
             step = 1
-        self._computed += step
+        frame.computed += step
         self.executed += step
         self.left -= step
-        if self._computed < op.count:
+        if frame.computed < op.count:
             self._step(step)
         else:
             self.move(step)

@@ -104,6 +104,8 @@ class ScriptedEngine(Instructions, Engine):
 
     def abandon(self) -> None:
         self.forget_io()
+        # What was under way is over, also if the registers are set to where it began.
+        self.end_scripts()
         self._event = None
         self._kicked = False
 

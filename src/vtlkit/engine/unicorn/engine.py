@@ -339,7 +339,10 @@ class UnicornEngine(Engine):
         cpu = self._cpu
         if cpu is None:
             cpu = self._cpu = greenlet(self._loop)
-        result: Exit = cpu.switch()
+        try:
+            result: Exit = cpu.switch()
+        except GreenletError as error:
+            raise EngineError(f"{self.name} runs on the thread that it was first run on: {error}") from error
         if self._failure is not None:
             failure, self._failure = self._failure, None
             raise failure

@@ -1,0 +1,188 @@
+"""What the embedded engine does beyond the common suite: its start-up checks, threads, and Unicorn's own corners."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from vtlkit.engine import api
+from vtlkit.engine.api import Access, EngineError, MemoryFault
+from vtlkit.engine.unicorn import UnicornFactory, selfcheck, state
+from vtlkit.engine.unicorn.engine import UnicornEngine
+from vtlkit.testing.assembler import Mem
+from vtlkit.testing.guest_builder import CODE, Guest
+
+DATA = 0x60000
+IO = 0x101000
+
+
+@pytest.fixture(params=[True, False], ids=["counted", "free"])
+def factory(request: pytest.FixtureRequest) -> Iterator[UnicornFactory]:
+    made = UnicornFactory(counting=request.param)
+    yield made
+    made.close()
+
+
+def _guest(factory: UnicornFactory) -> Guest:
+    guest = Guest(factory.create("vcpu0"))
+    guest.long_mode()
+    return guest
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["_CPU_POINTER", "_ENV_POINTER", "_DECREMENTER_POINTER", "_HOOK_INSERT", "_NESTED_LEVEL"],
+)
+def test_state_that_lies_elsewhere_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    factory = UnicornFactory()
+    monkeypatch.setattr(state, name, getattr(state, name) + 8)
+    with pytest.raises(EngineError):
+        factory.create("vcpu0")
+
+
+def test_behaviour_that_differs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selfcheck, "_checked", set())
+    monkeypatch.setattr(UnicornEngine, "kick", lambda self: None)
+    with pytest.raises(EngineError, match="kick"):
+        UnicornFactory()
+    monkeypatch.undo()
+    UnicornFactory().close()
+
+
+def test_closing_on_another_thread_is_safe(factory: UnicornFactory) -> None:
+    """The frames of a suspended access belong to the thread that ran it; neither side may be pulled from under it."""
+    engines = []
+
+    def body() -> None:
+        for code in (b"\xe4\x60", b"\x0f\xa2", b"\xf4"):
+            guest = _guest(factory)
+            guest.write(CODE, code)
+            guest.engine.run(100)
+            engines.append(guest.engine)
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    for engine in engines:
+        engine.close()
+        engine.close()
+
+
+def test_running_on_two_threads_is_refused(factory: UnicornFactory) -> None:
+    guest = _guest(factory)
+    guest.write(CODE, b"\x0f\xa2")
+    thread = threading.Thread(target=guest.engine.run, args=(100,))
+    thread.start()
+    thread.join()
+    with pytest.raises(EngineError, match="thread"):
+        guest.engine.run(100)
+
+
+def test_threads_take_turns() -> None:
+    """Two engines increment one word with LOCK and without: neither loses an increment to the other."""
+    factory = UnicornFactory(counting=False, threaded=True)
+    first = Guest(factory.create("first"))
+    second = Guest(factory.create("second"), first.ram)
+    a = first.assembler()
+    a.mov("ecx", 200_000)
+    a.label("again")
+    a.lock.inc(Mem(None, DATA, size=8))
+    a.dec("ecx")
+    a.jne("again")
+    a.hlt()
+
+    def body(guest: Guest) -> None:
+        while not isinstance(guest.engine.run(None), api.Hlt):
+            pass
+
+    for guest in (first, second):
+        guest.long_mode()
+    first.load(a)
+    threads = [threading.Thread(target=body, args=(guest,)) for guest in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert first.read(DATA, 8) == 400_000
+
+
+def test_a_faulting_store_leaves_what_follows_alone(factory: UnicornFactory) -> None:
+    """The rest of the block can neither load, store, nor touch a device or a port while the fault is on its way out."""
+    guest = _guest(factory)
+    touched: list[str] = []
+
+    def read(_offset: int, _size: int) -> int:
+        touched.append("read")
+        return 0
+
+    def write(_offset: int, _size: int, _value: int) -> None:
+        touched.append("write")
+
+    guest.engine.map_device(IO, 4096, read, write)
+    guest.engine.protect(DATA, 4096, Access.READ)
+    for following in (
+        b"\xff\x04\x25\x00\x10\x06\x00",
+        b"\x89\x0b",
+        b"\x8b\x0b",
+        b"\xe6\x80",
+        b"\xe4\x80",
+        b"\x0f\x22\xd8",
+    ):
+        a = guest.assembler()
+        a.mov("ebx", IO)
+        a.label("store")
+        a.raw(b"\x0f\xae\x04\x25" + DATA.to_bytes(4, "little"))  # fxsave [DATA]: many stores, by a helper
+        a.raw(following)
+        a.hlt()
+        guest.load(a)
+        guest.engine.regs.rip = CODE
+        reason = guest.engine.run(100)
+        assert isinstance(reason, MemoryFault)
+        assert guest.engine.regs.rip == a.at("store")
+        assert guest.read(DATA + 0x1000, 4) == 0
+    assert touched == []
+
+
+def test_a_kick_during_a_fault_is_not_lost(factory: UnicornFactory) -> None:
+    """Put aside while the fault is on its way out, taken up again."""
+    guest = _guest(factory)
+    guest.engine.map_device(IO, 4096, lambda offset, size: guest.engine.kick() or 7, lambda *_: None)
+    guest.engine.protect(DATA, 4096, Access.READ)
+    a = guest.assembler()
+    a.mov("esi", IO)
+    a.mov("edi", DATA)
+    a.movsd()
+    a.hlt()
+    guest.load(a)
+    assert isinstance(guest.engine.run(100), MemoryFault)
+    guest.engine.protect(DATA, 4096, Access.ALL)
+    assert isinstance(guest.engine.run(100), api.Interrupted)
+
+
+def test_device_writes_of_every_width_pass_values(factory: UnicornFactory) -> None:
+    values: list[tuple[int, int, int]] = []
+    guest = _guest(factory)
+    guest.engine.map_device(IO, 4096, lambda *_: 0, lambda *access: values.append(access))
+    a = guest.assembler()
+    a.mov("ebx", IO)
+    a.mov("rax", 0xFEDCBA9876543210)
+    for offset, register in ((0, "al"), (8, "ax"), (16, "eax"), (24, "rax")):
+        a.mov(Mem("rbx", offset), register)
+    a.hlt()
+    guest.load(a)
+    assert isinstance(guest.engine.run(100), api.Hlt)
+    assert values == [(0, 1, 0x10), (8, 2, 0x3210), (16, 4, 0x76543210), (24, 8, 0xFEDCBA9876543210)]
+
+
+def test_a_loaded_library_of_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vtlkit.engine.unicorn import binding
+
+    monkeypatch.setattr(binding, "SUPPORTED", (2, 0))
+    binding.library.cache_clear()
+    try:
+        with pytest.raises(EngineError, match=r"2\.1"):
+            binding.library()
+    finally:
+        binding.library.cache_clear()
