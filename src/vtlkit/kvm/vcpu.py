@@ -473,6 +473,11 @@ class Vcpu:
         self.events.queue_nmi()
         self.kick()
 
+    def init(self) -> None:
+        """The processor's INIT# pin. From any task."""
+        self.deliver_init()
+        self.kick()
+
     def close(self) -> None:
         """Destroy the vCPU; called by the task that runs it."""
         self.apic.destroy()

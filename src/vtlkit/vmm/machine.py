@@ -20,7 +20,7 @@ from vtlkit.engine.api import EngineFactory, RamBlock
 from vtlkit.host.api import LockRank, RunnableHost
 from vtlkit.kvm import uapi
 from vtlkit.kvm.uapi import Kvm, KvmRun, MemoryRegion, Vcpu
-from vtlkit.vmm import acpi
+from vtlkit.vmm import acpi, firmware
 from vtlkit.vmm.devices.debugexit import exit_status
 from vtlkit.vmm.loaders import BootImage, LoadError, LoadOptions, open_image, ram_ranges, waking_vector_state
 from vtlkit.vmm.pc import Pc
@@ -31,6 +31,7 @@ from vtlkit.vmm.vsm.vp import Vp
 MAX_CPUS: Final = 255
 MAX_VTLS: Final = 16
 MIN_MEMORY: Final = 1 << 20
+_ROM_SLOT: Final = 100
 
 
 class Outcome(enum.Enum):
@@ -119,6 +120,10 @@ class Machine:
         self.partition = Partition(
             self.kvm, self._regions(), cpus=config.cpus, vtls=config.vtls, hyperv=config.hyperv, supervisor=self
         )
+        self._rom = RamBlock(firmware.ROM_SIZE)
+        self.partition.vtl0.vm.set_user_memory_region(
+            MemoryRegion(_ROM_SLOT, firmware.ROM_GPA, firmware.ROM_SIZE, self._rom)
+        )
         self.pc = Pc(host, self.partition.vtl0.vm, self.ram, cpus=config.cpus, events=self, console=console)
 
     def _regions(self) -> list[MemoryRegion]:
@@ -137,9 +142,7 @@ class Machine:
         Raises:
             LoadError: one line that says what is wrong and what to do.
         """
-        options = LoadOptions(
-            append=self.config.append, initrd=self.config.initrd, rsdp_gpa=self.pc.tables.rsdp_gpa
-        )
+        options = LoadOptions(append=self.config.append, initrd=self.config.initrd, rsdp_gpa=self.pc.tables.rsdp_gpa)
         self._image = open_image(path, options)
         # A trial run of the loader: an image that does not fit is refused before anything runs.
         self._boot()
@@ -151,6 +154,8 @@ class Machine:
         memory = _LoaderMemory(self)
         for gpa, blob in self.pc.tables.blobs:
             memory.write(gpa, blob)
+        memory.write(firmware.CODE_GPA, firmware.image())
+        memory.write(firmware.ROM_GPA, firmware.rom())
         state = self._image.load(memory)
         vcpu = self.partition.vps[0].vcpus[0]
         state.sregs.apic_base = vcpu.get_sregs().apic_base
@@ -318,6 +323,22 @@ class Machine:
 
     def _reset(self) -> None:
         self.pc.reset()
+        self.partition.reset()
+        self._boot()
+
+    def init(self) -> None:
+        if len(self.partition.vtls) > 1:
+            # INIT of VTL 0 alone would leave VTLs behind that no start-up code of the guest's knows.
+            self.reset()
+            return
+        for vp in self.partition.vps:
+            vp.vcpus[0].init()
+
+    def post(self) -> None:
+        self._request_action(self._post)
+
+    def _post(self) -> None:
+        self.pc.post()
         self.partition.reset()
         self._boot()
 

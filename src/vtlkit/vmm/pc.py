@@ -12,7 +12,7 @@ from typing import Final
 from vtlkit.engine.api import RamBlock
 from vtlkit.host.api import Host, LockRank
 from vtlkit.kvm.uapi import GuestMemoryError, Vm
-from vtlkit.vmm import acpi
+from vtlkit.vmm import acpi, firmware
 from vtlkit.vmm.devices import acpi_pm, cmos, debugcon, debugexit, fw_cfg, i8042, pci, testdev, uart16550
 from vtlkit.vmm.devices.bus import MmioBus, PortBus
 from vtlkit.vmm.devices.events import MachineEvents
@@ -81,6 +81,7 @@ class Pc:
         ports.register(testdev.SCRATCH_PORT, testdev.SCRATCH_PORTS, testdev.ScratchPorts())
         ports.register(testdev.FLUSH_PAGE_PORT, testdev.FLUSH_PAGE_PORTS, testdev.FlushPagePort(self._flush_page))
         ports.register(testdev.SYNIC_PORT, testdev.SYNIC_PORTS, testdev.SynicPort(self.sint_lines))
+        ports.register(firmware.FIRMWARE_PORT, 1, firmware.FirmwarePort(events))
         ports.register(fw_cfg.FW_CFG_PORT, fw_cfg.FW_CFG_PORTS, self.fw_cfg)
         ports.register(cmos.CMOS_PORT, cmos.CMOS_PORTS, self.rtc)
         ports.register(i8042.I8042_DATA_PORT, 1, self.i8042)
@@ -118,8 +119,14 @@ class Pc:
     def reset(self) -> None:
         """A machine reset: every device as after power-on, but for the clock."""
         with self.lock:
-            for device in (self.uart, self.fw_cfg, self.pm, self.gpe, self.smi, self.rtc, self.i8042, self.port92):
-                device.reset()
+            self.port92.reset()
             self.reset_control.reset()
+        self.post()
+
+    def post(self) -> None:
+        """What firmware sets up anew whenever it starts."""
+        with self.lock:
+            for device in (self.uart, self.fw_cfg, self.pm, self.gpe, self.smi, self.rtc, self.i8042):
+                device.reset()
             self.sint_lines.reset()
             self.pci.reset()

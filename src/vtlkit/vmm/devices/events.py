@@ -19,6 +19,15 @@ class MachineEvents(Protocol):
     def reset(self) -> None:
         """The guest asked for a hard reset of the whole machine."""
 
+    def init(self) -> None:
+        """The guest asked for INIT of all processors: they go to the reset vector, everything else stays."""
+
+    def post(self) -> None:
+        """Firmware starts over: devices and processors are set up anew and the image is booted again.
+
+        What only a hard reset clears (port 0x92, the reset control register) stays.
+        """
+
     def debug_exit(self, value: int) -> None:
         """The guest wrote `value` (unsigned, of the access's width) to isa-debug-exit."""
 

@@ -1,8 +1,9 @@
 """The keyboard controller, port 0x92, and the reset control register (QEMU's hw/input/pckbd.c, hw/isa/port92.c, PIIX3).
 
 Promise: a guest that probes the controller finds it, with a keyboard that acknowledges its commands and never has a key
-pressed, and with no mouse. The reset line (pulse 0xFE, output port bit 0, port 0x92 bit 0, 0xCF9 bit 2) reports
-`events.reset()`. The A20 gate is kept and reported to `set_a20`; whether addresses wrap is the machine's affair.
+pressed, and with no mouse. The reset line (pulse 0xFE, output port bit 0, port 0x92 bit 0, a soft reset by 0xCF9) is
+the processors' INIT, as in PIIX3, and reports `events.init()`; a hard reset by 0xCF9, `events.reset()`. The A20 gate is
+kept and reported to `set_a20`; whether addresses wrap is the machine's affair.
 Called under the bus's lock; no timer: answers are there at once.
 """
 
@@ -183,7 +184,7 @@ class I8042(BytePortDevice):
         self._command = None
         if value >= Command.PULSE_FIRST:
             if not value & OUTPUT_NO_RESET:
-                self._events.reset()
+                self._events.init()
         elif value in _ANSWERS:
             self._output.append(_ANSWERS[Command(value)])
         elif value in _MODE_CHANGES:
@@ -208,7 +209,7 @@ class I8042(BytePortDevice):
             self._outport = value & ~OUTPUT_A20 | self._outport & OUTPUT_A20
             self.a20 = bool(value & OUTPUT_A20)
             if not value & OUTPUT_NO_RESET:
-                self._events.reset()
+                self._events.init()
         elif command == Command.WRITE_MOUSE:
             self._status |= STATUS_TIMEOUT
             self._output.append(_NO_MOUSE)
@@ -251,7 +252,7 @@ class Port92(BytePortDevice):
         self._value = value
         self._i8042.a20 = bool(value & self.A20)
         if rising:
-            self._events.reset()
+            self._events.init()
 
 
 class ResetControl(BytePortDevice):
@@ -276,4 +277,7 @@ class ResetControl(BytePortDevice):
     def write_byte(self, port: int, value: int) -> None:
         self._value = value & self.SYSTEM_RESET
         if value & self.RESET_CPU:
-            self._events.reset()
+            if value & self.SYSTEM_RESET:
+                self._events.reset()
+            else:
+                self._events.init()

@@ -149,6 +149,12 @@ class Events:
     def reset(self) -> None:
         self.log.append("reset")
 
+    def init(self) -> None:
+        self.log.append("init")
+
+    def post(self) -> None:
+        self.log.append("post")
+
     def debug_exit(self, value: int) -> None:
         self.log.append(f"debug_exit {value:#x}")
 

@@ -149,11 +149,13 @@ def test_every_way_to_reset(keyboard: Keyboard) -> None:
     keyboard.port92.write(kbc.PORT92, 1, 3)
     control = kbc.ResetControl(keyboard.events)
     control.write(kbc.RESET_CONTROL_PORT, 1, 0x02)
-    assert keyboard.events.log == ["reset"] * 3
+    assert keyboard.events.log == ["init"] * 3
     control.write(kbc.RESET_CONTROL_PORT, 1, 0x06)
-    assert keyboard.events.log == ["reset"] * 4
+    assert keyboard.events.log == ["init"] * 3 + ["reset"]
+    control.write(kbc.RESET_CONTROL_PORT, 1, 0x04)
+    assert keyboard.events.log == ["init"] * 3 + ["reset", "init"]
     keyboard.command(0xFF)
-    assert keyboard.events.log == ["reset"] * 4
+    assert keyboard.events.log == ["init"] * 3 + ["reset", "init"]
 
 
 @given(st.lists(st.tuples(st.sampled_from([0x60, 0x64]), st.booleans(), st.integers(0, 255))))
