@@ -7,7 +7,7 @@ it keeps in plain Python variables of the test. The run ends when a guest calls 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -231,7 +231,7 @@ class VsmRig:
 
     def __init__(
         self,
-        guests: dict[tuple[int, int], Body],
+        guests: Mapping[tuple[int, int], Body],
         *,
         cpus: int = 1,
         vtls: int = 2,
@@ -353,6 +353,6 @@ class VsmRig:
         self.end()
 
 
-def run_guests(guests: dict[tuple[int, int], Body], **options: Any) -> VsmRig:
+def run_guests(guests: Mapping[tuple[int, int], Body], **options: Any) -> VsmRig:
     """Make a rig and run it to the end."""
     return VsmRig(guests, **options).run()
