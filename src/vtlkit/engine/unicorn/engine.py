@@ -189,14 +189,7 @@ class UnicornEngine(Engine):
         self._count, self._counter = self._live.count, self._live.counter
         self._live.no_exit_request.value = not factory.counts_instructions()
         self.regs = self._live.state
-        # What every exit needs, without the detour over the structure.
-        address = self._env = ctypes.addressof(self.regs)
-        self._rip = ctypes.c_uint64.from_address(address + CpuState.rip.offset)
-        self._eflags = ctypes.c_uint64.from_address(address + CpuState.eflags.offset)
-        self._hflags = ctypes.c_uint32.from_address(address + CpuState.hflags.offset)
-        self._cc_op = ctypes.c_uint32.from_address(address + CpuState.cc_op.offset)
-        self._cr0 = ctypes.c_uint64.from_address(address + CpuState.cr.offset)
-        self._cr3 = ctypes.c_uint64.from_address(address + CpuState.cr.offset + 3 * 8)
+        self._bind_words()
         self._controls = ControlPages()
         self._map = GuestPhysicalMap(lib, self._handle, self.regs)
         self._controls.map(lib, self._handle)
@@ -237,6 +230,16 @@ class UnicornEngine(Engine):
         self.set_intercepts(Intercept.NONE)
         for msr in registers.READ_NATIVELY:
             self.intercept_msr(msr, False, True)
+
+    def _bind_words(self) -> None:
+        """Views of what every exit needs, without the detour over the structure."""
+        address = self._env = ctypes.addressof(self.regs)
+        self._rip = ctypes.c_uint64.from_address(address + CpuState.rip.offset)
+        self._eflags = ctypes.c_uint64.from_address(address + CpuState.eflags.offset)
+        self._hflags = ctypes.c_uint32.from_address(address + CpuState.hflags.offset)
+        self._cc_op = ctypes.c_uint32.from_address(address + CpuState.cc_op.offset)
+        self._cr0 = ctypes.c_uint64.from_address(address + CpuState.cr.offset)
+        self._cr3 = ctypes.c_uint64.from_address(address + CpuState.cr.offset + 3 * 8)
 
     def _install_hooks(self) -> None:
         lib, handle = self._lib, self._handle
