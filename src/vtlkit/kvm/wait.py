@@ -8,7 +8,7 @@ the two sees the other: docs/design/wait.md has the races.
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from vtlkit.kvm import events
 from vtlkit.kvm.mpstate import MpState
@@ -16,6 +16,8 @@ from vtlkit.kvm.requests import Req
 
 if TYPE_CHECKING:
     from vtlkit.kvm.vcpu import Vcpu
+
+_UNSTARTED: Final = (MpState.UNINITIALIZED, MpState.INIT_RECEIVED)
 
 
 def vcpu_running(vcpu: Vcpu) -> bool:
@@ -28,7 +30,10 @@ def has_events(vcpu: Vcpu) -> bool:
     queue = vcpu.events
     if queue.apic_events.load():
         return True
-    if queue.exception is not None or queue.interrupted is not None:
+    if vcpu.mp_state in _UNSTARTED:
+        # All else waits, or INIT forgets it: a processor that is not started would only look again and again.
+        return False
+    if queue.exception is not None or queue.interrupted is not None or vcpu.engine.injected() is not None:
         return True
     requests = vcpu.requests
     if requests.test(Req.NMI) or (queue.nmi_pending and not vcpu.vendor.nmi_blocked(vcpu)):

@@ -26,6 +26,8 @@ RAM_SIZE = 16 << 12
 DONE = 0x99
 """A port without a device: the script's way to user space."""
 
+_UNBOUNDED = 1 << 60
+
 Script: TypeAlias = Generator[Op, int, None]
 
 
@@ -41,11 +43,15 @@ class Cpu(ScriptedEngine):
         self.entries: list[tuple[int | None, bool]] = []
         """(budget, force_immediate_exit) of each `run`."""
         self.on_run: Callable[[], None] | None = None
+        self.unbounded = False
+        """On a host that gives no budgets: run until something exits."""
 
     def run(self, budget: int | None, *, force_immediate_exit: bool = False) -> Exit:
         self.entries.append((budget, force_immediate_exit))
         if self.on_run is not None:
             self.on_run()
+        if self.unbounded:
+            budget = _UNBOUNDED
         return super().run(budget, force_immediate_exit=force_immediate_exit)
 
     def request_interrupt_window(self, wanted: bool) -> None:
@@ -137,6 +143,7 @@ class Machine:
             if cpuid:
                 vcpu.set_cpuid2(for_vcpu(self.vm.get_supported_cpuid(), vcpu.vcpu_id, vcpus))
             write(vcpu.apic, APIC_SPIV, SPIV_ON)
+            engine_of(vcpu).unbounded = not self.host.deterministic
         self.vcpu: Vcpu = self.vcpus[0]
         self.cpu = engine_of(self.vcpu)
 
