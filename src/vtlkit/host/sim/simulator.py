@@ -28,7 +28,7 @@ from vtlkit.host.sim.task import SimTask
 
 T = TypeVar("T")
 
-DEFAULT_SLICE_NS = 200_000
+DEFAULT_SLICE_NS = 50_000
 """Guest slice of a task that has competitors."""
 EXPLICIT = "choices"
 """Token kind whose body is the recorded choices."""
