@@ -52,7 +52,10 @@ class Cpu(ScriptedEngine):
             self.on_run()
         if self.unbounded:
             budget = _UNBOUNDED
-        return super().run(budget, force_immediate_exit=force_immediate_exit)
+        reason = super().run(budget, force_immediate_exit=force_immediate_exit)
+        # No more than the contract promises: a kick lasts until one `run` has returned, whatever for.
+        self._kicked = False
+        return reason
 
     def request_interrupt_window(self, wanted: bool) -> None:
         self.windows["interrupt"] = wanted
