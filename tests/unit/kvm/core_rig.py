@@ -43,6 +43,8 @@ class Cpu(ScriptedEngine):
         self.entries: list[tuple[int | None, bool]] = []
         """(budget, force_immediate_exit) of each `run`."""
         self.on_run: Callable[[], None] | None = None
+        self.on_exit: Callable[[Exit], None] | None = None
+        """Called as `run` returns, when a kick still counts for it."""
         self.unbounded = False
         """On a host that gives no budgets: run until something exits."""
 
@@ -53,6 +55,8 @@ class Cpu(ScriptedEngine):
         if self.unbounded:
             budget = _UNBOUNDED
         reason = super().run(budget, force_immediate_exit=force_immediate_exit)
+        if self.on_exit is not None:
+            self.on_exit(reason)
         # No more than the contract promises: a kick lasts until one `run` has returned, whatever for.
         self._kicked = False
         return reason
