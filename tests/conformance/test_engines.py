@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from vtlkit.engine.scripted import ScriptedFactory
 from vtlkit.engine.unicorn import UnicornFactory
+from vtlkit.testing import engine_conformance
 from vtlkit.testing.engine_conformance import CASES, Case, EngineUnderTest, Need
 
 
@@ -51,3 +53,10 @@ def test_conforms(under_test: EngineUnderTest, case: Case) -> None:
     if reason is not None:
         pytest.skip(reason)
     case.run(under_test)
+
+
+def test_no_module_of_cases_is_forgotten() -> None:
+    """A module registers its cases when it is imported: every one that has any must be."""
+    package = Path(engine_conformance.__file__).parent
+    having = {path.stem for path in package.glob("*.py") if "@case(" in path.read_text()}
+    assert having == {module.__name__.rpartition(".")[2] for module in engine_conformance.CASE_MODULES}

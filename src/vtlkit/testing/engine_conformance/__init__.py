@@ -11,10 +11,12 @@ from vtlkit.testing.engine_conformance import (
     code,
     events,
     exits,
+    fast_calls,
     legacy_modes,
     long_mode,
     memory,
     mmio,
+    operands,
     ports,
     state,
 )
@@ -22,4 +24,18 @@ from vtlkit.testing.engine_conformance.suite import CASES, Bench, Case, EngineUn
 
 __all__ = ["CASES", "Bench", "Case", "EngineUnderTest", "Need"]
 
-CASE_MODULES = (arithmetic, budgets, code, events, exits, legacy_modes, long_mode, memory, mmio, ports, state)
+CASE_MODULES = (
+    arithmetic,
+    budgets,
+    code,
+    events,
+    exits,
+    fast_calls,
+    legacy_modes,
+    long_mode,
+    memory,
+    mmio,
+    operands,
+    ports,
+    state,
+)
