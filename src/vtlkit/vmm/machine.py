@@ -4,7 +4,8 @@ Counterpart: QEMU's main loop. The machine owns what ends or restarts a run; vir
 two exits. Actions on the whole machine (reset, suspend) wait until every processor has parked, then the last to arrive
 does them: nothing runs while devices and memory are put back.
 
-Shared: `_pause`, `_ending` and the parking queue; `_parked` is under the machine's lock.
+Shared: `_pause`, `_rounds` (of actions that are over), `_ending` and the parking queue; `_parked`, `_acting`,
+`_actions` and `_tasks` are under the machine's lock.
 """
 
 from __future__ import annotations
@@ -110,7 +111,9 @@ class Machine:
         self._pause = host.cell(False, "machine-pause")
         self._ending = host.cell(False, "machine-ending")
         self._woken = host.cell(False, "machine-woken")
+        self._rounds = host.cell(0, "machine-rounds")
         self._parked = 0
+        self._acting = False
         self._tasks = 0
         self._actions: list[Callable[[], None]] = []
         self._suspended = False
@@ -240,25 +243,37 @@ class Machine:
         """Wait until the action on the whole machine has been done; the last to arrive does it."""
         with self._lock:
             self._parked += 1
+            rounds = self._rounds.load()
         self._run_actions_if_parked()
-        self.host.wait_event(self._queue, lambda: not self._pause.load() or self._ending.load())
-        with self._lock:
-            self._parked -= 1
+        self.host.wait_event(self._queue, lambda: self._rounds.load() != rounds or self._ending.load())
 
     def _run_actions_if_parked(self) -> None:
         with self._lock:
-            if not self._pause.load() or self._parked < self._tasks or not self._tasks:
+            # Two tasks may both find that all are there: one of them acts.
+            if self._acting or not self._actions or self._parked < self._tasks or self._ending.load():
                 return
-            actions, self._actions = self._actions, []
-        for action in actions:
-            action()
-        self._pause.store(False)
+            self._acting = True
+        while actions := self._next_actions():
+            for action in actions:
+                action()
         self._queue.wake()
+
+    def _next_actions(self) -> list[Callable[[], None]]:
+        """What has been asked for since; if nothing has, the round is over and every task goes on."""
+        with self._lock:
+            actions, self._actions = self._actions, []
+            if not actions:
+                self._acting = False
+                # Those that are on their way out count no more: they park again if they are asked to.
+                self._parked = 0
+                self._pause.store(False)
+                self._rounds.fetch_add(1)
+            return actions
 
     def _request_action(self, action: Callable[[], None]) -> None:
         with self._lock:
             self._actions.append(action)
-        self._pause.store(True)
+            self._pause.store(True)
         for vcpu in self.partition.all_vcpus():
             vcpu.signal()
         self.partition.wake_all()

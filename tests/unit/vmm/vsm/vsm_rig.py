@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 from vtlkit.engine.api import Event, EventType, RamBlock
 from vtlkit.engine.scripted import ScriptedEngine, ScriptedFactory, ops
@@ -90,10 +90,28 @@ class Taken:
     error_code: int | None
 
 
+class World(Protocol):
+    """What a guest needs of the rig that it is in."""
+
+    log: list[Any]
+    partition: Partition
+    taken: list[Taken]
+
+    def end(self) -> None: ...
+
+    def entry(self, vp: int, vtl: int) -> int: ...
+
+    def write(self, gpa: int, data: bytes) -> None: ...
+
+    def read(self, gpa: int, size: int) -> int: ...
+
+    def read_vtl(self, vtl: int, gpa: int, size: int) -> int: ...
+
+
 class Guest:
     """One VTL of one processor, as the code in it sees the world."""
 
-    def __init__(self, rig: VsmRig, engine: ScriptedEngine) -> None:
+    def __init__(self, rig: World, engine: ScriptedEngine) -> None:
         self.rig = rig
         self.engine = engine
         vtl, vp = engine.name.removeprefix("vtl").split("-vcpu")
