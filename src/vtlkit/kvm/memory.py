@@ -82,9 +82,10 @@ class GuestMemory:
         """Drop what every follower has applied. The caller holds the lock."""
         done = min((follower.position for follower in self._followers), default=len(self.log))
         if done:
-            del self.log[:done]
+            # In this order: one who looks at its position without the lock may look behind, never up to date.
             for follower in self._followers:
                 follower.restart_log(done)
+            del self.log[:done]
 
     @property
     def slots(self) -> Memslots:
@@ -139,7 +140,7 @@ class GuestMemory:
     # --- what lies where ------------------------------------------------------------------------------------------
 
     def find(self, gpa: int) -> tuple[RamBlock, int, Access, int] | None:
-        """(block, offset, access, bytes that follow contiguously) at `gpa`; access is of slot or overlay, not attributes."""
+        """(block, offset, access, bytes that follow contiguously) at `gpa`; access is of slot or overlay alone."""
         overlay = self._overlays.get(gpa & ~_PAGE_MASK) if self._overlays else None
         if overlay is not None:
             inside = gpa & _PAGE_MASK
@@ -193,13 +194,18 @@ class GuestMemory:
         Raises:
             GuestMemoryError: part of the range has no memory.
         """
-        found = self.find(gpa)
-        if found is None:
-            raise GuestMemoryError(gpa, size, write=False)
-        block, offset, _, left = found
-        if size <= left:
-            return bytes(block.view[offset : offset + size])
-        return bytes(block.view[offset : offset + left]) + self.read(gpa + left, size - left)
+        parts: list[bytes | memoryview] = []
+        while True:
+            found = self.find(gpa)
+            if found is None:
+                raise GuestMemoryError(gpa, size, write=False)
+            block, offset, _, left = found
+            if size <= left:
+                part = bytes(block.view[offset : offset + size])
+                return part if not parts else b"".join((*parts, part))
+            parts.append(block.view[offset : offset + left])
+            gpa += left
+            size -= left
 
     def write(self, gpa: int, data: bytes) -> None:
         """Write `data` at `gpa` (`kvm_write_guest`).
@@ -207,17 +213,19 @@ class GuestMemory:
         Raises:
             GuestMemoryError: part of the range has no writable memory; what lies before it has been written.
         """
-        found = self.find(gpa)
-        if found is None or not found[2] & Access.WRITE:
-            raise GuestMemoryError(gpa, len(data), write=True)
-        block, offset, _, left = found
-        if len(data) <= left:
-            block.view[offset : offset + len(data)] = data
-            self.on_write(gpa, len(data))
-            return
-        block.view[offset : offset + left] = data[:left]
-        self.on_write(gpa, left)
-        self.write(gpa + left, data[left:])
+        written, size = 0, len(data)
+        while True:
+            found = self.find(gpa)
+            if found is None or not found[2] & Access.WRITE:
+                raise GuestMemoryError(gpa, size - written, write=True)
+            block, offset, _, left = found
+            left = min(left, size - written)
+            block.view[offset : offset + left] = data[written : written + left]
+            self.on_write(gpa, left)
+            written += left
+            if written == size:
+                return
+            gpa += left
 
 
 def _without(low: int, high: int, pages: list[int]) -> Iterable[tuple[int, int]]:

@@ -17,11 +17,13 @@ from vtlkit.kvm.errors import KvmError
 KVM_MEM_READONLY = 1 << 1
 _FLAGS = KVM_MEM_READONLY
 MAX_SLOTS = 32764
+MAX_GPA = 1 << 52
+"""No processor addresses more (`kvm_mmu_max_gfn`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryRegion:
-    """`struct kvm_userspace_memory_region`: `size` 0 deletes the slot. `block` and `offset` stand for userspace_addr."""
+    """`struct kvm_userspace_memory_region`: `size` 0 deletes it. `block` and `offset` stand for userspace_addr."""
 
     slot: int
     gpa: int
@@ -100,7 +102,8 @@ class Memslots:
             if previous is not None and previous.end > region.gpa:
                 raise KvmError(
                     errno.EEXIST,
-                    f"slot {region.slot} at {region.gpa:#x} overlaps slot {previous.slot}, which ends at {previous.end:#x}",
+                    f"slot {region.slot} at {region.gpa:#x} overlaps slot {previous.slot}, "
+                    f"which ends at {previous.end:#x}",
                 )
             previous = region
         return result, touched
@@ -112,6 +115,8 @@ def _check(region: MemoryRegion) -> None:
         raise KvmError(errno.EINVAL, f"slot number {region.slot} is not below {MAX_SLOTS}")
     if region.gpa % PAGE_SIZE or region.size % PAGE_SIZE or region.size < 0 or region.gpa < 0:
         raise KvmError(errno.EINVAL, f"{what}: {region.gpa:#x}+{region.size:#x} is not made of whole pages")
+    if region.end > MAX_GPA:
+        raise KvmError(errno.EINVAL, f"{what}: {region.gpa:#x}+{region.size:#x} is above {MAX_GPA:#x}")
     if region.flags & ~_FLAGS:
         raise KvmError(errno.EINVAL, f"{what}: unknown flags {region.flags & ~_FLAGS:#x}")
     if region.size:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from vtlkit.engine.api import PAGE_SIZE, Access, Engine, MmioRead8, MmioWrite8
 from vtlkit.kvm.memory import Change, GuestMemory
+from vtlkit.kvm.memslots import MAX_GPA
 
 _PAGE_MASK = PAGE_SIZE - 1
 
@@ -33,9 +34,9 @@ class EngineMap:
         self._devices = devices
         self._io_pages: set[int] = set()
         self._position = 0
-        for region in memory.slots:
-            self._map(region.gpa, region.size)
-        self._position = memory.follow(self)
+        with memory.lock:
+            self._map(0, MAX_GPA)
+            self._position = memory.follow(self)
 
     @property
     def position(self) -> int:
