@@ -25,6 +25,7 @@ from vtlkit.x86.registers import (
     CR0_PG,
     CR0_TS,
     CR0_WP,
+    CR3_PCID_MASK,
     CR4_DE,
     CR4_FSGSBASE,
     CR4_LA57,
@@ -118,6 +119,8 @@ def set_cr4(vcpu: Vcpu, value: int) -> bool:
     if value & ~cr4_allowed(vcpu):
         return False
     if sregs.efer & EFER_LMA and (not value & CR4_PAE or (value ^ sregs.cr4) & CR4_LA57):
+        return False
+    if value & ~sregs.cr4 & CR4_PCIDE and (sregs.cr3 & CR3_PCID_MASK or not sregs.efer & EFER_LMA):
         return False
     changed = value ^ sregs.cr4
     sregs.cr4 = value

@@ -1,7 +1,7 @@
 """Model-specific registers of one vCPU. Mirrors `kvm_get_msr_common` and `kvm_set_msr_common` of arch/x86/kvm/x86.c.
 
-Registers fall into four: those the engine keeps (`Engine.native_msrs`), those that other parts answer (local APIC, Hyper-V,
-TSC), plain storage with a rule for what may be stored, and read-only constants. What is none of these is #GP.
+Registers fall into four: those the engine keeps (`Engine.native_msrs`), those that other parts answer (local APIC,
+Hyper-V, TSC), plain storage with a rule for what may be stored, and read-only constants. What is none of these is #GP.
 Belongs to the vCPU's task.
 """
 
@@ -43,7 +43,10 @@ _U64: Final = 0xFFFFFFFFFFFFFFFF
 _HWCR_WRITABLE: Final = 1 << 24 | 1 << 18
 _HWCR_IGNORED: Final = 0x40 | 0x100 | 0x8
 _MISC_ENABLE_RESERVED: Final = 0
-_MISC_ENABLE_READ_ONLY: Final = msr.MISC_ENABLE_EMON | msr.MISC_ENABLE_PEBS_UNAVAIL | msr.MISC_ENABLE_BTS_UNAVAIL
+_MISC_ENABLE_PMU_READ_ONLY: Final = msr.MISC_ENABLE_PEBS_UNAVAIL | msr.MISC_ENABLE_BTS_UNAVAIL
+_HWCR_MC_STATUS_WRITE_ENABLE: Final = 1 << 18
+_EFER_KNOWN: Final = EFER_SCE | EFER_LME | EFER_LMA | EFER_NX | EFER_SVME | EFER_LMSLE | EFER_FFXSR
+_DEFAULT_MAXPHYADDR: Final = 36
 _MTRR_VARIABLE: Final = 8
 _MTRR_CAP: Final = _MTRR_VARIABLE | msr.MTRRCAP_FIX | msr.MTRRCAP_WC
 
@@ -186,6 +189,9 @@ def _bank_control(value: int) -> bool:
     return value == 0 or value | 1 << 10 | 1 == _U64
 
 
+_MTRR_RANGES: Final = range(msr.MSR_MTRRphysBase0, msr.MSR_MTRRphysBase0 + 2 * _MTRR_VARIABLE)
+_BANK_STATUS: Final = range(msr.MSR_IA32_MC0_STATUS, msr.MSR_IA32_MC0_STATUS + 4 * MCE_BANKS, 4)
+
 _STORED: Final[dict[int, Callable[[int], bool]]] = {
     msr.MSR_IA32_MISC_ENABLE: _any,
     msr.MSR_IA32_MCG_STATUS: _any,
@@ -204,11 +210,11 @@ _STORED: Final[dict[int, Callable[[int], bool]]] = {
     msr.MSR_K8_TOP_MEM1: _any,
     msr.MSR_K8_TOP_MEM2: _any,
     msr.MSR_K7_HWCR: lambda value: not value & ~(_HWCR_WRITABLE | _HWCR_IGNORED),
-    **{index: _mtrr_types for index in msr.MTRR_FIXED},
+    **dict.fromkeys(msr.MTRR_FIXED, _mtrr_types),
     **{msr.MSR_MTRRphysBase0 + 2 * number: _mtrr_base for number in range(_MTRR_VARIABLE)},
     **{msr.MSR_MTRRphysMask0 + 2 * number: _mtrr_mask for number in range(_MTRR_VARIABLE)},
     **{msr.MSR_IA32_MC0_CTL + 4 * bank: _bank_control for bank in range(MCE_BANKS)},
-    **{msr.MSR_IA32_MC0_STATUS + 4 * bank: _zero for bank in range(MCE_BANKS)},
+    **dict.fromkeys(_BANK_STATUS, _zero),
     **{msr.MSR_IA32_MC0_ADDR + 4 * bank: _any for bank in range(MCE_BANKS)},
     **{msr.MSR_IA32_MC0_MISC + 4 * bank: _any for bank in range(MCE_BANKS)},
 }
@@ -217,7 +223,7 @@ _SHARED: Final = (
     msr.MSR_IA32_MCG_STATUS,
     msr.MSR_MTRRdefType,
     *msr.MTRR_FIXED,
-    *range(msr.MSR_MTRRphysBase0, msr.MSR_MTRRphysBase0 + 2 * _MTRR_VARIABLE),
+    *_MTRR_RANGES,
 )
 
 # --- registers that other parts answer --------------------------------------------------------------------------------
@@ -243,7 +249,13 @@ _GETTERS: Final[dict[int, Get]] = {
 
 
 def _set_efer(vcpu: Vcpu, value: int, host_initiated: bool) -> bool:
-    allowed = EFER_SCE | EFER_LME | EFER_LMA | EFER_NX
+    if value & ~_EFER_KNOWN:
+        return False
+    allowed = EFER_SCE
+    if vcpu.cpuid.has(0x80000001, "edx", bits.CPUID_80000001_EDX_LM):
+        allowed |= EFER_LME | EFER_LMA
+    if vcpu.cpuid.has(0x80000001, "edx", bits.CPUID_80000001_EDX_NX):
+        allowed |= EFER_NX
     if vcpu.cpuid.has(0x80000001, "edx", bits.CPUID_80000001_EDX_FXSR_OPT):
         allowed |= EFER_FFXSR
     if vcpu.cpuid.has(0x80000001, "ecx", bits.CPUID_80000001_ECX_SVM):
@@ -267,8 +279,12 @@ def _set_pat(vcpu: Vcpu, value: int, host_initiated: bool) -> bool:
     return True
 
 
-def _set_tsc(vcpu: Vcpu, value: int, _host_initiated: bool) -> bool:
+def _set_tsc(vcpu: Vcpu, value: int, host_initiated: bool) -> bool:
+    adjust = vcpu.tsc_adjust
     vcpu.write_tsc(value)
+    if host_initiated:
+        # User space restores the two one by one.
+        vcpu.write_tsc_adjust(adjust, move_tsc=False)
     return True
 
 
@@ -290,7 +306,9 @@ def _set_misc_enable(vcpu: Vcpu, value: int, host_initiated: bool) -> bool:
     if not host_initiated:
         old = vcpu.msrs.get(msr.MSR_IA32_MISC_ENABLE)
         assert old is not None
-        value = (value & ~_MISC_ENABLE_READ_ONLY) | (old & _MISC_ENABLE_READ_ONLY)
+        if (value ^ old) & _MISC_ENABLE_PMU_READ_ONLY:
+            return False
+        value = (value & ~msr.MISC_ENABLE_EMON) | (old & msr.MISC_ENABLE_EMON)
     vcpu.msrs.store(msr.MSR_IA32_MISC_ENABLE, value)
     return True
 
@@ -301,6 +319,35 @@ def _set_hwcr(vcpu: Vcpu, value: int, host_initiated: bool) -> bool:
         return False
     vcpu.msrs.store(msr.MSR_K7_HWCR, value)
     return True
+
+
+def _mtrr_range_setter(index: int) -> Set:
+    """A variable range: no address bits that the guest's processor does not have."""
+
+    def set_range(vcpu: Vcpu, value: int, host_initiated: bool) -> bool:
+        widths = vcpu.cpuid.find(0x80000008)
+        maxphyaddr = widths.eax & 0xFF if widths is not None else _DEFAULT_MAXPHYADDR
+        if not host_initiated and (value >> maxphyaddr or not _STORED[index](value)):
+            return False
+        vcpu.msrs.store(index, value)
+        return True
+
+    return set_range
+
+
+def _bank_status_setter(index: int) -> Set:
+    """Banks report what the machine found: only zeros may be written, unless HWCR lets tests write more."""
+
+    def set_status(vcpu: Vcpu, value: int, host_initiated: bool) -> bool:
+        if value and not host_initiated:
+            hwcr = vcpu.msrs.get(msr.MSR_K7_HWCR)
+            assert hwcr is not None
+            if not hwcr & _HWCR_MC_STATUS_WRITE_ENABLE:
+                return False
+        vcpu.msrs.store(index, value)
+        return True
+
+    return set_status
 
 
 def _set_tsc_aux(vcpu: Vcpu, value: int, host_initiated: bool) -> bool:
@@ -335,7 +382,10 @@ _SETTERS: Final[dict[int, Set]] = {
     msr.MSR_VM_CR: lambda _vcpu, _value, _host: True,
     **dict.fromkeys(_K7_PMU, lambda _vcpu, _value, _host: True),
     msr.MSR_IA32_MCG_CAP: _refuse,
+    msr.MSR_IA32_UCODE_REV: lambda _vcpu, _value, _host: True,
+    **{index: _mtrr_range_setter(index) for index in _MTRR_RANGES},
+    **{index: _bank_status_setter(index) for index in _BANK_STATUS},
 }
-"""Writes of VM_CR are ignored, as KVM does for a guest without SVM."""
+"""Writes of VM_CR and of the microcode's revision are ignored, as KVM does for a guest without SVM."""
 
 assert all(index in _MSR_MC_SPAN for index in _STORED if msr.MSR_IA32_MC0_CTL <= index < 0x480)
