@@ -61,7 +61,7 @@ def test_a_time_out_is_status_124(word: str, mode: list[str]) -> None:
 
 def test_a_guest_that_can_never_run_again_is_found_out() -> None:
     done = run("bench", "--append", "hlt")
-    assert done.status == 5
+    assert done.status == 6
     assert "deadlock" in done.error_lines[0]
     assert "vp0" in done.errors
 
