@@ -89,7 +89,7 @@ def test_what_the_host_writes_is_told_to_every_engine() -> None:
         return lambda gpa, size: told.append((number, gpa, size))
 
     for number, vcpu in enumerate(machine.vcpus):
-        engine_of(vcpu).memory_written = listener(number)  # type: ignore[method-assign]
+        engine_of(vcpu).memory_written = listener(number)  # type: ignore[method-assign, assignment]
     machine.vm.memory.write(0x100, b"abc")
     assert told == [(0, 0x100, 3), (1, 0x100, 3)]
 
