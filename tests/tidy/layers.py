@@ -38,7 +38,7 @@ DOORS = {
 
 THIRD_PARTY = {
     "unicorn": ("engine",),
-    "iced_x86": ("engine",),
+    "iced_x86": ("engine", "testing"),
     "greenlet": ("engine.unicorn", "host.sim"),
     "typer": ("cli",),
     "rich": ("cli",),

@@ -12,49 +12,80 @@ any task at any time.
 from __future__ import annotations
 
 import enum
-import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+from vtlkit.engine.exits import (
+    ControlRegister,
+    Cpuid,
+    Event,
+    EventType,
+    ExceptionExit,
+    Exit,
+    Hlt,
+    Hypercall,
+    Instruction,
+    InternalError,
+    Interrupted,
+    InterruptWindow,
+    MemoryFault,
+    MmioRead,
+    MmioWrite,
+    NmiWindow,
+    Other,
+    Pause,
+    PortIn,
+    PortOut,
+    Rdmsr,
+    Rdtsc,
+    Shutdown,
+    Wrmsr,
+)
+from vtlkit.engine.ram import PAGE_SIZE, Access, RamBlock
 from vtlkit.x86.registers import Sregs
 
-PAGE_SIZE = 4096
+__all__ = [
+    "PAGE_SIZE",
+    "Access",
+    "ControlRegister",
+    "Cpuid",
+    "Engine",
+    "EngineError",
+    "EngineFactory",
+    "Event",
+    "EventType",
+    "ExceptionExit",
+    "Exit",
+    "Hlt",
+    "Hypercall",
+    "Instruction",
+    "Intercept",
+    "InternalError",
+    "InterruptWindow",
+    "Interrupted",
+    "MemoryFault",
+    "MmioRead",
+    "MmioRead8",
+    "MmioWrite",
+    "MmioWrite8",
+    "NmiWindow",
+    "Other",
+    "Pause",
+    "PortIn",
+    "PortOut",
+    "RamBlock",
+    "Rdmsr",
+    "Rdtsc",
+    "RegisterFile",
+    "Shutdown",
+    "Sregs",
+    "Wrmsr",
+]
 
 
 class EngineError(Exception):
     """The engine cannot be used here, or its internals are not what this adapter was written for."""
-
-
-class Access(enum.IntFlag):
-    """Kinds of access to guest-physical memory; also what a mapping permits."""
-
-    NONE = 0
-    READ = 1
-    WRITE = 2
-    EXECUTE = 4
-    ALL = 7
-
-
-class EventType(enum.IntEnum):
-    """What is delivered through the IDT. Values: EVENTINJ.TYPE of the AMD APM, volume 2, section 15.20."""
-
-    INTERRUPT = 0
-    NMI = 2
-    EXCEPTION = 3
-    SOFTWARE = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """An event to deliver, or one whose delivery an exit interrupted (EVENTINJ / EXITINTINFO)."""
-
-    type: EventType
-    vector: int
-    error_code: int | None = None
-    instruction_length: int = 0
-    """SOFTWARE only: bytes that the saved RIP moves past the INT instruction."""
 
 
 class RegisterFile(Protocol):
@@ -97,237 +128,6 @@ class Intercept(enum.Flag):
     RDPMC = enum.auto()
 
 
-class Exit:
-    """Why `Engine.run` returned. One subclass per reason; instances are values and are not changed."""
-
-    __slots__ = ()
-    name: ClassVar[str] = "exit"
-    fault_like: ClassVar[bool] = True
-    """True if RIP is at the exiting instruction (the hypervisor skips it); False if the engine finishes it on re-entry."""
-
-
-class Interrupted(Exit):
-    """The budget is used up, the vCPU was kicked, or an immediate exit was forced: nothing to handle."""
-
-    __slots__ = ()
-    name = "interrupted"
-
-
-class InterruptWindow(Exit):
-    """The guest became able to take an interrupt, as asked by `request_interrupt_window`."""
-
-    __slots__ = ()
-    name = "interrupt_window"
-
-
-class NmiWindow(Exit):
-    """The guest became able to take an NMI, as asked by `request_nmi_window`."""
-
-    __slots__ = ()
-    name = "nmi_window"
-
-
-class Instruction(Exit):
-    """An intercepted instruction. RIP is at it; its length is `length` bytes; operands are in the registers."""
-
-    __slots__ = ("length",)
-
-    def __init__(self, length: int) -> None:
-        self.length = length
-
-
-class Cpuid(Instruction):
-    __slots__ = ()
-    name = "cpuid"
-
-
-class Hlt(Instruction):
-    __slots__ = ()
-    name = "hlt"
-
-
-class Rdmsr(Instruction):
-    __slots__ = ()
-    name = "rdmsr"
-
-
-class Wrmsr(Instruction):
-    __slots__ = ()
-    name = "wrmsr"
-
-
-class Hypercall(Instruction):
-    """VMMCALL (or VMCALL on an engine whose hypercall instruction that is)."""
-
-    __slots__ = ()
-    name = "hypercall"
-
-
-class Pause(Instruction):
-    __slots__ = ()
-    name = "pause"
-
-
-class Rdtsc(Instruction):
-    """RDTSC, or RDTSCP if `with_aux`."""
-
-    __slots__ = ("with_aux",)
-    name = "rdtsc"
-
-    def __init__(self, length: int, with_aux: bool) -> None:
-        super().__init__(length)
-        self.with_aux = with_aux
-
-
-class Other(Instruction):
-    """Any other intercepted instruction: `mnemonic` in lower case (`invlpg`, `vmrun`, `sgdt`, `rdpmc`, `xsetbv`, ...)."""
-
-    __slots__ = ("mnemonic",)
-    name = "instruction"
-
-    def __init__(self, length: int, mnemonic: str) -> None:
-        super().__init__(length)
-        self.mnemonic = mnemonic
-
-
-class ControlRegister(Instruction):
-    """MOV to or from a control or debug register: CR number 0..8, or 16 + DR number. `gpr` is the general register's number."""
-
-    __slots__ = ("gpr", "register", "write")
-    name = "cr_access"
-
-    def __init__(self, length: int, register: int, gpr: int, write: bool) -> None:
-        super().__init__(length)
-        self.register = register
-        self.gpr = gpr
-        self.write = write
-
-
-class PortIn(Exit):
-    """IN or one element of INS. The engine finishes the instruction with the value given to `complete`."""
-
-    __slots__ = ("port", "size")
-    name = "io"
-    fault_like = False
-
-    def __init__(self, port: int, size: int) -> None:
-        self.port = port
-        self.size = size
-
-
-class PortOut(Exit):
-    """OUT or one element of OUTS; `value` has `size` bytes (1, 2, 4)."""
-
-    __slots__ = ("port", "size", "value")
-    name = "io"
-    fault_like = False
-
-    def __init__(self, port: int, size: int, value: int) -> None:
-        self.port = port
-        self.size = size
-        self.value = value
-
-
-class MmioRead(Exit):
-    """A load from a range mapped with `map_exit`. The engine finishes the instruction with the value given to `complete`."""
-
-    __slots__ = ("gpa", "size")
-    name = "mmio"
-    fault_like = False
-
-    def __init__(self, gpa: int, size: int) -> None:
-        self.gpa = gpa
-        self.size = size
-
-
-class MmioWrite(Exit):
-    """A store to a range mapped with `map_exit`."""
-
-    __slots__ = ("gpa", "size", "value")
-    name = "mmio"
-    fault_like = False
-
-    def __init__(self, gpa: int, size: int, value: int) -> None:
-        self.gpa = gpa
-        self.size = size
-        self.value = value
-
-
-class MemoryFault(Exit):
-    """An access that the guest-physical map does not permit. RIP is at the instruction, which has had no effect.
-
-    `gva` is None where the engine does not know it. `vectoring` is the event whose delivery made the access, if any:
-    it has not been delivered.
-    """
-
-    __slots__ = ("access", "gpa", "gva", "mapped", "size", "vectoring")
-    name = "memory_fault"
-
-    def __init__(
-        self, gpa: int, size: int, access: Access, mapped: bool, gva: int | None = None, vectoring: Event | None = None
-    ) -> None:
-        self.gpa = gpa
-        self.size = size
-        self.access = access
-        self.mapped = mapped
-        self.gva = gva
-        self.vectoring = vectoring
-
-
-class ExceptionExit(Exit):
-    """An intercepted exception, not yet delivered. `address` is the faulting linear address of a page fault."""
-
-    __slots__ = ("address", "error_code", "vector", "vectoring")
-    name = "exception"
-
-    def __init__(self, vector: int, error_code: int | None, address: int, vectoring: Event | None) -> None:
-        self.vector = vector
-        self.error_code = error_code
-        self.address = address
-        self.vectoring = vectoring
-
-
-class Shutdown(Exit):
-    """Triple fault."""
-
-    __slots__ = ()
-    name = "shutdown"
-
-
-class InternalError(Exit):
-    """The engine cannot execute the guest's instruction; `reason` says which and why."""
-
-    __slots__ = ("reason",)
-    name = "internal_error"
-
-    def __init__(self, reason: str) -> None:
-        self.reason = reason
-
-
-class RamBlock:
-    """Host memory that backs guest RAM: one anonymous shared mapping, zeroed, page aligned, used by every engine of a machine."""
-
-    __slots__ = ("address", "mapping", "size", "view")
-
-    def __init__(self, size: int) -> None:
-        import ctypes
-
-        if size <= 0 or size % PAGE_SIZE:
-            raise ValueError(f"RAM block size {size:#x} is not a positive multiple of {PAGE_SIZE}")
-        self.size = size
-        self.mapping = mmap.mmap(-1, size)
-        self.view = memoryview(self.mapping)
-        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.mapping))
-
-    def zero(self, offset: int, size: int) -> None:
-        """Zero whole pages; where the system can, by giving them back to it."""
-        try:
-            self.mapping.madvise(mmap.MADV_REMOVE, offset, size)
-        except (AttributeError, OSError):
-            for at in range(offset, offset + size, PAGE_SIZE):
-                self.view[at : at + PAGE_SIZE] = bytes(PAGE_SIZE)
-
-
 MmioRead8 = Callable[[int, int], int]
 """(offset, size in bytes) -> value"""
 MmioWrite8 = Callable[[int, int, int], None]
@@ -355,11 +155,11 @@ class Engine(ABC):
 
     @abstractmethod
     def kick(self) -> None:
-        """Make the current or next `run` return `Interrupted` soon. From any task; sticky until one `run` has returned."""
+        """Make the current or next `run` return `Interrupted` soon. From any task; sticky until one `run` returned."""
 
     @abstractmethod
     def instructions(self) -> int | None:
-        """Instructions executed since the engine was made, the one that exited included; None if this engine does not count."""
+        """Instructions executed since the engine was made, the one that exited included; None if it does not count."""
 
     @abstractmethod
     def complete(self, value: int) -> None:
@@ -368,7 +168,7 @@ class Engine(ABC):
     @property
     @abstractmethod
     def at_boundary(self) -> bool:
-        """False while an I/O instruction is unfinished: then registers may be read, not written, and nothing injected."""
+        """False while an I/O instruction is unfinished: registers may be read then, not written, nothing injected."""
 
     @abstractmethod
     def abandon(self) -> None:
@@ -376,7 +176,7 @@ class Engine(ABC):
 
     @abstractmethod
     def skip(self, length: int) -> None:
-        """Move RIP past an instruction of `length` bytes, drop the interrupt shadow, honour RFLAGS.TF (#DB is injected)."""
+        """Move RIP past an instruction of `length` bytes, drop the interrupt shadow, honour RFLAGS.TF (inject #DB)."""
 
     @abstractmethod
     def code_bits(self) -> int:
@@ -391,15 +191,16 @@ class Engine(ABC):
         """Length in bytes of the instruction that `code` starts with in the present mode; 0 if it does not decode."""
 
     @abstractmethod
-    def store_operand(self, value: int, size: int) -> Event | None:
-        """Store to the first operand of the instruction at RIP: `size` bytes if it is memory, zero-extended if a register.
+    def store_operand(self, value: int, size: int) -> Event | MemoryFault | None:
+        """Store to the first operand of the instruction at RIP: `size` bytes of memory, or zero-extended a register.
 
-        Returns the exception that the store raises, if any; it has had no other effect then.
+        Returns the exception that the store raises, or the access that the guest-physical map does not permit (a range
+        of memory-mapped I/O included: `mapped` is False); the store has had no effect then.
         """
 
     @abstractmethod
-    def load_operand16(self) -> int | Event:
-        """The low 16 bits of the first operand of the instruction at RIP, or the exception that the load raises."""
+    def load_operand16(self) -> int | Event | MemoryFault:
+        """The low 16 bits of the first operand of the instruction at RIP, or why not, as `store_operand` says."""
 
     # --- events ---------------------------------------------------------------------------------------------------
 
@@ -434,7 +235,7 @@ class Engine(ABC):
 
     @abstractmethod
     def intercept_msr(self, index: int, read: bool, write: bool) -> None:
-        """Whether RDMSR/WRMSR of `index` exits. All do at first, but for those the engine keeps itself (`native_msrs`)."""
+        """Whether RDMSR/WRMSR of `index` exits. All do at first, but for those the engine keeps (`native_msrs`)."""
 
     # --- registers ------------------------------------------------------------------------------------------------
 

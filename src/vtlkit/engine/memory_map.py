@@ -139,6 +139,13 @@ class MemoryMap:
                 was, old.access = old.access, access
                 self._permit(old, was)
 
+    def forget(self) -> None:
+        """Drop all ranges and what they hold; the engine's own map is gone already."""
+        self._starts.clear()
+        self._ranges.clear()
+        self._last = None
+        self.generation += 1
+
     def _insert(self, new: Range) -> None:
         index = bisect_right(self._starts, new.gpa)
         before = self._ranges[index - 1] if index else None

@@ -1,4 +1,4 @@
-"""MOV to and from control registers, and the rarer intercepted instructions. Mirrors `kvm_set_cr0` and friends of x86.c.
+"""MOV to and from control registers and the rarer intercepted instructions. Mirrors `kvm_set_cr0` and friends of x86.c.
 
 The engine keeps the registers; what may be written to them is decided here, so that reserved bits and forbidden changes
 fault as the processor's do.
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from vtlkit.engine import api
 from vtlkit.kvm import kvm_run
 from vtlkit.kvm.kvm_run import KvmRun
+from vtlkit.kvm.memory_faults import memory_fault
 from vtlkit.x86 import cpuid as bits
 from vtlkit.x86.exceptions import Vector
 from vtlkit.x86.registers import (
@@ -51,12 +52,8 @@ if TYPE_CHECKING:
     from vtlkit.kvm.vcpu import Vcpu
 
 _U32: Final = 0xFFFFFFFF
-_CR0_KNOWN: Final = (
-    CR0_PE | CR0_MP | CR0_EM | CR0_TS | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_NW | CR0_CD | CR0_PG
-)
-_CR4_ALWAYS: Final = (
-    CR4_TSD | CR4_DE | CR4_PSE | CR4_PAE | CR4_MCE | CR4_PGE | CR4_PCE | CR4_OSFXSR | CR4_OSXMMEXCPT
-)
+_CR0_KNOWN: Final = CR0_PE | CR0_MP | CR0_EM | CR0_TS | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_NW | CR0_CD | CR0_PG
+_CR4_ALWAYS: Final = CR4_TSD | CR4_DE | CR4_PSE | CR4_PAE | CR4_MCE | CR4_PGE | CR4_PCE | CR4_OSFXSR | CR4_OSXMMEXCPT
 _CR4_BY_FEATURE: Final = (
     (CR4_OSXSAVE, 1, "ecx", bits.CPUID_1_ECX_XSAVE),
     (CR4_PCIDE, 1, "ecx", bits.CPUID_1_ECX_PCID),
@@ -199,9 +196,8 @@ def _machine_status_word(vcpu: Vcpu, exit_: api.Other) -> KvmRun | None:
         vcpu.queue_exception(Vector.GP, 0)
         return None
     source = engine.load_operand16()
-    if isinstance(source, api.Event):
-        vcpu.queue_exception(source.vector, source.error_code)
-        return None
+    if isinstance(source, api.Event | api.MemoryFault):
+        return _operand_fault(vcpu, exit_, source)
     # LMSW sets or clears MP, EM and TS, and can set PE but not clear it.
     if set_cr0(vcpu, (cr0 & ~0xE) | (source & 0xF)):
         engine.skip(exit_.length)
@@ -227,7 +223,18 @@ def _store(vcpu: Vcpu, exit_: api.Other, value: int, size: int) -> KvmRun | None
         return None
     fault = vcpu.engine.store_operand(value, size)
     if fault is not None:
-        vcpu.queue_exception(fault.vector, fault.error_code)
-    else:
-        vcpu.engine.skip(exit_.length)
+        return _operand_fault(vcpu, exit_, fault)
+    vcpu.engine.skip(exit_.length)
     return None
+
+
+def _operand_fault(vcpu: Vcpu, exit_: api.Other, fault: api.Event | api.MemoryFault) -> KvmRun | None:
+    """The operand of the instruction at RIP cannot be read or written."""
+    if isinstance(fault, api.Event):
+        vcpu.queue_exception(fault.vector, fault.error_code)
+        return None
+    if not fault.mapped and not vcpu.map.behind():
+        return kvm_run.InternalErrorExit(
+            f"no emulation of {exit_.mnemonic} with an operand that is not in memory, at GPA {fault.gpa:#x}"
+        )
+    return memory_fault(vcpu, fault)

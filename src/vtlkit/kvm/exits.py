@@ -10,11 +10,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from vtlkit.engine import api
-from vtlkit.engine.api import Access
 from vtlkit.kvm import control_registers, hypercalls, kvm_run
 from vtlkit.kvm.cpuid import answer
 from vtlkit.kvm.kvm_run import KvmRun
-from vtlkit.kvm.mmu import forbids
+from vtlkit.kvm.memory_faults import memory_fault
 from vtlkit.kvm.mpstate import MpState
 from vtlkit.kvm.requests import Req
 from vtlkit.x86.exceptions import Vector
@@ -152,39 +151,6 @@ def _mmio_write(_vcpu: Vcpu, exit_: api.MmioWrite) -> KvmRun | None:
     return kvm_run.Mmio(exit_.gpa, exit_.size, True, exit_.value)
 
 
-def _memory_fault(vcpu: Vcpu, exit_: api.MemoryFault) -> KvmRun | None:
-    """An access that the engine's map does not permit: stale map, I/O page, read-only slot, or forbidden by attributes."""
-    if exit_.vectoring is not None:
-        vcpu.events.interrupted = exit_.vectoring
-    if vcpu.map.behind():
-        vcpu.map.sync()
-        return None
-    memory = vcpu.vm.memory
-    if memory.find(exit_.gpa) is not None and forbids(memory, exit_.gpa, exit_.access):
-        return _forbidden(vcpu, exit_)
-    if not exit_.mapped:
-        if exit_.access is not Access.EXECUTE and vcpu.map.map_io(exit_.gpa):
-            return None
-        return kvm_run.InternalErrorExit(f"{_describe(exit_)} where there is no memory")
-    if memory.overlay_at(exit_.gpa) is not None:
-        # The hypervisor's own page, which permits less than memory does (TLFS, "Hypercall Page": a write is #GP).
-        vcpu.queue_exception(Vector.GP, 0)
-        return None
-    return kvm_run.InternalErrorExit(f"{_describe(exit_)} in a read-only memory slot")
-
-
-def _describe(exit_: api.MemoryFault) -> str:
-    verb = {Access.READ: "read", Access.WRITE: "write", Access.EXECUTE: "instruction fetch"}[exit_.access]
-    return f"guest {verb} of {exit_.size} bytes at GPA {exit_.gpa:#x}"
-
-
-def _forbidden(vcpu: Vcpu, exit_: api.MemoryFault) -> KvmRun:
-    code = b"" if exit_.access is Access.EXECUTE else vcpu.engine.instruction_bytes()
-    return kvm_run.MemoryFault(
-        exit_.gpa, exit_.size, exit_.access, exit_.gva, code, vcpu.engine.instruction_length(code) if code else 0
-    )
-
-
 def _exception(_vcpu: Vcpu, exit_: api.ExceptionExit) -> KvmRun | None:
     return kvm_run.Debug(exit_.vector, exit_.error_code, exit_.address)
 
@@ -211,7 +177,7 @@ HANDLERS: Final[dict[type[api.Exit], Callable[[Vcpu, Any], KvmRun | None]]] = {
     api.PortOut: _port_out,
     api.MmioRead: _mmio_read,
     api.MmioWrite: _mmio_write,
-    api.MemoryFault: _memory_fault,
+    api.MemoryFault: memory_fault,
     api.ControlRegister: control_registers.access,
     api.Other: control_registers.other,
     api.ExceptionExit: _exception,

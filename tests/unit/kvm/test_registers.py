@@ -6,12 +6,13 @@ import pytest
 
 from vtlkit.engine.unicorn import UnicornFactory
 from vtlkit.host.sim import Simulator
-from vtlkit.kvm.kvm_run import Io
+from vtlkit.kvm.kvm_run import InternalErrorExit, Io
 from vtlkit.kvm.memslots import MemoryRegion
 from vtlkit.kvm.uapi import Kvm, Vcpu
 from vtlkit.testing.guest_builder import CODE, FREE, RAM_SIZE, Guest
 from vtlkit.x86 import msr
 from vtlkit.x86.exceptions import Vector
+from vtlkit.x86.paging import PTE_P, PTE_W
 from vtlkit.x86.registers import CR4_OSXSAVE, CR4_PKE, CR4_UMIP
 
 OUT = b"\xe6\x80"
@@ -133,3 +134,25 @@ def test_what_is_not_offered_is_undefined(code: str) -> None:
     machine = Machine()
     machine.guest.long_mode()
     assert machine.faults(bytes.fromhex(code), Vector.UD)
+
+
+@pytest.mark.parametrize(
+    ("code", "mnemonic"),
+    [(b"\x0f\x01\x23", "smsw"), (b"\x0f\x01\x33", "lmsw"), (b"\x0f\x01\x03", "sgdt"), (b"\x0f\x00\x0b", "str")],
+)
+def test_an_operand_in_memory_mapped_io_is_refused_in_words(code: bytes, mnemonic: str) -> None:
+    machine = Machine()
+    machine.guest.long_mode()
+    machine.write_cr4(CR4_UMIP)
+    gpa = RAM_SIZE + 0x1000
+    machine.guest.map_page(FREE, gpa | PTE_P | PTE_W)
+    machine.guest.write(CODE, code)
+    machine.vcpu.engine.regs.rip = CODE
+    machine.vcpu.engine.regs.rbx = FREE + 8
+    found = []
+    machine.host.spawn(lambda: found.append(machine.vcpu.run()), "vcpu")
+    machine.host.run()
+    assert isinstance(found[0], InternalErrorExit)
+    assert mnemonic in found[0].message
+    assert f"{gpa + 8:#x}" in found[0].message
+    assert machine.vcpu.engine.regs.rip == CODE

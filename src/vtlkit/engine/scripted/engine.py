@@ -27,6 +27,7 @@ from vtlkit.engine.api import (
     Intercept,
     Interrupted,
     InterruptWindow,
+    MemoryFault,
     MmioRead8,
     MmioWrite8,
     NmiWindow,
@@ -132,12 +133,12 @@ class ScriptedEngine(Instructions, Engine):
         """1: every instruction is one byte long."""
         return 1 if code else 0
 
-    def store_operand(self, value: int, size: int) -> Event | None:
+    def store_operand(self, value: int, size: int) -> Event | MemoryFault | None:
         """The operand is RAX."""
         self.regs.rax = value & ((1 << 8 * size) - 1)
         return None
 
-    def load_operand16(self) -> int | Event:
+    def load_operand16(self) -> int | Event | MemoryFault:
         """The operand is RAX."""
         return self.regs.rax & 0xFFFF
 

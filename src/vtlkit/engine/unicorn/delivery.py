@@ -27,7 +27,7 @@ from vtlkit.x86.registers import (
 )
 
 if TYPE_CHECKING:
-    from vtlkit.engine.unicorn.engine import UnicornEngine
+    from vtlkit.engine.unicorn.instance import Instance
 
 _EXT: Final = 1
 _IDT: Final = 2
@@ -87,7 +87,7 @@ class Descriptor:
 class Delivery:
     """Delivers events into one engine's CPU. Belongs to the vCPU's task."""
 
-    def __init__(self, engine: UnicornEngine) -> None:
+    def __init__(self, engine: Instance) -> None:
         self._engine = engine
         self._state = engine.regs
         self._linear = engine.linear

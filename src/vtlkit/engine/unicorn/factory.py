@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from typing import Final
 
-from vtlkit.engine.api import Engine, RamBlock
+from vtlkit.engine.api import Engine
 from vtlkit.engine.unicorn.binding import Library, library
 from vtlkit.engine.unicorn.engine import UnicornEngine
 from vtlkit.engine.unicorn.selfcheck import check_once
@@ -22,10 +22,10 @@ class PhysicalCpu:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._turn = threading.Condition(self._lock)
-        self._waiting: deque[UnicornEngine] = deque()
-        self._holder: UnicornEngine | None = None
+        self._waiting: deque[Engine] = deque()
+        self._holder: Engine | None = None
 
-    def acquire(self, engine: UnicornEngine) -> None:
+    def acquire(self, engine: Engine) -> None:
         """Block until it is `engine`'s turn."""
         with self._turn:
             if self._holder is None and not self._waiting:
@@ -38,7 +38,7 @@ class PhysicalCpu:
             self._waiting.popleft()
             self._holder = engine
 
-    def release(self, engine: UnicornEngine) -> None:
+    def release(self, engine: Engine) -> None:
         """End the turn."""
         with self._turn:
             assert self._holder is engine
@@ -61,9 +61,7 @@ class UnicornFactory:
         check_once(self.lib)
         self._counting = counting
         self.physical = PhysicalCpu() if threaded else None
-        self.last_entered: UnicornEngine | None = None
-        self.block_views: list[memoryview] = []
-        self._blocks: list[RamBlock] = []
+        self.last_entered: Engine | None = None
         self._engines: list[UnicornEngine] = []
 
     def create(self, vcpu_name: str) -> Engine:
@@ -74,15 +72,7 @@ class UnicornFactory:
     def counts_instructions(self) -> bool:
         return self._counting
 
-    def view_index(self, block: RamBlock) -> int:
-        """A small number for a RAM block; its view is `block_views[number]`."""
-        for number, known in enumerate(self._blocks):
-            if known is block:
-                return number
-        self._blocks.append(block)
-        self.block_views.append(block.view)
-        return len(self._blocks) - 1
-
     def close(self) -> None:
         for engine in self._engines:
             engine.close()
+        self._engines.clear()

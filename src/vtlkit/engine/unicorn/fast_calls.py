@@ -27,7 +27,7 @@ from vtlkit.x86.exceptions import Vector
 from vtlkit.x86.registers import CR0_PE, EFER_SCE, RFLAGS_IF, RFLAGS_RF, RFLAGS_VM
 
 if TYPE_CHECKING:
-    from vtlkit.engine.unicorn.engine import UnicornEngine
+    from vtlkit.engine.unicorn.instance import Instance
 
 _U32: Final = 0xFFFFFFFF
 _U64: Final = 0xFFFFFFFFFFFFFFFF
@@ -52,7 +52,7 @@ def _enter_kernel(state: CpuState, selector: int) -> None:
         register.flags = flags
 
 
-def syscall(engine: UnicornEngine, length: int) -> Event | None:
+def syscall(engine: Instance, length: int) -> Event | None:
     """Execute SYSCALL, RIP left `length` bytes before the entry point; or the exception to raise instead."""
     state = engine.regs
     if not state.efer & EFER_SCE or not state.cr[0] & CR0_PE or state.eflags & RFLAGS_VM:
@@ -76,7 +76,7 @@ def syscall(engine: UnicornEngine, length: int) -> Event | None:
     return None
 
 
-def sysenter(engine: UnicornEngine, length: int) -> Event | None:
+def sysenter(engine: Instance, length: int) -> Event | None:
     """Execute SYSENTER as `syscall` does. The translator writes the state of the arithmetic flags after the hook, so
     they are left alone."""
     state = engine.regs

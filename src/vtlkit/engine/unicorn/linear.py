@@ -73,6 +73,11 @@ class LinearMemory:
             self._maxphyaddr,
         )
 
+    def forget(self) -> None:
+        """Drop what is remembered of guest memory."""
+        self._known.clear()
+        self._trail.clear()
+
     def physical_read(self, gpa: int, size: int, gva: int) -> bytes:
         found = self._memory.ram(gpa, Access.READ)
         if found is None:

@@ -9,16 +9,16 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from vtlkit.engine.api import Event, EventType
+from vtlkit.engine.api import Event, EventType, MemoryFault
 from vtlkit.engine.unicorn.decode import MAX_LENGTH
-from vtlkit.engine.unicorn.linear import GuestFault
+from vtlkit.engine.unicorn.linear import GuestFault, PhysicalFault
 from vtlkit.engine.unicorn.state import HF_CS64
 from vtlkit.x86.exceptions import Vector
 from vtlkit.x86.paging import READ, WRITE, is_canonical
 from vtlkit.x86.registers import CR4_LA57
 
 if TYPE_CHECKING:
-    from vtlkit.engine.unicorn.engine import UnicornEngine
+    from vtlkit.engine.unicorn.instance import Instance
 
 _GPRS = (
     *("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi"),
@@ -37,7 +37,7 @@ def _iced() -> Any:
 class Operand:
     """The first operand of the instruction at RIP."""
 
-    def __init__(self, engine: UnicornEngine) -> None:
+    def __init__(self, engine: Instance) -> None:
         iced = _iced()
         self._engine = engine
         code = engine.instruction_bytes(MAX_LENGTH)
@@ -73,8 +73,8 @@ class Operand:
         value: int = getattr(self._engine.regs, _GPRS[ext.number(register)])
         return value & ((1 << 8 * int(ext.size(register))) - 1)
 
-    def store(self, value: int, size: int) -> Event | None:
-        """Store to memory, with the privilege of the guest, or to a register; an exception to raise."""
+    def store(self, value: int, size: int) -> Event | MemoryFault | None:
+        """Store to memory, with the privilege of the guest, or to a register; why not, if it cannot be."""
         if self._is_register:
             register = self._instruction.op_register(0)
             name = _GPRS[_iced().RegisterExt.number(register)]
@@ -85,20 +85,22 @@ class Operand:
         try:
             data = (value & (1 << 8 * size) - 1).to_bytes(size, "little")
             self._engine.linear.write(self._address(), data, WRITE)
-        except GuestFault as fault:
-            return self._event(fault)
+        except (GuestFault, PhysicalFault) as fault:
+            return self._reason(fault)
         return None
 
-    def load16(self) -> int | Event:
-        """The operand's low 16 bits, or the exception to raise."""
+    def load16(self) -> int | Event | MemoryFault:
+        """The operand's low 16 bits, or why they cannot be read."""
         if self._is_register:
             return self._gpr(self._instruction.op_register(0)) & 0xFFFF
         try:
             return int.from_bytes(self._engine.linear.read(self._address(), 2, READ, implicit=False), "little")
-        except GuestFault as fault:
-            return self._event(fault)
+        except (GuestFault, PhysicalFault) as fault:
+            return self._reason(fault)
 
-    def _event(self, fault: GuestFault) -> Event:
+    def _reason(self, fault: GuestFault | PhysicalFault) -> Event | MemoryFault:
+        if isinstance(fault, PhysicalFault):
+            return MemoryFault(fault.gpa, fault.size, fault.access, fault.mapped, fault.gva)
         if fault.vector == Vector.PF:
             self._engine.regs.cr[2] = fault.address
         return Event(EventType.EXCEPTION, fault.vector, fault.error_code)

@@ -40,7 +40,7 @@ from vtlkit.x86.registers import (
 )
 
 if TYPE_CHECKING:
-    from vtlkit.engine.unicorn.engine import UnicornEngine
+    from vtlkit.engine.unicorn.instance import Instance
 
 MAXPHYADDR: Final = 40
 """Physical address bits of the instance's MMU (QEMU's TCG default)."""
@@ -230,7 +230,7 @@ def get_sregs(state: CpuState) -> Sregs:
     )
 
 
-def set_sregs(engine: UnicornEngine, sregs: Sregs) -> None:
+def set_sregs(engine: Instance, sregs: Sregs) -> None:
     """Load the system registers and flush the TLB."""
     state = engine.regs
     segs = state.segs

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Iterator
 
 import pytest
 
 from vtlkit.engine import api
-from vtlkit.engine.api import Access, EngineError, MemoryFault
+from vtlkit.engine.api import Access, Cpuid, EngineError, Interrupted, MemoryFault, RamBlock
 from vtlkit.engine.unicorn import UnicornFactory, selfcheck, state
 from vtlkit.engine.unicorn.engine import UnicornEngine
 from vtlkit.testing.assembler import Mem
 from vtlkit.testing.guest_builder import CODE, Guest
+from vtlkit.x86.paging import PTE_P, PTE_W
 
 DATA = 0x60000
 IO = 0x101000
@@ -186,3 +189,54 @@ def test_a_loaded_library_of_another_version_is_refused(monkeypatch: pytest.Monk
             binding.library()
     finally:
         binding.library.cache_clear()
+
+
+@pytest.mark.parametrize("suspended", [False, True])
+def test_a_closed_engine_keeps_no_memory_alive(suspended: bool) -> None:
+    factory = UnicornFactory()
+    engine = factory.create("closed")
+    block = RamBlock(4096)
+    block.view[:5] = b"\x90\x0f\xa2\x90\xf4"
+    engine.map_ram(0, 4096, block, 0, Access.ALL)
+    engine.map_exit(4096, 4096)
+    sregs = engine.get_sregs()
+    sregs.cs.selector = sregs.cs.base = 0
+    engine.set_sregs(sregs)
+    engine.regs.rip = 0
+    if suspended:
+        assert type(engine.run(10)) is Cpuid
+    else:
+        assert type(engine.run(1)) is Interrupted
+    memory = weakref.ref(block)
+    del block
+    engine.close()
+    gc.collect()
+    assert memory() is None, "while the engine itself is still referred to"
+    closed = weakref.ref(engine)
+    del engine
+    factory.close()
+    gc.collect()
+    assert closed() is None
+
+
+def test_an_operand_where_the_map_permits_no_access_is_a_memory_fault(factory: UnicornFactory) -> None:
+    guest = _guest(factory)
+    engine = guest.engine
+    guest.write(CODE, b"\x0f\x01\x23")  # SMSW [RBX]
+    engine.set_intercepts(api.Intercept.CR_READ)
+    engine.map_exit(IO, 4096)
+    engine.protect(DATA, 4096, Access.READ)
+    for gpa, mapped in ((IO, False), (DATA, True)):
+        guest.map_page(gpa, gpa | PTE_P | PTE_W)
+        engine.regs.rbx = gpa + 8
+        assert type(engine.run(5)) is api.Other
+        fault = engine.store_operand(0x33, 2)
+        assert isinstance(fault, MemoryFault)
+        assert (fault.gpa, fault.gva, fault.size, fault.access) == (gpa + 8, gpa + 8, 2, Access.WRITE)
+        assert fault.mapped == mapped
+        loaded = engine.load_operand16()
+        if mapped:
+            assert loaded == 0
+        else:
+            assert isinstance(loaded, MemoryFault)
+            assert loaded.access == Access.READ

@@ -1,0 +1,155 @@
+"""Ports and memory-mapped I/O: hooks inside translated code, which leave an instruction unfinished behind them.
+
+The rest of the block still runs after such a hook, so between its exit and the next `run` registers may be read only.
+Belongs to the vCPU's task.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from greenlet import getcurrent, greenlet
+
+from vtlkit.engine.api import (
+    Event,
+    EventType,
+    MmioRead,
+    MmioRead8,
+    MmioWrite,
+    MmioWrite8,
+    PortIn,
+    PortOut,
+)
+from vtlkit.engine.unicorn.linear import GuestFault, PhysicalFault
+from vtlkit.engine.unicorn.memory import Kind
+from vtlkit.engine.unicorn.state import (
+    HF_CPL,
+)
+from vtlkit.engine.unicorn.stopping import Stopping
+from vtlkit.x86.exceptions import Vector
+from vtlkit.x86.registers import (
+    CR0_PE,
+    RFLAGS_VM,
+)
+
+if TYPE_CHECKING:
+    from vtlkit.engine.unicorn.factory import UnicornFactory
+
+_IOPL_SHIFT: Final = 12
+
+
+class InputOutput(Stopping):
+    """Exits of I/O instructions, the privilege that they need, and device callbacks."""
+
+    def __init__(self, factory: UnicornFactory, name: str) -> None:
+        super().__init__(factory, name)
+        self._answer = 0
+        self._unfinished = False
+        self._caller: greenlet = getcurrent()
+        """Where exits go: the greenlet that called `run`."""
+
+    def complete(self, value: int) -> None:
+        self._answer = value
+
+    @property
+    def at_boundary(self) -> bool:
+        return not self._unfinished
+
+    # --- ports --------------------------------------------------------------------------------------------------------
+
+    def _on_in(self, _uc: int, port: int, size: int, _data: int) -> int:
+        if self._undo is not None or self._io_denied(port, size):
+            return 0
+        self._note_flags()
+        self._unfinished = True
+        self._caller.switch(PortIn(port, size))
+        return self._answer
+
+    def _on_out(self, _uc: int, port: int, size: int, value: int, _data: int) -> None:
+        if self._undo is not None or self._io_denied(port, size):
+            return
+        self._note_flags()
+        self._unfinished = True
+        self._caller.switch(PortOut(port, size, value & ((1 << size * 8) - 1)))
+
+    def _io_denied(self, port: int, size: int) -> bool:
+        """Check I/O privilege, which the translator does not; arrange for #GP if it is denied.
+
+        Where instructions are not counted, RIP is that of the block: the translator does not tell a port hook more.
+        """
+        if not self._cr0.value & CR0_PE:
+            return False
+        eflags = self._eflags.value
+        if not eflags & RFLAGS_VM and (self._hflags.value & HF_CPL) <= eflags >> _IOPL_SHIFT & 3:
+            return False
+        state = self.regs
+        try:
+            if not self._io_bitmap_denies(port, size):
+                return False
+            event = Event(EventType.EXCEPTION, Vector.GP, 0)
+        except GuestFault as fault:
+            state.cr[2] = fault.address if fault.vector == Vector.PF else state.cr[2]
+            event = Event(EventType.EXCEPTION, fault.vector, fault.error_code)
+        except PhysicalFault:
+            event = Event(EventType.EXCEPTION, Vector.GP, 0)
+        self._raise_after(event)
+        return True
+
+    def _io_bitmap_denies(self, port: int, size: int) -> bool:
+        state = self.regs
+        tr = state.tr
+        if (tr.flags >> 8) & 0xF not in (9, 11) or tr.limit < 0x67:
+            return True
+        base = int.from_bytes(self.linear.read(tr.base + 0x66, 2), "little") + port // 8
+        if base + 1 > tr.limit:
+            return True
+        bits = int.from_bytes(self.linear.read(tr.base + base, 2), "little") >> (port & 7)
+        return bool(bits & ((1 << size) - 1))
+
+    # --- memory-mapped ------------------------------------------------------------------------------------------------
+
+    def map_exit(self, gpa: int, size: int) -> None:
+        self._map.map_io(
+            gpa,
+            size,
+            Kind.EXIT,
+            lambda offset, length: self._mmio_read(gpa + offset, length),
+            lambda offset, length, value: self._mmio_write(gpa + offset, length, value),
+        )
+
+    def map_device(self, gpa: int, size: int, read: MmioRead8, write: MmioWrite8) -> None:
+        def guarded_read(offset: int, length: int) -> int:
+            if self._undo is not None:
+                return 0
+            try:
+                return read(offset, length)
+            except BaseException as error:  # noqa: BLE001 - C frames cannot carry it; `run` raises it
+                self._failure = error
+                self.kick()
+                return 0
+
+        def guarded_write(offset: int, length: int, value: int) -> None:
+            if self._undo is not None:
+                return
+            try:
+                write(offset, length, value)
+            except BaseException as error:  # noqa: BLE001 - C frames cannot carry it; `run` raises it
+                self._failure = error
+                self.kick()
+
+        self._map.map_io(gpa, size, Kind.DEVICE, guarded_read, guarded_write)
+
+    def _mmio_read(self, gpa: int, size: int) -> int:
+        if self._undo is not None:
+            return 0
+        self._find_instruction()
+        self._unfinished = True
+        self._caller.switch(MmioRead(gpa, size))
+        return self._answer
+
+    def _mmio_write(self, gpa: int, size: int, value: int) -> None:
+        if self._undo is not None:
+            return
+        self._find_instruction()
+        self._unfinished = True
+        self._caller.switch(MmioWrite(gpa, size, value & ((1 << size * 8) - 1)))
