@@ -6,8 +6,8 @@ switch is made by the task that gives up: between two instructions, it names the
 takes the shared registers and runs. So at any time one task touches the processor's state (docs/design/vtl-switch.md).
 
 Shared between a processor's tasks: `active`, `_wanted` (VTLs that ask for a switch), `_sleeping` (VTLs whose task may
-be inside the hypervisor), `_donor` (whose registers the active VTL has yet to take), `_stops` (how many want the tasks
-out of the guest); `vcpus` is replaced whole. `queue` is where tasks wait outside the hypervisor.
+be inside the hypervisor), `_donor` (whose registers the active VTL has yet to take), `_switches` (how many there were),
+`_stops` (how many want the tasks out of the guest); `vcpus` is replaced whole. `queue` is where tasks wait outside the hypervisor.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from vtlkit.hvdef.vsm import HvVtlEntryReason
 from vtlkit.kvm.uapi import (
@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 _NO_DONOR: Final = -1
 _COPYING: Final = -2
 
+SharedStateToken: TypeAlias = tuple[int, int, int]
+"""(active VTL, donor, switches so far): no two moments of a switch have the same."""
+
 
 class Vp:
     """See the module."""
@@ -57,7 +60,12 @@ class Vp:
         self._started = False
         self._next_higher: dict[int, int] = {}
         self._next_lower: dict[int, int] = {}
-        self.switches = 0
+        self._switches = host.cell(0, f"vp{index}-switches")
+
+    @property
+    def switches(self) -> int:
+        """VTL switches so far."""
+        return self._switches.load()
 
     # --- VTLs -------------------------------------------------------------------------------------------------------
 
@@ -175,17 +183,26 @@ class Vp:
             self._stops.fetch_add(-1)
             self.queue.wake()
 
-    def shared_state_of(self) -> Vcpu:
-        """The vCPU that has the registers which the VTLs share. May block while they are being handed over."""
-        while (donor := self._donor.load()) == _COPYING:
-            self.host.relax()
-        return self.vcpus[self.active.load() if donor == _NO_DONOR else donor]
+    def shared_state(self) -> tuple[Vcpu, SharedStateToken]:
+        """The vCPU that has the registers which the VTLs share, and a token for `shared_state_stayed`.
 
-    def holds_shared_state(self, vcpu: Vcpu) -> bool:
-        """Whether the vCPU has them still; if not, a read or a write of them since `shared_state_of` does not count."""
+        May block while they are being handed over.
+        """
+        while True:
+            switches = self._switches.load_acquire()
+            active = self.active.load_acquire()
+            donor = self._donor.load_acquire()
+            token = (active, donor, switches)
+            if donor != _COPYING and self.shared_state_stayed(token):
+                return self.vcpus[active if donor == _NO_DONOR else donor], token
+            self.host.relax()
+
+    def shared_state_stayed(self, token: SharedStateToken) -> bool:
+        """Whether they have been there since; if not, what was read or written there meanwhile does not count."""
         self.host.smp_mb()
-        donor = self._donor.load()
-        return donor != _COPYING and self.vcpus[self.active.load() if donor == _NO_DONOR else donor] is vcpu
+        # Active VTL and donor take old values again, the count does not: it is looked at last.
+        now = self.active.load_acquire(), self._donor.load_acquire(), self._switches.load()
+        return now == token
 
     def _wait_above(self, level: int, vcpu: Vcpu) -> None:
         """Wait for a wake event of an inactive VTL above the active one, or for a switch to it."""
@@ -231,13 +248,15 @@ class Vp:
 
         `reason` is the entry reason that a higher VTL finds in its VP assist page.
         """
-        self.switches += 1
+        # The count before the donor, the donor before the active VTL; pairs with shared_state.
+        self._switches.store(self._switches.load() + 1)
+        self.host.smp_wmb()
         newcomer = self.vcpus[target]
         self._mp_states[source] = self.vcpus[source].get_mp_state()
         if reason is not None:
             newcomer.hv.assist.set_entry_reason(reason)
         self._donor.store(source)
-        self.active.store(target)
+        self.active.store_release(target)
         # Orders the store of the active VTL before the load of the mark; pairs with _wait_above.
         self.host.smp_mb()
         if self._sleeping.test(target):

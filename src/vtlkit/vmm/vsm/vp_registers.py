@@ -65,11 +65,15 @@ def get(caller: Vp, vp: Vp, level: int, name: int) -> int | HvStatus:
     getter = _GETTERS.get(name)
     if getter is None:
         return HvStatus.INVALID_PARAMETER
+    if name not in _SHARED:
+        vcpu = vp.vcpus[level]
+        with _stopped(caller, vp, vcpu):
+            return getter(vp, level, vcpu)
     while True:
-        vcpu = vp.shared_state_of() if name in _SHARED else vp.vcpus[level]
+        vcpu, token = vp.shared_state()
         with _stopped(caller, vp, vcpu):
             value = getter(vp, level, vcpu)
-        if name not in _SHARED or vp.holds_shared_state(vcpu):
+        if vp.shared_state_stayed(token):
             return value
 
 
@@ -78,11 +82,18 @@ def set(caller: Vp, vp: Vp, level: int, name: int, value: int) -> HvStatus:  # n
     setter = _SETTERS.get(name)
     if setter is None:
         return HvStatus.ACCESS_DENIED if name in _GETTERS else HvStatus.INVALID_PARAMETER
-    while True:
-        vcpu = vp.shared_state_of() if name in _SHARED else vp.vcpus[level]
+    if name not in _SHARED:
+        vcpu = vp.vcpus[level]
         with _stopped(caller, vp, vcpu):
             status = setter(vp, level, vcpu, value) if vcpu.engine.at_boundary else HvStatus.INVALID_VP_STATE
-        if status or name not in _SHARED or vp.holds_shared_state(vcpu):
+        if name == Name.HvRegisterPendingEvent0 and not status:
+            _deliver_fault_address(caller, vp, level, value)
+        return status
+    while True:
+        vcpu, token = vp.shared_state()
+        with _stopped(caller, vp, vcpu):
+            status = setter(vp, level, vcpu, value) if vcpu.engine.at_boundary else HvStatus.INVALID_VP_STATE
+        if status or vp.shared_state_stayed(token):
             return status
 
 
@@ -165,7 +176,7 @@ def _get_pending_event0(_vp: Vp, _level: int, vcpu: Vcpu) -> int:
     )
 
 
-def _set_pending_event0(vp: Vp, _level: int, vcpu: Vcpu, value: int) -> HvStatus:
+def _set_pending_event0(_vp: Vp, _level: int, vcpu: Vcpu, value: int) -> HvStatus:
     event = HV_X64_PENDING_EXCEPTION_EVENT.unpack(value.to_bytes(16, "little"))
     if not HV_PENDING_EVENT_PENDING.get(event.Header):
         vcpu.events.exception = None
@@ -179,15 +190,16 @@ def _set_pending_event0(vp: Vp, _level: int, vcpu: Vcpu, value: int) -> HvStatus
     ):
         return HvStatus.INVALID_REGISTER_VALUE
     error_code = event.ErrorCode if event.Flags & HV_PENDING_EXCEPTION_DELIVER_ERROR_CODE else None
-    if event.Vector == Vector.PF:
-        # CR2 is one register of all VTLs: it is where they all find it.
-        holder = vp.shared_state_of()
-        sregs = holder.get_sregs()
-        sregs.cr2 = event.ExceptionParameter
-        holder.set_sregs(sregs)
     vcpu.events.exception = None
     vcpu.queue_exception(event.Vector, error_code)
     return HvStatus.SUCCESS
+
+
+def _deliver_fault_address(caller: Vp, vp: Vp, level: int, value: int) -> None:
+    """The address of a page fault to be delivered goes to CR2, which is one register of all VTLs."""
+    event = HV_X64_PENDING_EXCEPTION_EVENT.unpack(value.to_bytes(16, "little"))
+    if HV_PENDING_EVENT_PENDING.get(event.Header) and event.Vector == Vector.PF:
+        set(caller, vp, level, Name.HvX64RegisterCr2, event.ExceptionParameter)
 
 
 # --- architectural registers ----------------------------------------------------------------------------------------
@@ -201,9 +213,11 @@ def _general(field: str, valid: Callable[[Vcpu, int], bool]) -> tuple[Get, Set]:
     def write(_vp: Vp, _level: int, vcpu: Vcpu, value: int) -> HvStatus:
         if value > _U64 or not valid(vcpu, value):
             return HvStatus.INVALID_REGISTER_VALUE
-        regs: Regs = vcpu.get_regs()
-        setattr(regs, field, value | RFLAGS_FIXED if field == "rflags" else value)
-        vcpu.put_regs(regs)
+        # This one alone: its owner may be writing another one, outside the guest.
+        if field == "rflags":
+            vcpu.engine.rflags = value | RFLAGS_FIXED
+        else:
+            setattr(vcpu.engine.regs, field, value)
         return HvStatus.SUCCESS
 
     return read, write
@@ -228,6 +242,15 @@ def _control(field: str) -> Get:
         return value
 
     return read
+
+
+def _set_cr2(_vp: Vp, _level: int, vcpu: Vcpu, value: int) -> HvStatus:
+    if value > _U64:
+        return HvStatus.INVALID_REGISTER_VALUE
+    sregs = vcpu.get_sregs()
+    sregs.cr2 = value
+    vcpu.set_sregs(sregs)
+    return HvStatus.SUCCESS
 
 
 def _segment(field: str) -> tuple[Get, Set]:
@@ -344,6 +367,7 @@ _GETTERS: Final[dict[int, Get]] = {
 _SETTERS: Final[dict[int, Set]] = {
     Name.HvRegisterVsmPartitionConfig: _set_partition_config,
     Name.HvRegisterPendingEvent0: _set_pending_event0,
+    Name.HvX64RegisterCr2: _set_cr2,
     Name.HvX64RegisterIdtr: _table("idt")[1],
     Name.HvX64RegisterGdtr: _table("gdt")[1],
     **{name: _general(field, _RULES.get(name, _any))[1] for name, field in _GENERAL.items()},
