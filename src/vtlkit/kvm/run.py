@@ -135,8 +135,7 @@ def _enter_guest(vcpu: Vcpu) -> KvmRun | None:
         # Fast path: nothing that an interrupt or another task could care about has changed.
         exits.emulate_cpuid(vcpu, reason.length)
         fast += 1
-        # A kick may have come too late to end this run for itself, and it does not count for the next: look at what it
-        # was about.
+        # A kick that came as the run ended does not count for the next one: look at what it was about.
         if fast == FASTPATH_LIMIT or vcpu.requests.load() or vcpu.signal_pending() or engine.injected() is not None:
             mode.store(exits.OUTSIDE_GUEST_MODE)
             vcpu.sync_clock(fast)

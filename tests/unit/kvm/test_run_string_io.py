@@ -1,4 +1,4 @@
-"""EINTR in the middle of REP OUTS and REP INS, on the embedded CPU: between two elements, registers say how far it is."""
+"""EINTR in the middle of REP OUTS and REP INS, on the embedded CPU: between two elements, as registers say."""
 
 from __future__ import annotations
 
