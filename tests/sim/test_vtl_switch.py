@@ -1,4 +1,4 @@
-"""The VTL switch under many schedules: what docs/design/vtl-switch.md forbids does not happen, and breaking a step shows.
+"""The VTL switch under many schedules: what docs/design/vtl-switch.md forbids does not happen; a broken step shows.
 
 Every access to a shared word is a scheduling point here. A failure prints the token that replays it.
 """
@@ -28,7 +28,7 @@ ROUNDS = 6
 VECTOR = 0x60
 SLICE_NS = 300
 RELUCTANCE = (5, 12, 30)
-LIMIT_NS = 5_000_000
+LIMIT_NS = 50_000_000
 
 
 class Reluctant:

@@ -221,6 +221,9 @@ class Machine:
             self._queue.wake()
             self.partition.wake_all()
 
+    def _give_up(self, message: str, crash: str = "") -> None:
+        self._end(Outcome.INTERNAL_ERROR, _STATUS[Outcome.INTERNAL_ERROR], message, crash)
+
     # --- what virtual processors ask (vsm.vp.Supervisor) ------------------------------------------------------------
 
     def ending(self) -> bool:
@@ -300,19 +303,9 @@ class Machine:
         elif isinstance(exit_, uapi.SystemEventExit):
             self._system_event(vp, vcpu, exit_)
         elif isinstance(exit_, uapi.InternalErrorExit):
-            self._end(
-                Outcome.INTERNAL_ERROR,
-                _STATUS[Outcome.INTERNAL_ERROR],
-                f"VP {vp.index} cannot go on: {exit_.message}",
-                describe_vcpu(vp.index, vcpu),
-            )
+            self._give_up(f"VP {vp.index} cannot go on: {exit_.message}", describe_vcpu(vp.index, vcpu))
         else:
-            self._end(
-                Outcome.INTERNAL_ERROR,
-                _STATUS[Outcome.INTERNAL_ERROR],
-                f"VP {vp.index}: nothing handles a {exit_.reason} exit",
-                describe_vcpu(vp.index, vcpu),
-            )
+            self._give_up(f"VP {vp.index}: nothing handles a {exit_.reason} exit", describe_vcpu(vp.index, vcpu))
 
     def _system_event(self, vp: Vp, vcpu: Vcpu, exit_: uapi.SystemEventExit) -> None:
         if exit_.type is uapi.SystemEvent.RESET:
@@ -321,12 +314,7 @@ class Machine:
             self.power_off()
         elif exit_.type is uapi.SystemEvent.CRASH:
             data = " ".join(f"{word:#x}" for word in exit_.data)
-            self._end(
-                Outcome.INTERNAL_ERROR,
-                _STATUS[Outcome.INTERNAL_ERROR],
-                f"the guest reported a crash: {data}",
-                describe_vcpu(vp.index, vcpu),
-            )
+            self._give_up(f"the guest reported a crash: {data}", describe_vcpu(vp.index, vcpu))
 
     # --- machine events (devices.events.MachineEvents) --------------------------------------------------------------
 
@@ -361,16 +349,12 @@ class Machine:
         self._end(Outcome.DEBUG_EXIT, exit_status(value), f"the guest wrote {value:#x} to the debug exit port")
 
     def guest_panic(self) -> None:
-        self._end(Outcome.INTERNAL_ERROR, _STATUS[Outcome.INTERNAL_ERROR], "the guest says that it has crashed")
+        self._give_up("the guest says that it has crashed")
 
     def suspend(self) -> None:
         if len(self.partition.vtls) > 1:
             # Nothing says what becomes of VTLs in S3: to drop their protections and keep memory would betray them.
-            self._end(
-                Outcome.INTERNAL_ERROR,
-                _STATUS[Outcome.INTERNAL_ERROR],
-                "the guest suspends to memory with VTLs above 0 enabled, which is not supported",
-            )
+            self._give_up("the guest suspends to memory with VTLs above 0 enabled, which is not supported")
             return
         self._woken.store(False)
         self._request_action(self._suspend)

@@ -7,7 +7,8 @@ takes the shared registers and runs. So at any time one task touches the process
 
 Shared between a processor's tasks: `active`, `_wanted` (VTLs that ask for a switch), `_sleeping` (VTLs whose task may
 be inside the hypervisor), `_donor` (whose registers the active VTL has yet to take), `_switches` (how many there were),
-`_stops` (how many want the tasks out of the guest); `vcpus` is replaced whole. `queue` is where tasks wait outside the hypervisor.
+`_stops` (how many want the tasks out of the guest); `vcpus` is replaced whole. `queue` is where tasks wait outside the
+hypervisor.
 """
 
 from __future__ import annotations

@@ -33,7 +33,6 @@ from vtlkit.x86.registers import (
     RFLAGS_VALID,
     RFLAGS_VM,
     DescriptorTable,
-    Regs,
     Segment,
     Sregs,
 )

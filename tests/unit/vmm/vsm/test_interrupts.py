@@ -33,16 +33,10 @@ def idle_with(guest: Guest, how: str) -> Script:
     elif how == "interrupts on":
         yield ops.Sti()
         yield from spin()
-    elif how == "halted":
-        yield ops.Sti()
-        while True:
-            yield ops.Hlt()
-    elif how == "halted for good":
-        yield ops.Cli()
-        while True:
-            yield ops.Hlt()
     else:
-        raise AssertionError(how)
+        yield ops.Sti() if how == "halted" else ops.Cli()
+        while True:
+            yield ops.Hlt()
 
 
 def two_processors(victim: Any, sender: Any, *, below: str = "interrupts on") -> VsmRig:
@@ -336,7 +330,7 @@ def test_namespaces_do_not_mix() -> None:
 
 
 def test_the_highest_of_two_vtls_goes_first() -> None:
-    """VTL1 and VTL2 both have an interrupt when VTL0 runs again: VTL2 first, and its return leads into VTL1."""
+    """VTL1 and VTL2 both have an interrupt as VTL0 runs: VTL2 goes first, and its return leads into VTL1."""
     seen: list[Any] = []
 
     def body(guest: Guest) -> Script:

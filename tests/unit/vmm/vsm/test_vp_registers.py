@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.vmm.vsm.vsm_rig import FREE, U32, Guest, Script, VsmRig, input_vtl, run_guests
+from tests.unit.vmm.vsm.vsm_rig import U32, Guest, Script, VsmRig, input_vtl, run_guests
 from vtlkit.engine.api import Event
 from vtlkit.engine.scripted import ops
 from vtlkit.hvdef import hypercall_io as io
@@ -394,101 +394,3 @@ def test_malformed_pending_events(value: int) -> None:
 
     assert in_vtl1(vtl1).taken == []
     assert seen == [HvStatus.INVALID_REGISTER_VALUE]
-
-
-# --- partition configuration ------------------------------------------------------------------------------------------
-
-
-def config(enable: int = 0, mask: int = 0, zero: int = 0) -> int:
-    return enable | mask << 1 | zero << 5
-
-
-def test_partition_config_of_vtl0_and_of_higher_vtls() -> None:
-    seen: list[Any] = []
-
-    def vtl1(guest: Guest) -> Script:
-        seen.append((yield from guest.get(Name.HvRegisterVsmPartitionConfig)))
-        seen.append((yield from guest.set(Name.HvRegisterVsmPartitionConfig, 1 << 63)))
-        seen.append((yield from guest.set(Name.HvRegisterVsmPartitionConfig, 1 << 6)))
-        seen.append((yield from guest.set(Name.HvRegisterVsmPartitionConfig, 1 << 64)))
-        seen.append((yield from guest.set(Name.HvRegisterVsmPartitionConfig, 0, vtl=input_vtl(0))))
-        seen.append((yield from guest.set(Name.HvRegisterVsmPartitionConfig, 0, vtl=input_vtl(2))))
-
-    def below(guest: Guest) -> Script:
-        seen.append((yield from guest.set(Name.HvRegisterVsmPartitionConfig, 0)))
-        seen.append((yield from guest.get(Name.HvRegisterVsmPartitionConfig, vtl=input_vtl(1)))[0])
-
-    in_vtl1(vtl1, below=below, vtls=3)
-    assert seen == [
-        # Memory is zeroed on reset unless the VTL says otherwise.
-        (HvStatus.SUCCESS, config(zero=1)),
-        HvStatus.INVALID_REGISTER_VALUE,
-        HvStatus.INVALID_REGISTER_VALUE,
-        HvStatus.INVALID_REGISTER_VALUE,
-        HvStatus.ACCESS_DENIED,
-        HvStatus.ACCESS_DENIED,
-        HvStatus.ACCESS_DENIED,
-        HvStatus.ACCESS_DENIED,
-    ]
-
-
-def test_protection_is_enabled_once() -> None:
-    seen: list[Any] = []
-    name = Name.HvRegisterVsmPartitionConfig
-
-    def vtl1(guest: Guest) -> Script:
-        # Without protection the mask may be anything that is a mask, and protects nothing.
-        seen.append((yield from guest.set(name, config(mask=3))))
-        seen.append(guest.rig.partition.vtl0.vm.memory.attributes.at(FREE))
-        for value in (config(1, 0xF), config(1, 3), config(0, 0xF), config(0, 0, 1)):
-            seen.append((yield from guest.set(name, value)))
-            seen.append((yield from guest.get(name))[1])
-
-    in_vtl1(vtl1)
-    ok = HvStatus.SUCCESS
-    kept = config(1, 0xF)
-    assert seen == [ok, 7, ok, kept, ok, kept, ok, kept, ok, kept | config(zero=1)]
-
-
-@pytest.mark.parametrize("mask", range(16))
-def test_default_protection_mask(mask: int) -> None:
-    """It covers all memory of all lower VTLs from the moment protection is enabled."""
-    seen: list[Any] = []
-
-    def vtl1(guest: Guest) -> Script:
-        seen.append((yield from guest.set(Name.HvRegisterVsmPartitionConfig, config(1, mask))))
-        attributes = guest.rig.partition.vtl0.vm.memory.attributes
-        seen.append({int(attributes.at(gpa)) for gpa in range(0, 0x200000, 0x1000)})
-        seen.append(int(guest.rig.partition.vtls[1].vm.memory.attributes.at(FREE)))
-        yield from guest.end()
-
-    in_vtl1(vtl1)
-    # R, W, kernel-mode execute, user-mode execute; without MBEC kernel-mode execute is execute.
-    expected = {0: 0, 1: 1, 3: 3, 5: 5, 7: 7, 9: 1, 0xB: 3, 0xD: 5, 0xF: 7}.get(mask)
-    if expected is None:
-        assert seen == [HvStatus.INVALID_REGISTER_VALUE, {7}, 7]
-    else:
-        assert seen == [HvStatus.SUCCESS, {expected}, 7]
-
-
-def test_a_higher_vtl_configures_a_lower_one() -> None:
-    seen: list[Any] = []
-
-    def vtl2(guest: Guest) -> Script:
-        yield from guest.set(Name.HvRegisterVsmPartitionConfig, config(1, 1), vtl=input_vtl(1))
-        seen.append((yield from guest.get(Name.HvRegisterVsmPartitionConfig, vtl=input_vtl(1)))[1])
-        vtls = guest.rig.partition.vtls
-        seen.append([int(vtls[vtl].vm.memory.attributes.at(FREE)) for vtl in range(3)])
-        yield from guest.end()
-
-    def vtl1(guest: Guest) -> Script:
-        yield from guest.enable(2)
-        yield from guest.vtl_call()
-
-    def vtl0(guest: Guest) -> Script:
-        yield from guest.enable(1)
-        yield from guest.vtl_call()
-
-    run_guests({(0, 0): vtl0, (0, 1): vtl1, (0, 2): vtl2}, vtls=3)
-    # It is VTL1's protection: of what is below VTL1.
-    assert seen == [config(1, 1), [1, 7, 7]]
