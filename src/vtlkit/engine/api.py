@@ -248,6 +248,12 @@ class Engine(ABC):
     def set_sregs(self, sregs: Sregs) -> None:
         """Replace the system registers and flush what depends on them."""
 
+    def set_control_registers(self, cr0: int, cr4: int, efer: int) -> None:
+        """As `set_sregs` for these three alone, which engines may do for less."""
+        sregs = self.get_sregs()
+        sregs.cr0, sregs.cr4, sregs.efer = cr0, cr4, efer
+        self.set_sregs(sregs)
+
     @property
     @abstractmethod
     def cpl(self) -> int: ...

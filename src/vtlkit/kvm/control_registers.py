@@ -14,6 +14,7 @@ from vtlkit.kvm.kvm_run import KvmRun
 from vtlkit.kvm.memory_faults import memory_fault
 from vtlkit.x86 import cpuid as bits
 from vtlkit.x86.exceptions import Vector
+from vtlkit.x86.msr import MSR_EFER
 from vtlkit.x86.registers import (
     CR0_AM,
     CR0_CD,
@@ -73,7 +74,6 @@ _GPRS: Final = (
 def set_cr0(vcpu: Vcpu, value: int) -> bool:
     """MOV to CR0; False is #GP(0)."""
     engine = vcpu.engine
-    sregs = engine.get_sregs()
     if value >> 32:
         return False
     value = (value & _CR0_KNOWN) | CR0_ET
@@ -81,21 +81,21 @@ def set_cr0(vcpu: Vcpu, value: int) -> bool:
         return False
     if value & CR0_PG and not value & CR0_PE:
         return False
-    efer = sregs.efer
-    if value & CR0_PG and not sregs.cr0 & CR0_PG:
-        if efer & EFER_LME:
+    cr4, before = engine.cr4, engine.get_msr(MSR_EFER)
+    efer = before
+    if (value ^ engine.cr0) & CR0_PG:
+        long_code = engine.get_sregs().cs.long
+        if not value & CR0_PG:
+            if cr4 & CR4_PCIDE or (efer & EFER_LMA and long_code):
+                return False
+            efer &= ~EFER_LMA
+        elif efer & EFER_LME:
             # Long mode is entered with PAE on, and not from a 64-bit code segment.
-            if not sregs.cr4 & CR4_PAE or sregs.cs.long:
+            if not cr4 & CR4_PAE or long_code:
                 return False
             efer |= EFER_LMA
-    elif not value & CR0_PG and sregs.cr0 & CR0_PG:
-        if sregs.cr4 & CR4_PCIDE or (efer & EFER_LMA and sregs.cs.long):
-            return False
-        efer &= ~EFER_LMA
-    changed = efer ^ sregs.efer
-    sregs.cr0, sregs.efer = value, efer
-    engine.set_sregs(sregs)
-    if changed:
+    engine.set_control_registers(value, cr4, efer)
+    if efer != before:
         vcpu.update_intercepts()
     return True
 
@@ -112,16 +112,15 @@ def cr4_allowed(vcpu: Vcpu) -> int:
 def set_cr4(vcpu: Vcpu, value: int) -> bool:
     """MOV to CR4; False is #GP(0)."""
     engine = vcpu.engine
-    sregs = engine.get_sregs()
     if value & ~cr4_allowed(vcpu):
         return False
-    if sregs.efer & EFER_LMA and (not value & CR4_PAE or (value ^ sregs.cr4) & CR4_LA57):
+    changed = value ^ engine.cr4
+    efer = engine.get_msr(MSR_EFER)
+    if efer & EFER_LMA and (not value & CR4_PAE or changed & CR4_LA57):
         return False
-    if value & ~sregs.cr4 & CR4_PCIDE and (sregs.cr3 & CR3_PCID_MASK or not sregs.efer & EFER_LMA):
+    if value & changed & CR4_PCIDE and (engine.get_sregs().cr3 & CR3_PCID_MASK or not efer & EFER_LMA):
         return False
-    changed = value ^ sregs.cr4
-    sregs.cr4 = value
-    engine.set_sregs(sregs)
+    engine.set_control_registers(engine.cr0, value, efer)
     if changed & CR4_UMIP:
         vcpu.update_intercepts()
     return True
@@ -136,8 +135,7 @@ def access(vcpu: Vcpu, exit_: api.ControlRegister) -> KvmRun | None:
         if exit_.register == 8:
             value = vcpu.apic.get_tpr()
         else:
-            sregs = engine.get_sregs()
-            value = sregs.cr0 if exit_.register == 0 else sregs.cr4
+            value = engine.cr0 if exit_.register == 0 else engine.cr4
         setattr(engine.regs, name, value)
         engine.skip(exit_.length)
         return None

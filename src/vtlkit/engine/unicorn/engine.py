@@ -86,6 +86,13 @@ class UnicornEngine(Loop):
         assert not self._unfinished, "system registers cannot change in an unfinished I/O instruction"
         registers.set_sregs(self, sregs)
 
+    def set_control_registers(self, cr0: int, cr4: int, efer: int) -> None:
+        assert not self._unfinished, "control registers cannot change in an unfinished I/O instruction"
+        state = self.regs
+        state.cr[0], state.cr[4], state.efer = cr0, cr4, efer
+        registers.update_hflags(state, None)
+        self.flush_tlb()
+
     def get_msr(self, index: int) -> int:
         return registers.get_msr(self.regs, index)
 
