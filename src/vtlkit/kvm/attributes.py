@@ -1,6 +1,7 @@
 """Memory attributes: what guest accesses a page permits (KVM_SET_MEMORY_ATTRIBUTES with read, write and execute bits).
 
-Everything is permitted until said otherwise. Kept as maximal runs of equal attributes, sorted by address.
+Everything is permitted until said otherwise. Kept as maximal runs of equal attributes, sorted by address; a value is
+immutable, so that a reader on another task sees all of a change or none of it.
 """
 
 from __future__ import annotations
@@ -12,38 +13,38 @@ from vtlkit.engine.api import Access
 
 
 class MemoryAttributes:
-    """A total map from page-aligned addresses to `Access`. Written under the VM's slots lock."""
+    """A total map from page-aligned addresses to `Access`. Immutable."""
 
     __slots__ = ("_starts", "_values")
 
-    def __init__(self) -> None:
-        self._starts: list[int] = [0]
-        self._values: list[Access] = [Access.ALL]
+    def __init__(self, starts: tuple[int, ...] = (0,), values: tuple[Access, ...] = (Access.ALL,)) -> None:
+        """Everything permitted; the arguments are for `changed`."""
+        self._starts = starts
+        self._values = values
 
     def at(self, gpa: int) -> Access:
         return self._values[bisect_right(self._starts, gpa) - 1]
 
-    def set(self, gpa: int, size: int, access: Access) -> None:
-        """Give [gpa, gpa + size) these permissions."""
+    def changed(self, gpa: int, size: int, access: Access) -> MemoryAttributes:
+        """The map in which [gpa, gpa + size) has these permissions."""
         end = gpa + size
         after = self.at(end)
         first = bisect_left(self._starts, gpa)
         last = bisect_right(self._starts, end)
         before = self._values[first - 1] if first else None
-        starts, values = [], []
+        starts: list[int] = []
+        values: list[Access] = []
         if before != access:
             starts.append(gpa)
             values.append(access)
+        # The run behind begins at `end`, unless it carries on what comes before it.
         if after != access:
             starts.append(end)
             values.append(after)
-        self._starts[first:last] = starts
-        self._values[first:last] = values
-        # The run that follows may equal the one just put before it.
-        index = first + len(starts)
-        if index and index < len(self._starts) and self._values[index] == self._values[index - 1]:
-            del self._starts[index]
-            del self._values[index]
+        return MemoryAttributes(
+            self._starts[:first] + tuple(starts) + self._starts[last:],
+            self._values[:first] + tuple(values) + self._values[last:],
+        )
 
     def runs(self, gpa: int, end: int) -> Iterator[tuple[int, int, Access]]:
         """(start, end, access) of the runs within [gpa, end)."""

@@ -7,23 +7,25 @@ The hypervisor reads and writes here on a guest's behalf with no regard to attri
 accesses, and a parameter that a guest names is checked with `check`.
 
 Changes are made under the SLOTS lock and logged; each vCPU brings its engine up to date by the log before it enters the
-guest (`mmu`). The slots are one cell, stored last: a reader sees a whole transaction or none of it.
+guest (`mmu`). Slots, overlays and attributes are one immutable value in one cell: a reader, which takes no lock, sees a
+whole transaction or none of it.
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Final, Protocol
 
 from vtlkit.engine.api import PAGE_SIZE, Access, RamBlock
 from vtlkit.host.api import Host, LockRank
 from vtlkit.kvm.attributes import MemoryAttributes
 from vtlkit.kvm.errors import GuestMemoryError, KvmError
-from vtlkit.kvm.memslots import MemoryRegion, Memslots
+from vtlkit.kvm.memslots import MAX_GPA, MemoryRegion, Memslots
 
 _PAGE_MASK = PAGE_SIZE - 1
+_READ_ONLY = Access.READ | Access.EXECUTE
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,20 @@ class Change:
     backing: bool
 
 
+@dataclass(frozen=True, slots=True)
+class AddressSpace:
+    """All three layers at one moment."""
+
+    slots: Memslots
+    overlays: Mapping[int, Overlay]
+    attributes: MemoryAttributes
+
+
+LOG_MAX: Final = 1024
+"""Changes kept for a follower that does not come: one that is further behind maps everything anew."""
+_EVERYTHING: Final = Change(0, MAX_GPA, True)
+
+
 class Follower(Protocol):
     """Somebody who applies the log of changes."""
 
@@ -58,9 +74,7 @@ class GuestMemory:
 
     def __init__(self, host: Host, name: str) -> None:
         self.lock = host.lock(f"{name}-slots", LockRank.SLOTS)
-        self._slots = host.cell(Memslots(), f"{name}-memslots")
-        self.attributes = MemoryAttributes()
-        self._overlays: dict[int, Overlay] = {}
+        self._space = host.cell(AddressSpace(Memslots(), {}, MemoryAttributes()), f"{name}-address-space")
         self.log: list[Change] = []
         """Changes that some follower has not applied, oldest first."""
         self.on_change: Callable[[], None] = lambda: None
@@ -87,9 +101,37 @@ class GuestMemory:
                 follower.restart_log(done)
             del self.log[:done]
 
+    def _publish(self, space: AddressSpace, changes: Iterable[Change]) -> None:
+        """Make a new state visible and log what changed. The caller holds the lock."""
+        if len(self.log) > LOG_MAX:
+            self._forget_log()
+        self._space.store_release(space)
+        self.log.extend(changes)
+
+    def _forget_log(self) -> None:
+        """A follower (a processor that never runs, say) has fallen too far behind to be led there step by step."""
+        last = len(self.log)
+        behind = [follower for follower in self._followers if follower.position < last]
+        # In this order: one who looks at its position without the lock may look behind, never up to date.
+        for follower in behind:
+            follower.restart_log(follower.position)
+        self.log[:] = [_EVERYTHING]
+        for follower in self._followers:
+            if follower not in behind:
+                follower.restart_log(last - 1)
+
+    @property
+    def space(self) -> AddressSpace:
+        """The present state of all three layers."""
+        return self._space.load_acquire()
+
     @property
     def slots(self) -> Memslots:
-        return self._slots.load_acquire()
+        return self._space.load_acquire().slots
+
+    @property
+    def attributes(self) -> MemoryAttributes:
+        return self._space.load_acquire().attributes
 
     # --- changes --------------------------------------------------------------------------------------------------
 
@@ -100,86 +142,85 @@ class GuestMemory:
             KvmError: as `Memslots.changed`; nothing changed.
         """
         with self.lock:
-            slots, touched = self._slots.load().changed(regions)
-            self._slots.store_release(slots)
-            self.log.extend(Change(gpa, size, True) for gpa, size in touched)
+            space = self._space.load()
+            slots, touched = space.slots.changed(regions)
+            self._publish(replace(space, slots=slots), [Change(gpa, size, True) for gpa, size in touched])
         self.on_change()
 
     def set_attributes(self, gpa: int, size: int, access: Access) -> None:
         """Permit guests `access` to whole pages, and nothing else.
 
         Raises:
-            KvmError: EINVAL if the range is not made of whole pages.
+            KvmError: EINVAL if the range is not made of whole pages or too high, or if `access` lacks READ alone.
         """
         if gpa % PAGE_SIZE or size % PAGE_SIZE or size <= 0 or gpa < 0:
             raise KvmError(errno.EINVAL, f"attribute range {gpa:#x}+{size:#x} is not made of whole pages")
+        if gpa + size > MAX_GPA:
+            raise KvmError(errno.EINVAL, f"attribute range {gpa:#x}+{size:#x} ends beyond {MAX_GPA:#x}")
+        if access and not access & Access.READ:
+            raise KvmError(errno.EINVAL, f"{access!r}: a page that permits something must permit reads")
         with self.lock:
-            self.attributes.set(gpa, size, access)
-            self.log.append(Change(gpa, size, False))
+            space = self._space.load()
+            attributes = space.attributes.changed(gpa, size, access)
+            self._publish(replace(space, attributes=attributes), [Change(gpa, size, False)])
         self.on_change()
 
     def map_overlay(self, gpa: int, block: RamBlock, offset: int = 0, access: Access = Access.ALL) -> None:
         """Put a page over `gpa`, in place of an overlay that is there."""
         assert not gpa & _PAGE_MASK
         with self.lock:
-            self._overlays[gpa] = Overlay(block, offset, access)
-            self.log.append(Change(gpa, PAGE_SIZE, True))
+            space = self._space.load()
+            overlays = {**space.overlays, gpa: Overlay(block, offset, access)}
+            self._publish(replace(space, overlays=overlays), [Change(gpa, PAGE_SIZE, True)])
         self.on_change()
 
     def unmap_overlay(self, gpa: int) -> None:
         """Take the overlay away; what lies under it shows again."""
         with self.lock:
-            if self._overlays.pop(gpa, None) is None:
+            space = self._space.load()
+            if gpa not in space.overlays:
                 return
-            self.log.append(Change(gpa, PAGE_SIZE, True))
+            overlays = {page: overlay for page, overlay in space.overlays.items() if page != gpa}
+            self._publish(replace(space, overlays=overlays), [Change(gpa, PAGE_SIZE, True)])
         self.on_change()
 
     def overlay_at(self, gpa: int) -> Overlay | None:
-        return self._overlays.get(gpa & ~_PAGE_MASK)
+        return self._space.load_acquire().overlays.get(gpa & ~_PAGE_MASK)
 
     # --- what lies where ------------------------------------------------------------------------------------------
 
     def find(self, gpa: int) -> tuple[RamBlock, int, Access, int] | None:
         """(block, offset, access, bytes that follow contiguously) at `gpa`; access is of slot or overlay alone."""
-        overlay = self._overlays.get(gpa & ~_PAGE_MASK) if self._overlays else None
-        if overlay is not None:
-            inside = gpa & _PAGE_MASK
-            return overlay.block, overlay.offset + inside, overlay.access, PAGE_SIZE - inside
-        region = self._slots.load_acquire().at(gpa)
-        if region is None:
-            return None
-        assert region.block is not None
-        access = Access.READ | Access.EXECUTE if region.readonly else Access.ALL
-        left = region.end - gpa
-        if self._overlays:
-            left = min(left, PAGE_SIZE - (gpa & _PAGE_MASK))
-        return region.block, region.offset + (gpa - region.gpa), access, left
+        return _find(self._space.load_acquire(), gpa)
 
     def pieces(self, gpa: int, size: int) -> list[tuple[int, int, RamBlock, int, Access]]:
         """Backed parts of whole pages [gpa, gpa + size): (gpa, size, block, offset, access), attributes applied."""
+        space = self._space.load_acquire()
         found: list[tuple[int, int, RamBlock, int, Access]] = []
         end = gpa + size
-        over = sorted(page for page in self._overlays if gpa <= page < end)
-        for region in self.slots.within(gpa, end):
+        over = sorted(page for page in space.overlays if gpa <= page < end)
+        for region in space.slots.within(gpa, end):
             assert region.block is not None
-            base = Access.READ | Access.EXECUTE if region.readonly else Access.ALL
+            base = _READ_ONLY if region.readonly else Access.ALL
             low, high = max(region.gpa, gpa), min(region.end, end)
             cuts = [page for page in over if low <= page < high]
             for start, stop in _without(low, high, cuts):
-                for first, last, access in self.attributes.runs(start, stop):
+                for first, last, access in space.attributes.runs(start, stop):
                     found.append(
                         (first, last - first, region.block, region.offset + (first - region.gpa), base & access)
                     )
         for page in over:
-            overlay = self._overlays[page]
-            found.append((page, PAGE_SIZE, overlay.block, overlay.offset, overlay.access & self.attributes.at(page)))
+            overlay = space.overlays[page]
+            found.append((page, PAGE_SIZE, overlay.block, overlay.offset, overlay.access & space.attributes.at(page)))
         return found
 
     def check(self, gpa: int, size: int, access: Access) -> bool:
         """Whether a guest may make this access to all of [gpa, gpa + size)."""
+        space = self._space.load_acquire()
+        wanted = int(access)
         while size > 0:
-            found = self.find(gpa)
-            if found is None or access & ~(found[2] & self.attributes.at(gpa)):
+            found = _find(space, gpa)
+            if found is None or wanted & ~(int(found[2]) & int(space.attributes.at(gpa))):
                 return False
             step = min(size, found[3], PAGE_SIZE - (gpa & _PAGE_MASK))
             gpa += step
@@ -226,6 +267,21 @@ class GuestMemory:
             if written == size:
                 return
             gpa += left
+
+
+def _find(space: AddressSpace, gpa: int) -> tuple[RamBlock, int, Access, int] | None:
+    overlay = space.overlays.get(gpa & ~_PAGE_MASK) if space.overlays else None
+    if overlay is not None:
+        inside = gpa & _PAGE_MASK
+        return overlay.block, overlay.offset + inside, overlay.access, PAGE_SIZE - inside
+    region = space.slots.at(gpa)
+    if region is None:
+        return None
+    assert region.block is not None
+    left = region.end - gpa
+    if space.overlays:
+        left = min(left, PAGE_SIZE - (gpa & _PAGE_MASK))
+    return region.block, region.offset + (gpa - region.gpa), _READ_ONLY if region.readonly else Access.ALL, left
 
 
 def _without(low: int, high: int, pages: list[int]) -> Iterable[tuple[int, int]]:

@@ -17,7 +17,9 @@ from vtlkit.kvm.errors import KvmError
 KVM_MEM_READONLY = 1 << 1
 _FLAGS = KVM_MEM_READONLY
 MAX_SLOTS = 32764
-MAX_GPA = 1 << 52
+MAXPHYADDR = 40
+"""Physical address bits of the processors that engines offer."""
+MAX_GPA = 1 << MAXPHYADDR
 """No processor addresses more (`kvm_mmu_max_gfn`)."""
 
 

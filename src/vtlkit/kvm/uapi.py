@@ -30,11 +30,11 @@ from vtlkit.kvm.kvm_run import (
     SystemEventExit,
     Wrmsr,
 )
-from vtlkit.kvm.memslots import KVM_MEM_READONLY, MemoryRegion
+from vtlkit.kvm.memslots import KVM_MEM_READONLY, MAXPHYADDR, MemoryRegion
 from vtlkit.kvm.mpstate import MpState
 from vtlkit.kvm.routing import HvSintRoute, Route, default_routing
 from vtlkit.kvm.vcpu import Vcpu, VcpuStatistics
-from vtlkit.kvm.vm import MAX_VCPUS, MAXPHYADDR, Vm
+from vtlkit.kvm.vm import MAX_VCPUS, Vm
 
 __all__ = [
     "KVM_MEM_READONLY",
@@ -43,16 +43,10 @@ __all__ = [
     "CpuidEntry",
     "Debug",
     "GuestMemoryError",
+    "Hlt",
     "HvFeatures",
     "HvSintRoute",
     "HypercallParameters",
-    "MemoryAttributes",
-    "VcpuStatistics",
-    "cr4_allowed",
-    "decode_exit",
-    "default_routing",
-    "hv_cpuid_entries",
-    "Hlt",
     "Hyperv",
     "InternalErrorExit",
     "Intr",
@@ -60,6 +54,7 @@ __all__ = [
     "Kvm",
     "KvmError",
     "KvmRun",
+    "MemoryAttributes",
     "MemoryFault",
     "MemoryRegion",
     "Mmio",
@@ -70,9 +65,14 @@ __all__ = [
     "SystemEvent",
     "SystemEventExit",
     "Vcpu",
+    "VcpuStatistics",
     "Vm",
     "Wrmsr",
+    "cr4_allowed",
+    "decode_exit",
+    "default_routing",
     "for_vcpu",
+    "hv_cpuid_entries",
 ]
 
 

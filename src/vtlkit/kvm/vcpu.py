@@ -19,8 +19,8 @@ from vtlkit.engine.api import Engine, Intercept, MmioRead8, MmioWrite8
 from vtlkit.host.api import LockRank, Task
 from vtlkit.kvm import run as run_loop
 from vtlkit.kvm.cpuid import DYNAMIC_LEAVES, CpuidEntry, CpuidTable
-from vtlkit.kvm.hyperv.vcpu import HvVcpu
 from vtlkit.kvm.events import PENDING_INIT, PENDING_SIPI, EventQueue, has_interrupt
+from vtlkit.kvm.hyperv.vcpu import HvVcpu
 from vtlkit.kvm.kvm_run import KvmRun
 from vtlkit.kvm.lapic import LocalApic
 from vtlkit.kvm.mmu import EngineMap

@@ -18,7 +18,7 @@ from vtlkit.kvm.ioapic import IOAPIC_DEFAULT_BASE_ADDRESS, IOAPIC_MEM_LENGTH, Io
 from vtlkit.kvm.iobus import MmioBus, PortBus
 from vtlkit.kvm.ipi import IpiBus
 from vtlkit.kvm.memory import GuestMemory
-from vtlkit.kvm.memslots import MemoryRegion
+from vtlkit.kvm.memslots import MAXPHYADDR, MemoryRegion
 from vtlkit.kvm.pic import Pic, PicChip, PicState
 from vtlkit.kvm.pit import Pit
 from vtlkit.kvm.requests import Req
@@ -34,7 +34,6 @@ NS_PER_INSTRUCTION: Final = 10
 NS_PER_EXIT: Final = 1_000
 """Virtual time of one exit on a deterministic host: about what hardware takes, so that a guest which polls a device sees
 time pass."""
-MAXPHYADDR: Final = 40
 
 
 class Vm:

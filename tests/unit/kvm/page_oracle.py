@@ -90,7 +90,8 @@ def regions(draw: st.DrawFn) -> MemoryRegion:
     return MemoryRegion(slot, first * PAGE_SIZE, size * PAGE_SIZE, block, offset * PAGE_SIZE, flags)
 
 
-ACCESSES = st.sampled_from([Access(bits) for bits in range(8)])
+ACCESSES = st.sampled_from([access for access in map(Access, range(8)) if not access or access & Access.READ])
+"""What a page may permit: nothing, or reads and perhaps more."""
 
 
 @st.composite

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tests.unit.kvm.page_oracle import ACCESSES, PAGES, page_ranges
 from vtlkit.engine.api import PAGE_SIZE, Access
 from vtlkit.kvm.attributes import MemoryAttributes
+from vtlkit.kvm.memslots import MAX_GPA
 
 
 @given(st.lists(st.tuples(page_ranges(), ACCESSES), max_size=15), page_ranges())
@@ -17,7 +18,7 @@ def test_attributes_are_as_the_pages_say(changes: list[tuple[tuple[int, int], Ac
     attributes = MemoryAttributes()
     oracle = dict.fromkeys(range(PAGES + 1), Access.ALL)
     for (first, count), access in changes:
-        attributes.set(first * PAGE_SIZE, count * PAGE_SIZE, access)
+        attributes = attributes.changed(first * PAGE_SIZE, count * PAGE_SIZE, access)
         oracle.update(dict.fromkeys(range(first, first + count), access))
     for page in range(PAGES + 1):
         for gpa in (page * PAGE_SIZE, (page + 1) * PAGE_SIZE - 1):
@@ -44,7 +45,7 @@ def test_everything_is_permitted_at_first() -> None:
 
 def test_the_last_page_can_be_closed() -> None:
     attributes = MemoryAttributes()
-    last = (1 << 52) - PAGE_SIZE
-    attributes.set(last, PAGE_SIZE, Access.NONE)
+    last = MAX_GPA - PAGE_SIZE
+    attributes = attributes.changed(last, PAGE_SIZE, Access.NONE)
     assert attributes.at(last) == Access.NONE
     assert attributes.at(last - 1) == Access.ALL

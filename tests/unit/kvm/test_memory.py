@@ -23,8 +23,9 @@ from tests.unit.kvm.page_oracle import (
 )
 from vtlkit.engine.api import PAGE_SIZE, Access, RamBlock
 from vtlkit.host.sim import Simulator
+from vtlkit.host.threads import ThreadHost
 from vtlkit.kvm.errors import GuestMemoryError, KvmError
-from vtlkit.kvm.memory import GuestMemory
+from vtlkit.kvm.memory import LOG_MAX, Change, GuestMemory
 from vtlkit.kvm.memslots import KVM_MEM_READONLY, MemoryRegion
 from vtlkit.kvm.mmu import forbids
 
@@ -303,3 +304,59 @@ def test_an_error_says_what_was_asked_for() -> None:
     assert (caught.value.gpa, caught.value.size, caught.value.write) == (0x10, 2, True)
     with pytest.raises(GuestMemoryError, match=r"no readable memory at 0x1000\+0x4"):
         memory.read(0xFFC, 8)
+
+
+def test_a_follower_that_never_comes_does_not_make_the_log_grow_for_ever() -> None:
+    host = Simulator()
+    memory = GuestMemory(host, "vm")
+    late, keen = FollowerOf(memory), FollowerOf(memory)
+    late.position = memory.follow(late)
+    keen.position = memory.follow(keen)
+    for number in range(5 * LOG_MAX):
+        memory.set_attributes(number % 7 * PAGE_SIZE, PAGE_SIZE, Access.READ)
+        # The keen one applies each change, and must not be told to begin again.
+        assert memory.log[keen.position :] == [Change(number % 7 * PAGE_SIZE, PAGE_SIZE, False)]
+        keen.position = len(memory.log)
+    assert len(memory.log) <= LOG_MAX + 1
+    assert late.position < len(memory.log)
+    first = memory.log[late.position]
+    assert (first.gpa, first.backing) == (0, True)
+    assert first.size > 1 << 32
+
+
+class FollowerOf:
+    """A follower whose position the test moves."""
+
+    def __init__(self, memory: GuestMemory) -> None:
+        self.memory = memory
+        self.position = 0
+
+    def restart_log(self, dropped: int) -> None:
+        self.position -= dropped
+
+
+def test_protections_are_never_seen_half_changed() -> None:
+    """Readers on other threads take no lock: what one change does not touch must not flicker while it is made."""
+    host = ThreadHost()
+    memory = GuestMemory(host, "vm")
+    block = RamBlock(0x100 * PAGE_SIZE)
+    memory.set_regions([MemoryRegion(0, 0, block.size, block)])
+    memory.set_attributes(0x50 * PAGE_SIZE, PAGE_SIZE, Access.NONE)
+    stop = host.cell(False, "stop")
+    seen: list[bool] = []
+
+    def toggle() -> None:
+        for number in range(3000):
+            memory.set_attributes(0x10 * PAGE_SIZE, PAGE_SIZE, Access.ALL if number & 1 else Access.READ)
+        stop.store(True)
+
+    def look() -> None:
+        while not stop.load():
+            if memory.check(0x50 * PAGE_SIZE, 8, Access.READ):
+                seen.append(True)
+
+    with host:
+        host.spawn(toggle, "toggler")
+        host.spawn(look, "reader")
+        host.run()
+    assert not seen

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.unit.kvm.page_oracle import BLOCKS, PAGES, Oracle, pages_of, regions
 from vtlkit.engine.api import PAGE_SIZE
 from vtlkit.kvm.errors import KvmError
-from vtlkit.kvm.memslots import KVM_MEM_READONLY, MAX_SLOTS, MemoryRegion, Memslots
+from vtlkit.kvm.memslots import KVM_MEM_READONLY, MAX_GPA, MAX_SLOTS, MemoryRegion, Memslots
 
 
 def snapshot(slots: Memslots) -> tuple[int, tuple[MemoryRegion, ...]]:
@@ -78,8 +78,8 @@ def test_within_finds_what_overlaps(changes: list[MemoryRegion], first: int, las
         (MemoryRegion(0, 0, PAGE_SIZE, BLOCKS[0], BLOCKS[0].size), errno.EINVAL),
         (MemoryRegion(0, 0, PAGE_SIZE, BLOCKS[0], 0, 1), errno.EINVAL),
         (MemoryRegion(0, 0, 0), errno.EINVAL),
-        (MemoryRegion(0, 1 << 52, PAGE_SIZE, BLOCKS[0]), errno.EINVAL),
-        (MemoryRegion(0, (1 << 52) - PAGE_SIZE, 2 * PAGE_SIZE, BLOCKS[0]), errno.EINVAL),
+        (MemoryRegion(0, MAX_GPA, PAGE_SIZE, BLOCKS[0]), errno.EINVAL),
+        (MemoryRegion(0, (MAX_GPA) - PAGE_SIZE, 2 * PAGE_SIZE, BLOCKS[0]), errno.EINVAL),
     ],
 )
 def test_malformed_regions_are_refused(region: MemoryRegion, error: int) -> None:

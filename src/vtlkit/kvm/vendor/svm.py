@@ -22,13 +22,7 @@ class SvmVendor:
 
     name = "svm"
 
-    intercepts = (
-        Intercept.PAUSE
-        | Intercept.RDTSC
-        | Intercept.CR_WRITE
-        | Intercept.XSETBV
-        | Intercept.RDPMC
-    )
+    intercepts = Intercept.PAUSE | Intercept.RDTSC | Intercept.CR_WRITE | Intercept.XSETBV | Intercept.RDPMC
     """Writes of CR0 and CR4 exit because the engine does not check reserved bits; their reads do not, as the guest owns
     all their bits. CR8 always exits: the TPR is the APIC's."""
 

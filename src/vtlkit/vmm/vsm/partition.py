@@ -158,7 +158,8 @@ class Partition:
 
     def protect(self, setter: int, target: int, gpa: int, size: int, access: Access) -> None:
         """VTL `setter` permits VTL `target` `access` to whole pages. The caller holds the lock."""
-        self.vtls[setter].protections.setdefault(target, MemoryAttributes()).set(gpa, size, access)
+        protections = self.vtls[setter].protections
+        protections[target] = protections.get(target, MemoryAttributes()).changed(gpa, size, access)
         if target in self.vtls:
             self._apply(target, gpa, size)
 
