@@ -116,11 +116,21 @@ class MemoryMap:
 
     def map_io(self, gpa: int, size: int, kind: Kind, read: MmioRead8, write: MmioWrite8) -> None:
         """Loads and stores call back with the offset into the range."""
-        _aligned(gpa, size)
-        new = Range(gpa, gpa + size, kind, None, 0, Access.READ | Access.WRITE)
+        new = self._io(gpa, size, kind)
         new.read, new.write = read, write
         self._insert(new)
         self._appear(new)
+
+    def insert(self, gpa: int, size: int, kind: Kind, callbacks: tuple[Any, ...]) -> None:
+        """An I/O range with the engine's own callbacks."""
+        new = self._io(gpa, size, kind)
+        new.callbacks = callbacks
+        self._insert(new)
+        self._appear(new)
+
+    def _io(self, gpa: int, size: int, kind: Kind) -> Range:
+        _aligned(gpa, size)
+        return Range(gpa, gpa + size, kind, None, 0, Access.READ | Access.WRITE)
 
     def unmap(self, gpa: int, size: int) -> None:
         _aligned(gpa, size)

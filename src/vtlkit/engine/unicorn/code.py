@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final
 from vtlkit.engine.api import (
     PAGE_SIZE,
     Access,
-    EngineError,
     Event,
     MemoryFault,
     RamBlock,
@@ -33,6 +32,14 @@ if TYPE_CHECKING:
     from vtlkit.engine.unicorn.factory import UnicornFactory
 
 _WORD: Final = 8
+
+
+_LENGTHS_MAX: Final = 4096
+"""Addresses of which the length is remembered: a guest chooses them, so there is an end to it."""
+
+
+class UndefinedInstruction(Exception):
+    """The instruction that exited does not decode: the translator takes some that no processor does (LOCK CPUID)."""
 
 
 class Code(Instance):
@@ -115,7 +122,7 @@ class Code(Instance):
         code = self.linear.fetch(rip, MAX_LENGTH)
         size = length(code, self._bits())
         if not size:
-            raise EngineError(f"instruction at {rip:#x} exited but does not decode: {code.hex()}")
+            raise UndefinedInstruction
         found = self._map.ram(self.linear.translate(rip, SUPERVISOR), Access.NONE)
         if found is not None and rip % PAGE_SIZE + size <= PAGE_SIZE and size <= _WORD:
             block, offset = found
@@ -123,6 +130,8 @@ class Code(Instance):
                 view = ctypes.c_uint64.from_address(block.address + offset)
                 mask = (1 << 8 * size) - 1
                 mode = self._hflags.value & (HF_CS64 | HF_CS32)
+                if len(self._lengths) >= _LENGTHS_MAX:
+                    self._lengths.clear()
                 self._lengths[rip] = (self._cr3.value, mode, view, mask, view.value & mask, size)
         return size
 
@@ -131,7 +140,7 @@ class Code(Instance):
         code = self.linear.fetch(rip, MAX_LENGTH)
         decoded = decode(code, self._bits())
         if decoded is None:
-            raise EngineError(f"instruction at {rip:#x} exited but does not decode: {code.hex()}")
+            raise UndefinedInstruction
         return decoded
 
     def instruction_length(self, code: bytes) -> int:

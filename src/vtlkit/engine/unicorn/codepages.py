@@ -26,6 +26,8 @@ class TranslatedCode:
         self.block = block
         self._starts: list[int] = []
         self._bytes: list[bytes] = []
+        self._slices: list[tuple[int, slice, bytes]] | None = None
+        """The same, as `changed` goes through it; None if it has to be made anew."""
 
     def add(self, start: int, size: int) -> None:
         """Remember the bytes at [start, start + size) of the block as they are now."""
@@ -42,6 +44,7 @@ class TranslatedCode:
         while last < len(self._starts) and self._starts[last] <= end + _JOIN:
             end = max(end, self._starts[last] + len(self._bytes[last]))
             last += 1
+        self._slices = None
         self._starts[first:last] = [start]
         self._bytes[first:last] = [self.block.mapping[start:end]]
 
@@ -54,12 +57,19 @@ class TranslatedCode:
         """Forget and return the intervals whose bytes differ now: (offset in the block, present bytes)."""
         # Slices of the mapping are bytes: compared by memcmp, where a memoryview compares element by element.
         memory = self.block.mapping
-        stale = [
-            index
-            for index, (start, data) in enumerate(zip(self._starts, self._bytes, strict=True))
-            if memory[start : start + len(data)] != data
-        ]
+        if self._slices is None:
+            self._slices = [
+                (index, slice(start, start + len(data)), data)
+                for index, (start, data) in enumerate(zip(self._starts, self._bytes, strict=True))
+            ]
+        stale = []
+        for index, where, data in self._slices:
+            if memory[where] != data:
+                stale.append(index)
+        if not stale:
+            return []
         found = []
+        self._slices = None
         for index in reversed(stale):
             start, data = self._starts.pop(index), self._bytes.pop(index)
             found.append((start, memory[start : start + len(data)]))

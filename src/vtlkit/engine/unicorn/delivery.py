@@ -10,7 +10,8 @@ A delivery that faults has changed nothing but accessed and dirty bits.
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, Final
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vtlkit.engine.api import Event, EventType, ExceptionExit, Exit, InternalError, MemoryFault, Shutdown
 from vtlkit.engine.unicorn.linear import GuestFault, PhysicalFault
@@ -18,6 +19,7 @@ from vtlkit.engine.unicorn.state import HF2_NMI, HF_CPL, HF_LMA, SegmentCache
 from vtlkit.x86.exceptions import DOUBLE_FAULT, HAS_ERROR_CODE, SHUTDOWN, Vector, combine
 from vtlkit.x86.registers import (
     CR0_PE,
+    CR4_LA57,
     RFLAGS_AC,
     RFLAGS_IF,
     RFLAGS_NT,
@@ -29,6 +31,11 @@ from vtlkit.x86.registers import (
 if TYPE_CHECKING:
     from vtlkit.engine.unicorn.instance import Instance
 
+_TWO_WORDS: Final = struct.Struct("<II")
+_FRAME: Final = struct.Struct("<QQQQQ")
+_FRAME_WITH_ERROR: Final = struct.Struct("<QQQQQQ")
+_LONG_GATE_SIZE: Final = 16
+_GATE_SIZE: Final = 8
 _EXT: Final = 1
 _IDT: Final = 2
 
@@ -39,11 +46,20 @@ _INTERRUPT_32: Final = 14
 _TRAP_32: Final = 15
 _GATES: Final = frozenset({_INTERRUPT_16, _TRAP_16, _INTERRUPT_32, _TRAP_32})
 _LONG_GATES: Final = frozenset({_INTERRUPT_32, _TRAP_32})
+_CLEARED: Final = RFLAGS_TF | RFLAGS_VM | RFLAGS_RF | RFLAGS_NT
+_CLEARED_BY: Final = {
+    _INTERRUPT_16: _CLEARED | RFLAGS_IF,
+    _INTERRUPT_32: _CLEARED | RFLAGS_IF,
+    _TRAP_16: _CLEARED,
+    _TRAP_32: _CLEARED,
+}
+"""Flags that entering through a gate clears."""
 
 ES, CS, SS, DS, FS, GS = range(6)
 
 DESC_TYPE_SHIFT: Final = 8
 DESC_ACCESSED: Final = 1 << 8
+_ACCESSED_IN_BYTE_5: Final = 1
 DESC_WRITABLE: Final = 1 << 9
 DESC_CONFORMING: Final = 1 << 10
 DESC_EXPAND_DOWN: Final = 1 << 10
@@ -84,13 +100,43 @@ class Descriptor:
         return (self.flags >> DESC_DPL_SHIFT) & 3
 
 
+@lru_cache(maxsize=512)
+def _accessed_descriptor(selector: int, address: int, raw: bytes) -> Descriptor:
+    """A descriptor that nothing changes any more, decoded once."""
+    return Descriptor(selector, address, *_TWO_WORDS.unpack(raw))
+
+
+class _Gate(NamedTuple):
+    """An interrupt or trap gate; `kind` has the S bit on top of the type."""
+
+    offset: int
+    selector: int
+    kind: int
+    ist: int
+    dpl: int
+    present: bool
+
+
+@lru_cache(maxsize=512)
+def _gate_of(raw: bytes) -> _Gate:
+    low, selector, mid, high = struct.unpack_from("<HHHH", raw)
+    offset = low | high << 16
+    if len(raw) == _LONG_GATE_SIZE:
+        offset |= struct.unpack_from("<I", raw, 8)[0] << 32
+    return _Gate(offset, selector, (mid >> 8) & 0x1F, mid & 7, (mid >> 13) & 3, bool(mid & 0x8000))
+
+
 class Delivery:
     """Delivers events into one engine's CPU. Belongs to the vCPU's task."""
 
     def __init__(self, engine: Instance) -> None:
         self._engine = engine
-        self._state = engine.regs
+        self._state = state = engine.regs
         self._linear = engine.linear
+        # Views: each way to them through the state makes new ones.
+        self._cr = state.cr
+        self._idt, self._gdt, self._ldt, self._tr = state.idt, state.gdt, state.ldt, state.tr
+        self._cs, self._ss = state.segs[CS], state.segs[SS]
 
     def deliver(self, event: Event) -> Exit | None:
         """Deliver `event` and whatever its delivery raises; an exit if the hypervisor must act first."""
@@ -136,7 +182,7 @@ class Delivery:
 
     def _deliver(self, event: Event, ext: int) -> None:
         state = self._state
-        if not state.cr[0] & CR0_PE:
+        if not self._cr[0] & CR0_PE:
             self._deliver_real(event)
         elif state.hflags & HF_LMA:
             self._deliver_long(event, ext)
@@ -178,38 +224,35 @@ class Delivery:
 
     # --- gates and descriptors ------------------------------------------------------------------------------------
 
-    def _gate(self, event: Event, ext: int, size: int) -> tuple[int, int, int, int, int]:
-        """(offset, selector, type, IST, base of error code) of the event's gate, checked."""
-        state = self._state
+    def _gate(self, event: Event, ext: int, size: int) -> _Gate:
+        """The event's gate, checked."""
+        idt = self._idt
         start = event.vector * size
         error = event.vector * 8 | _IDT | ext
-        if start + size - 1 > state.idt.limit:
+        if start + size - 1 > idt.limit:
             raise GuestFault(Vector.GP, error)
-        raw = self._linear.read(state.idt.base + start, size)
-        low, selector, mid, high = struct.unpack_from("<HHHH", raw)
-        offset = low | high << 16
-        if size == 16:
-            offset |= struct.unpack_from("<I", raw, 8)[0] << 32
-        kind = (mid >> 8) & 0x1F
-        if kind == _TASK_GATE and size == 8:
+        gate = _gate_of(self._linear.read(idt.base + start, size))
+        if gate.kind == _TASK_GATE and size == _GATE_SIZE:
             raise _TaskGate
-        if kind not in (_LONG_GATES if size == 16 else _GATES):
+        if gate.kind not in (_LONG_GATES if size == _LONG_GATE_SIZE else _GATES):
             raise GuestFault(Vector.GP, error)
-        if event.type is EventType.SOFTWARE and (mid >> 13) & 3 < state.hflags & HF_CPL:
+        if event.type is EventType.SOFTWARE and gate.dpl < self._state.hflags & HF_CPL:
             raise GuestFault(Vector.GP, error)
-        if not mid & 0x8000:
+        if not gate.present:
             raise GuestFault(Vector.NP, error)
-        return offset, selector, kind, mid & 7, ext
+        return gate
 
     def _descriptor(self, selector: int, vector: int, ext: int) -> Descriptor:
         """The descriptor that `selector` names; #vector(selector) if it lies outside its table."""
-        state = self._state
-        table = state.ldt if selector & 4 else state.gdt
+        table = self._ldt if selector & 4 else self._gdt
         index = selector & 0xFFF8
         if index + 7 > table.limit or (selector & 4 and not table.flags & DESC_P):
             raise GuestFault(vector, (selector & 0xFFFC) | ext)
-        low, high = struct.unpack("<II", self._linear.read(table.base + index, 8))
-        return Descriptor(selector, table.base + index, low, high)
+        address = table.base + index
+        raw = self._linear.read(address, 8)
+        if raw[5] & _ACCESSED_IN_BYTE_5:
+            return _accessed_descriptor(selector, address, raw)
+        return Descriptor(selector, address, *_TWO_WORDS.unpack(raw))
 
     def _code_segment(self, selector: int, ext: int, cpl: int) -> Descriptor:
         if not selector & 0xFFFC:
@@ -237,7 +280,7 @@ class Delivery:
 
     def _deliver_long(self, event: Event, ext: int) -> None:
         state = self._state
-        offset, selector, kind, ist, _ = self._gate(event, ext, 16)
+        offset, selector, kind, ist, _, _ = self._gate(event, ext, _LONG_GATE_SIZE)
         cpl = state.hflags & HF_CPL
         code = self._code_segment(selector, ext, cpl)
         if not code.flags & DESC_L or code.flags & DESC_B:
@@ -250,33 +293,29 @@ class Delivery:
         else:
             rsp = state.rsp
         rsp &= ~0xF
+        cs, ss = self._cs, self._ss
         error_code = self._error_code(event)
-        frame = struct.pack(
-            "<QQQQQ",
-            state.rip,
-            state.segs[CS].selector,
-            self._saved_flags(event),
-            state.rsp,
-            state.segs[SS].selector,
-        )
-        if error_code is not None:
-            frame = struct.pack("<Q", error_code) + frame
-        rsp -= len(frame)
+        frame = (state.rip, cs.selector, self._saved_flags(event), state.rsp, ss.selector)
+        packed = _FRAME.pack(*frame) if error_code is None else _FRAME_WITH_ERROR.pack(error_code, *frame)
+        rsp -= len(packed)
         top = rsp >> 47
-        if top not in (0, 0x1FFFF) and not state.cr[4] & (1 << 12):
+        if top not in (0, 0x1FFFF) and not self._cr[4] & CR4_LA57:
             raise GuestFault(Vector.SS, ext)
-        self._linear.write(rsp & 0xFFFFFFFFFFFFFFFF, frame)
+        self._linear.write(rsp & 0xFFFFFFFFFFFFFFFF, packed)
         self._mark_accessed(code)
+        same_kind = new_cpl == cpl and cs.flags == code.flags
         if new_cpl != cpl:
-            ss = state.segs[SS]
             ss.selector = new_cpl
             ss.base = 0
             ss.limit = 0
             ss.flags = new_cpl << DESC_DPL_SHIFT
         state.rsp = rsp & 0xFFFFFFFFFFFFFFFF
-        self._load(state.segs[CS], code, new_cpl)
+        self._load(cs, code, new_cpl)
         state.rip = offset
-        self._finish(kind, new_cpl)
+        self._engine.change_rflags(clear=_CLEARED_BY[kind])
+        if not same_kind:
+            # They follow from the segments' attributes, the CPL and control registers; and not from flags cleared here.
+            self._engine.update_hflags(new_cpl)
 
     def _tss64(self, offset: int, ext: int) -> int:
         state = self._state
@@ -285,18 +324,11 @@ class Delivery:
         value: int = struct.unpack("<Q", self._linear.read(state.tr.base + offset, 8))[0]
         return value
 
-    def _finish(self, kind: int, cpl: int) -> None:
-        clear = RFLAGS_TF | RFLAGS_VM | RFLAGS_RF | RFLAGS_NT
-        if kind in (_INTERRUPT_16, _INTERRUPT_32):
-            clear |= RFLAGS_IF
-        self._engine.change_rflags(clear=clear)
-        self._engine.update_hflags(cpl)
-
     # --- protected mode -------------------------------------------------------------------------------------------
 
     def _deliver_protected(self, event: Event, ext: int) -> None:
         state = self._state
-        offset, selector, kind, _, _ = self._gate(event, ext, 8)
+        offset, selector, kind, _, _, _ = self._gate(event, ext, _GATE_SIZE)
         wide = kind in (_INTERRUPT_32, _TRAP_32)
         if not wide:
             offset &= 0xFFFF
@@ -339,7 +371,8 @@ class Delivery:
         state.rsp = (state.rsp & ~mask & 0xFFFFFFFF) | sp if stack is None else sp
         self._load(state.segs[CS], code, new_cpl)
         state.rip = offset
-        self._finish(kind, new_cpl)
+        self._engine.change_rflags(clear=_CLEARED_BY[kind])
+        self._engine.update_hflags(new_cpl)
 
     def _inner_stack(self, cpl: int, ext: int) -> tuple[Descriptor, int]:
         """SS descriptor and ESP for `cpl` from the 32- or 16-bit TSS."""

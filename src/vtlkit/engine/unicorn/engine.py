@@ -127,7 +127,7 @@ class UnicornEngine(Loop):
         assert isinstance(source, UnicornEngine)
         assert not self._unfinished
         assert not source._unfinished
-        if registers.copy_shared_state(self.regs, source.regs):
+        if registers.copy_shared_state(self._bytes, source._bytes):
             self.flush_tlb()
 
     # --- memory -------------------------------------------------------------------------------------------------------

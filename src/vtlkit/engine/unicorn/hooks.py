@@ -49,6 +49,7 @@ from vtlkit.engine.unicorn.controls import (
     SvmExit,
     mnemonic_of,
 )
+from vtlkit.engine.unicorn.code import UndefinedInstruction
 from vtlkit.engine.unicorn.decode import MAX_LENGTH, decode
 from vtlkit.engine.unicorn.fast_calls import syscall, sysenter
 from vtlkit.engine.unicorn.io import InputOutput
@@ -91,6 +92,7 @@ _PLAIN_EXITS: Final[dict[int, dict[int, Any]]] = {
     0x100 + SvmExit.PAUSE: _PAUSE,
 }
 
+_KICKED: Final = 0x100 + SvmExit.SMI
 _BETWEEN_INSTRUCTIONS: Final = frozenset(
     0x100 + code for code in (SvmExit.SMI, SvmExit.NMI, SvmExit.VINTR, EXCEPTION_BASE + Vector.DB)
 )
@@ -154,11 +156,39 @@ class Hooks(InputOutput):
             if self._counting and number not in _BETWEEN_INSTRUCTIONS and (number != Vector.PF or self.regs.retaddr):
                 self._cc_op.value = CC_OP_EFLAGS
             reason = self._exit_of(number)
+            if reason is None and self._counting and number != _KICKED:
+                # What was delivered counts as an instruction: a guest that only ever faults uses up its slice too.
+                self._counter.value += 1
+                if self._counter.value > self._count.value:
+                    reason = INTERRUPTED
             if reason is not None:
                 self._caller.switch(reason)
+        except (GuestFault, PhysicalFault, UndefinedInstruction) as fault:
+            self._guarded(lambda: self._refuse(fault))
         except BaseException as error:  # noqa: BLE001 - C frames cannot carry it; `run` raises it
             self._failure = error
             self._lib.emu_stop(self._handle)
+
+    def _refuse(self, fault: GuestFault | PhysicalFault | UndefinedInstruction) -> None:
+        """The instruction that exited cannot be read, or is none: it faults, as a processor's fetch would have.
+
+        It could be executed so far because the instance still had an old translation of its page, or knows an encoding
+        that no processor has.
+        """
+        self.flush_tlb()
+        if isinstance(fault, PhysicalFault):
+            reason: Exit | None = MemoryFault(fault.gpa, fault.size, fault.access, fault.mapped, fault.gva)
+        else:
+            reason = self._delivery.deliver(self._event_of(fault))
+        if reason is not None:
+            self._caller.switch(reason)
+
+    def _event_of(self, fault: GuestFault | UndefinedInstruction) -> Event:
+        if isinstance(fault, UndefinedInstruction):
+            return Event(EventType.EXCEPTION, Vector.UD)
+        if fault.vector == Vector.PF:
+            self.regs.cr[2] = fault.address
+        return Event(EventType.EXCEPTION, fault.vector, fault.error_code)
 
     def _exit_of(self, number: int) -> Exit | None:
         """The exit that an interrupt-hook number stands for; None if it was handled here."""
@@ -326,6 +356,8 @@ class Hooks(InputOutput):
             event = execute(self, self._length())
             if event is not None:
                 self._raise_after(event)
+        except (GuestFault, UndefinedInstruction) as fault:
+            self._raise_after(self._event_of(fault))
         except BaseException as error:  # noqa: BLE001 - C frames cannot carry it; `run` raises it
             self._failure = error
             self._lib.emu_stop(self._handle)

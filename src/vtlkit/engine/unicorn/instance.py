@@ -75,6 +75,7 @@ class Instance(Engine):
     def _bind_words(self) -> None:
         """Views of what every exit needs, without the detour over the structure."""
         address = self._env = ctypes.addressof(self.regs)
+        self._bytes = memoryview((ctypes.c_uint8 * ctypes.sizeof(CpuState)).from_address(address)).cast("B")
         self._rip = ctypes.c_uint64.from_address(address + CpuState.rip.offset)
         self._eflags = ctypes.c_uint64.from_address(address + CpuState.eflags.offset)
         self._hflags = ctypes.c_uint32.from_address(address + CpuState.hflags.offset)

@@ -109,16 +109,16 @@ class InputOutput(Stopping):
     # --- memory-mapped ------------------------------------------------------------------------------------------------
 
     def map_exit(self, gpa: int, size: int) -> None:
-        self._map.map_io(
+        self._map.map_hooks(
             gpa,
             size,
             Kind.EXIT,
-            lambda offset, length: self._mmio_read(gpa + offset, length),
-            lambda offset, length, value: self._mmio_write(gpa + offset, length, value),
+            lambda _uc, offset, length, _data: self._mmio_read(gpa + offset, length),
+            lambda _uc, offset, length, value, _data: self._mmio_write(gpa + offset, length, value),
         )
 
     def map_device(self, gpa: int, size: int, read: MmioRead8, write: MmioWrite8) -> None:
-        def guarded_read(offset: int, length: int) -> int:
+        def guarded_read(_uc: int, offset: int, length: int, _data: int) -> int:
             if self._undo is not None:
                 return 0
             try:
@@ -128,7 +128,7 @@ class InputOutput(Stopping):
                 self.kick()
                 return 0
 
-        def guarded_write(offset: int, length: int, value: int) -> None:
+        def guarded_write(_uc: int, offset: int, length: int, value: int, _data: int) -> None:
             if self._undo is not None:
                 return
             try:
@@ -137,7 +137,7 @@ class InputOutput(Stopping):
                 self._failure = error
                 self.kick()
 
-        self._map.map_io(gpa, size, Kind.DEVICE, guarded_read, guarded_write)
+        self._map.map_hooks(gpa, size, Kind.DEVICE, guarded_read, guarded_write)
 
     def _mmio_read(self, gpa: int, size: int) -> int:
         if self._undo is not None:

@@ -8,14 +8,17 @@ engine.
 from __future__ import annotations
 
 from mmap import mmap
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from vtlkit.engine.api import PAGE_SIZE, Access
 from vtlkit.engine.unicorn.memory import GuestPhysicalMap
 from vtlkit.engine.unicorn.state import HF_CPL, CpuState
-from vtlkit.x86.exceptions import Vector
+from vtlkit.x86.exceptions import PFERR_FETCH, PFERR_USER, PFERR_WRITE, Vector
 from vtlkit.x86.paging import EXECUTE, READ, SUPERVISOR, WRITE, Outcome, PagingState, walk
 from vtlkit.x86.registers import CR0_PG, RFLAGS_AC
+
+
+_KNOWN_MAX: Final = 4096
 
 
 class GuestFault(Exception):
@@ -52,6 +55,7 @@ class LinearMemory:
 
     def __init__(self, state: CpuState, memory: GuestPhysicalMap, maxphyaddr: int) -> None:
         self._state = state
+        self._cr = state.cr
         self._memory = memory
         self._maxphyaddr = maxphyaddr
         self._known: dict[tuple[int, int, bool], _Known] = {}
@@ -113,7 +117,7 @@ class LinearMemory:
             PhysicalFault: a page table cannot be read or updated.
         """
         state = self._state
-        control = state.cr
+        control = self._cr
         if not control[0] & CR0_PG:
             return gva & 0xFFFFFFFF
         # A walk is a function of these registers and of the entries it read: as long as neither has changed,
@@ -146,20 +150,36 @@ class LinearMemory:
         if result.outcome is Outcome.NON_CANONICAL:
             raise GuestFault(Vector.GP, 0)
         if result.outcome is Outcome.GPA_FAULT:
-            raise self._physical_fault(result.gpa, 8, Access.READ, gva)
+            hidden = self._physical_fault(result.gpa, 8, Access.READ, gva)
+            if hidden.mapped:
+                raise hidden
+            # A table where there is no memory: an entry that is not present, as KVM's walker has it.
+            raise GuestFault(Vector.PF, self._error_code(access, implicit=implicit), gva)
         if not result.updates:
+            if len(self._known) >= _KNOWN_MAX:
+                self._known.clear()
             self._known[key] = _Known(result.gpa & ~0xFFF, tuple(self._trail))
         for update in result.updates:
             self.physical_write(update.gpa, update.new.to_bytes(update.size, "little"), gva)
         return result.gpa
 
+    def _error_code(self, access: int, *, implicit: bool) -> int:
+        """The page fault's error code for an entry that is not present."""
+        user = not implicit and not access & SUPERVISOR and self._state.hflags & HF_CPL == 3
+        code = PFERR_USER if user else 0
+        if access & WRITE:
+            code |= PFERR_WRITE
+        if access & EXECUTE:
+            code |= PFERR_FETCH
+        return code
+
     def read(self, gva: int, size: int, access: int = READ | SUPERVISOR, *, implicit: bool = True) -> bytes:
         """`size` bytes at a linear address, by default as the processor's own implicit supervisor read."""
-        first = min(size, PAGE_SIZE - gva % PAGE_SIZE)
-        data = self.physical_read(self.translate(gva, access, implicit=implicit), first, gva)
-        if first < size:
-            data += self.read(gva + first, size - first, access, implicit=implicit)
-        return data
+        first = PAGE_SIZE - gva % PAGE_SIZE
+        gpa = self.translate(gva, access, implicit=implicit)
+        if size <= first:
+            return self.physical_read(gpa, size, gva)
+        return self.physical_read(gpa, first, gva) + self.read(gva + first, size - first, access, implicit=implicit)
 
     def fetch(self, gva: int, size: int) -> bytes:
         """Instruction bytes, fewer where the next page cannot be fetched."""
@@ -174,6 +194,9 @@ class LinearMemory:
 
     def write(self, gva: int, data: bytes, access: int = WRITE | SUPERVISOR, *, implicit: bool = False) -> None:
         """Write, by default as supervisor; nothing is written unless every page permits it."""
+        if gva % PAGE_SIZE + len(data) <= PAGE_SIZE:
+            self.physical_write(self.translate(gva, access, implicit=implicit), data, gva)
+            return
         pieces = []
         at = 0
         while at < len(data):

@@ -20,6 +20,11 @@ from vtlkit.engine.unicorn.state import CpuState
 CHUNK: Final = 2 << 20
 _CHUNKS_MAX: Final = 128
 
+MmioReadHook = Callable[[int, int, int, int], int]
+"""(instance, offset, size in bytes, user data) -> value"""
+MmioWriteHook = Callable[[int, int, int, int, int], None]
+"""(instance, offset, size in bytes, value, user data)"""
+
 __all__ = ["GuestPhysicalMap", "Kind", "Range"]
 
 
@@ -34,16 +39,15 @@ class GuestPhysicalMap(MemoryMap):
         self.hides = False
         """Whether RAM has ever been hidden from the instance because it permits no reads."""
 
+    def map_hooks(self, gpa: int, size: int, kind: Kind, read: MmioReadHook, write: MmioWriteHook) -> None:
+        """Loads and stores call back straight from C, with the offset into the range."""
+        self.insert(gpa, size, kind, (MmioReadCallback(read), MmioWriteCallback(write)))
+
     def _appear(self, item: Range) -> None:
         if item.kind is Kind.RAM:
             self._show(item)
             return
-        read, write = item.read, item.write
-        assert read is not None
-        assert write is not None
-        read_callback = MmioReadCallback(lambda _uc, offset, length, _data: read(offset, length))
-        write_callback = MmioWriteCallback(lambda _uc, offset, length, value, _data: write(offset, length, value))
-        item.callbacks = (read_callback, write_callback)
+        read_callback, write_callback = item.callbacks
         self._lib.check(
             self._lib.mmio_map(self._handle, item.gpa, item.end - item.gpa, read_callback, None, write_callback, None),
             "an I/O range",
