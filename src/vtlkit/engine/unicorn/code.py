@@ -73,10 +73,12 @@ class Code(Instance):
             self._note_code(address + first, size - first)
 
     def _forget_changed_code(self) -> None:
-        self._host_wrote = False
+        host_wrote, self._host_wrote = self._host_wrote, False
         for known in self._code.values():
-            for offset, data in known.changed():
-                self._drop_translations(known.block, offset, len(data))
+            # Where no guest may write only the host does, and says so.
+            if host_wrote or known.block.guest_writable:
+                for offset, data in known.changed():
+                    self._drop_translations(known.block, offset, len(data))
 
     def _drop_translations(self, block: RamBlock, offset: int, size: int) -> None:
         def visit(item: Range) -> None:

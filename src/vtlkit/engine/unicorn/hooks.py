@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from vtlkit.engine.api import (
@@ -44,12 +45,12 @@ from vtlkit.engine.unicorn.binding import (
     MemoryEvent,
     OutCallback,
 )
+from vtlkit.engine.unicorn.code import UndefinedInstruction
 from vtlkit.engine.unicorn.controls import (
     EXCEPTION_BASE,
     SvmExit,
     mnemonic_of,
 )
-from vtlkit.engine.unicorn.code import UndefinedInstruction
 from vtlkit.engine.unicorn.decode import MAX_LENGTH, decode
 from vtlkit.engine.unicorn.fast_calls import syscall, sysenter
 from vtlkit.engine.unicorn.io import InputOutput
@@ -92,7 +93,7 @@ _PLAIN_EXITS: Final[dict[int, dict[int, Any]]] = {
     0x100 + SvmExit.PAUSE: _PAUSE,
 }
 
-_KICKED: Final = 0x100 + SvmExit.SMI
+_EXCEPTIONS: Final = range(0x100 + EXCEPTION_BASE, 0x100 + EXCEPTION_BASE + 32)
 _BETWEEN_INSTRUCTIONS: Final = frozenset(
     0x100 + code for code in (SvmExit.SMI, SvmExit.NMI, SvmExit.VINTR, EXCEPTION_BASE + Vector.DB)
 )
@@ -156,7 +157,7 @@ class Hooks(InputOutput):
             if self._counting and number not in _BETWEEN_INSTRUCTIONS and (number != Vector.PF or self.regs.retaddr):
                 self._cc_op.value = CC_OP_EFLAGS
             reason = self._exit_of(number)
-            if reason is None and self._counting and number != _KICKED:
+            if reason is None and self._counting and (number < 0x100 or number in _EXCEPTIONS):
                 # What was delivered counts as an instruction: a guest that only ever faults uses up its slice too.
                 self._counter.value += 1
                 if self._counter.value > self._count.value:
@@ -164,7 +165,7 @@ class Hooks(InputOutput):
             if reason is not None:
                 self._caller.switch(reason)
         except (GuestFault, PhysicalFault, UndefinedInstruction) as fault:
-            self._guarded(lambda: self._refuse(fault))
+            self._guarded(partial(self._refuse, fault))
         except BaseException as error:  # noqa: BLE001 - C frames cannot carry it; `run` raises it
             self._failure = error
             self._lib.emu_stop(self._handle)

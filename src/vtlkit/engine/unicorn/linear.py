@@ -17,7 +17,6 @@ from vtlkit.x86.exceptions import PFERR_FETCH, PFERR_USER, PFERR_WRITE, Vector
 from vtlkit.x86.paging import EXECUTE, READ, SUPERVISOR, WRITE, Outcome, PagingState, walk
 from vtlkit.x86.registers import CR0_PG, RFLAGS_AC
 
-
 _KNOWN_MAX: Final = 4096
 
 
