@@ -30,7 +30,7 @@ from vtlkit.kvm.requests import Req
 from vtlkit.x86 import apic as apic_regs
 from vtlkit.x86 import cpuid as cpuid_bits
 from vtlkit.x86.msr import APICBASE_BASE, APICBASE_ENABLE, MSR_EFER, X2APIC_ENABLE
-from vtlkit.x86.registers import CR0_PE, CR4_UMIP, EFER_LMA, RFLAGS_FIXED, RFLAGS_IF, Regs, Sregs
+from vtlkit.x86.registers import CR0_PE, CR4_UMIP, EFER_LMA, RFLAGS_FIXED, Regs, Sregs
 
 if TYPE_CHECKING:
     from vtlkit.kvm.vendor.svm import SvmVendor
@@ -92,6 +92,8 @@ class Vcpu:
         self.requests = self.host.bitmap(f"{self.name}-requests")
         self.mode = self.host.cell(Mode.OUTSIDE_GUEST_MODE, f"{self.name}-mode")
         self._signal = self.host.cell(False, f"{self.name}-signal")
+        self.startup_blocked = self.host.cell(False, f"{self.name}-startup-blocked")
+        """INIT and SIPI are dropped: user space alone starts this vCPU."""
         self.task: Task | None = None
         self.statistics = VcpuStatistics()
         self.gif = True
@@ -203,6 +205,13 @@ class Vcpu:
         """Take the signal, as returning to user space does."""
         return self._signal.load() and self._signal.xchg(False)
 
+    def may_run_on_old_map(self) -> bool:
+        """Whether guest code may still execute under a memory map that is not the present one. From any task."""
+        if not self.map.behind():
+            return False
+        # Outside the guest and between two instructions: the request is looked at before the next one.
+        return self.mode.load() != Mode.OUTSIDE_GUEST_MODE or not self.engine.at_boundary
+
     # --- what an APIC needs of its vCPU -----------------------------------------------------------------------------
 
     def deliver_nmi(self) -> None:
@@ -212,11 +221,15 @@ class Vcpu:
         """SMM is not offered: an SMI is dropped, as a processor without SMM handler set up would be left alone."""
 
     def deliver_init(self) -> None:
+        if self.startup_blocked.load():
+            return
         self.events.apic_events.clear(PENDING_SIPI)
         self.events.apic_events.set(PENDING_INIT)
         self.make_request(Req.EVENT)
 
     def deliver_sipi(self, vector: int) -> None:
+        if self.startup_blocked.load():
+            return
         self.events.sipi_vector.store(vector)
         self.host.smp_wmb()
         self.events.apic_events.set(PENDING_SIPI)
@@ -247,7 +260,7 @@ class Vcpu:
 
     def device_at(self, page: int) -> tuple[MmioRead8, MmioWrite8] | None:
         if page == self._apic_page:
-            return self._apic_read, self._apic_write
+            return self._apic_read, self._apic_writer()
         device = self.vm.mmio_bus.at(page)
         if device is None:
             return None
@@ -268,15 +281,20 @@ class Vcpu:
         self.sync_clock()
         return self.apic.mmio_read(offset, size)
 
-    def _apic_write(self, offset: int, size: int, value: int) -> None:
-        if offset not in _PRIVATE_REGISTERS:
-            self.sync_clock()
-        self.apic.mmio_write(offset, size, value)
-        if offset in _TIMER_REGISTERS:
-            # The slice was chosen before this timer was set.
-            self.engine.kick()
-        else:
-            self._look_at_requests()
+    def _apic_writer(self) -> MmioWrite8:
+        write, requests = self.apic.mmio_write, self.requests.load
+
+        def apic_write(offset: int, size: int, value: int) -> None:
+            if offset not in _PRIVATE_REGISTERS:
+                self.sync_clock()
+            write(offset, size, value)
+            if offset in _TIMER_REGISTERS:
+                # The slice was chosen before this timer was set.
+                self.engine.kick()
+            elif requests():
+                self._look_at_requests()
+
+        return apic_write
 
     def _look_at_requests(self) -> None:
         """Leave the guest if a write from inside it made a request that has something to do."""
@@ -346,7 +364,7 @@ class Vcpu:
 
     def is_irq_blocked_by_rflags_if(self) -> bool:
         """RFLAGS.IF blocks interrupts, but for a vCPU whose VTL is inactive (TLFS: IF is ignored there)."""
-        return not self.engine.rflags & RFLAGS_IF and self.mp_state is not MpState.HV_INACTIVE_VTL
+        return not self.engine.interrupt_flag and self.mp_state is not MpState.HV_INACTIVE_VTL
 
     def queue_exception(self, vector: int, error_code: int | None = None) -> None:
         self.events.queue_exception(vector, error_code)

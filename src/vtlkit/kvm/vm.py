@@ -224,6 +224,16 @@ class Vm:
             vcpu.make_request(Req.MEMORY_CHANGED)
             vcpu.kick()
 
+    def wait_for_memory(self) -> None:
+        """Block until no vCPU can execute under the memory map from before the last change (KVM_REQUEST_WAIT's promise).
+
+        A vCPU between two instructions looks at MEMORY_CHANGED before its next one, so only those in the guest, and
+        those that have still to finish an I/O instruction, are waited for. The caller holds no lock that they may need.
+        """
+        for vcpu in self.vcpus:
+            while vcpu.may_run_on_old_map():
+                self.host.relax()
+
     def _memory_written(self, gpa: int, size: int) -> None:
         for vcpu in self.vcpus:
             vcpu.engine.memory_written(gpa, size)
