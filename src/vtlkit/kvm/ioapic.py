@@ -261,9 +261,14 @@ class IoApic:
     # State
 
     def reset(self) -> None:
-        """`kvm_ioapic_reset`: mask every pin, forget what is asserted; the rest of an entry stays. Takes the lock."""
+        """A machine reset: as after creation, Remote IRR included, for the local APICs have forgotten what they serve.
+
+        KVM's `kvm_ioapic_reset` leaves the rest to user space's KVM_SET_IRQCHIP. Takes the lock.
+        """
         with self._lock:
-            self._redirtbl = [entry | IOAPIC_MASKED for entry in self._redirtbl]
+            self._redirtbl = [IOAPIC_MASKED] * IOAPIC_NUM_PINS
+            self._irq_states = [0] * IOAPIC_NUM_PINS
+            self._update_ack_vectors()
             self._ioregsel = self._id = self._irr = self._irr_delivered = 0
             self._rtc_pending.clear()
 

@@ -498,6 +498,7 @@ class Vcpu:
 
     def close(self) -> None:
         """Destroy the vCPU; called by the task that runs it."""
+        self.vm.forget_vcpu(self)
         self.apic.destroy()
         self.vm.memory.unfollow(self.map)
         self.engine.close()

@@ -177,8 +177,14 @@ class Vm:
             vcpu_id == 0 if is_bsp is None else is_bsp,
         )
         self._by_id[vcpu_id] = vcpu
-        self.vcpus.append(vcpu)
+        # Replaced whole: senders of requests go through it on other tasks.
+        self.vcpus = [*self.vcpus, vcpu]
         return vcpu
+
+    def forget_vcpu(self, vcpu: Vcpu) -> None:
+        """The vCPU is about to be destroyed: nobody finds it through the VM any more."""
+        self._by_id.pop(vcpu.vcpu_id, None)
+        self.vcpus = [other for other in self.vcpus if other is not vcpu]
 
     def get_vcpu_by_id(self, vcpu_id: int) -> Vcpu | None:
         return self._by_id.get(vcpu_id)

@@ -47,7 +47,6 @@ class Loop(Hooks):
     def __init__(self, factory: UnicornFactory, name: str) -> None:
         super().__init__(factory, name)
         self._physical = factory.physical
-        self._closed = False
         self._event: Event | None = None
         self._executed = 0
         self._inside = False
@@ -262,9 +261,10 @@ class Loop(Hooks):
         self._unwinding = False
 
     def close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
+        with self._alive:
+            if self._closed:
+                return
+            self._closed = True
         if self._inside:
             # The C frames below a suspended hook must return before the instance is freed.
             try:

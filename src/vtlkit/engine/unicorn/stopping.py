@@ -13,6 +13,7 @@ an access is forbidden or a port denied, is made harmless and undone: see `_cut_
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
@@ -46,6 +47,9 @@ class Stopping(Code):
 
     def __init__(self, factory: UnicornFactory, name: str) -> None:
         super().__init__(factory, name)
+        self._closed = False
+        self._alive = threading.Lock()
+        """Held while the instance's words are stored to from outside, and while they go."""
         self._limit = 0
         self._kicked = False
         self._failure: BaseException | None = None
@@ -64,9 +68,17 @@ class Stopping(Code):
         self._count.value = self._limit
 
     def kick(self) -> None:
-        self._request_low.value = INTERRUPT_SMI
-        self._kicked = True
-        self._end_soon()
+        # Never waits, as a signal handler may interrupt whoever holds the lock: that is another kick, as good as this
+        # one, or the end of the instance, whose words are about to be freed.
+        if not self._alive.acquire(blocking=False):
+            return
+        try:
+            if not self._closed:
+                self._request_low.value = INTERRUPT_SMI
+                self._kicked = True
+                self._end_soon()
+        finally:
+            self._alive.release()
 
     def _end_soon(self) -> None:
         """Make running code stop: before the next instruction where they are counted, else before the next block."""
