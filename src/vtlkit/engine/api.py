@@ -43,7 +43,7 @@ from vtlkit.engine.exits import (
     Wrmsr,
 )
 from vtlkit.engine.ram import PAGE_SIZE, Access, RamBlock
-from vtlkit.x86.registers import Sregs
+from vtlkit.x86.registers import RFLAGS_IF, Sregs
 
 __all__ = [
     "PAGE_SIZE",
@@ -240,6 +240,11 @@ class Engine(ABC):
     # --- registers ------------------------------------------------------------------------------------------------
 
     rflags: int
+
+    @property
+    def interrupt_flag(self) -> bool:
+        """RFLAGS.IF, without the cost of all flags."""
+        return bool(self.rflags & RFLAGS_IF)
 
     @abstractmethod
     def get_sregs(self) -> Sregs: ...

@@ -25,12 +25,14 @@ class Access(enum.IntFlag):
 class RamBlock:
     """Host memory that backs guest RAM: an anonymous shared mapping, zeroed, page aligned, for a machine's engines."""
 
-    __slots__ = ("__weakref__", "address", "mapping", "size", "view")
+    __slots__ = ("__weakref__", "address", "guest_writable", "mapping", "size", "view")
 
     def __init__(self, size: int) -> None:
         if size <= 0 or size % PAGE_SIZE:
             raise ValueError(f"RAM block size {size:#x} is not a positive multiple of {PAGE_SIZE}")
         self.size = size
+        self.guest_writable = False
+        """Whether a guest has ever been allowed to write here; set by engines that need to know."""
         self.mapping = mmap.mmap(-1, size)
         self.view = memoryview(self.mapping)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.mapping))

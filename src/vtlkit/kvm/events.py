@@ -87,19 +87,16 @@ class EventQueue:
 
 def has_interrupt(vcpu: Vcpu) -> bool:
     """An interrupt that the interrupt controllers would deliver now (`kvm_cpu_has_injectable_intr`)."""
-    return _extint_pending(vcpu) or vcpu.apic.has_interrupt() >= 0
-
-
-def _extint_pending(vcpu: Vcpu) -> bool:
     pic = vcpu.vm.pic
-    return pic is not None and pic.output.load() and vcpu.apic.accept_pic_intr()
+    if pic is not None and pic.output.load() and vcpu.apic.accept_pic_intr():
+        return True
+    return vcpu.apic.has_interrupt() >= 0
 
 
 def _next_vector(vcpu: Vcpu) -> int:
     """Take the interrupt out of its controller (`kvm_cpu_get_interrupt`); -1 if it has gone meanwhile."""
-    if _extint_pending(vcpu):
-        pic = vcpu.vm.pic
-        assert pic is not None
+    pic = vcpu.vm.pic
+    if pic is not None and pic.output.load() and vcpu.apic.accept_pic_intr():
         return pic.read_irq()
     return vcpu.apic.get_interrupt()
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from functools import lru_cache
 
 from vtlkit.host.api import Bitmap
 from vtlkit.kvm.errors import KvmError
@@ -37,6 +38,9 @@ __all__ = ["ApicOwner", "HvTimer", "LapicStatistics", "LocalApic"]
 _U32_MASK = 0xFFFFFFFF
 _REG_OFFSET_MASK = 0xF
 _MAX_REG_OFFSET = 0x3F0
+_APICBASE_MODE = APICBASE_ENABLE | X2APIC_ENABLE
+_TASKPRI = regs.APIC_TASKPRI >> REG_SHIFT
+_TPRI_MASK = regs.APIC_TPRI_MASK
 _CR8_SHIFT = 4
 _CR8_MASK = 0xF
 _SPIV_WRITABLE = regs.APIC_SPIV_VECTOR | regs.APIC_SPIV_APIC_ENABLED | regs.APIC_SPIV_FOCUS_DISABLED
@@ -44,6 +48,20 @@ _SPIV_RESET = 0xFF
 _DFR_MODEL_FIXED = 0x0FFFFFFF
 _ICR2_WRITABLE = 0xFF000000
 _VECTOR_REGS = range(regs.APIC_ISR, regs.APIC_IRR + (regs.APIC_ISR_NR << REG_SHIFT))
+
+
+@lru_cache(maxsize=1024)
+def _message(icr: int, dest_id: int) -> Irq:
+    """The message that a write of ICR sends; a guest sends few different ones."""
+    return Irq(
+        vector=icr & regs.APIC_VECTOR_MASK,
+        delivery_mode=(icr & regs.APIC_MODE_MASK) >> regs.APIC_MODE_SHIFT,
+        dest_id=dest_id,
+        logical=icr & regs.APIC_DEST_LOGICAL != 0,
+        level=1 if icr & regs.APIC_INT_ASSERT else 0,
+        trig_level=icr & regs.APIC_INT_LEVELTRIG != 0,
+        shorthand=(icr & regs.APIC_SHORT_MASK) >> regs.APIC_SHORT_SHIFT,
+    )
 
 
 class LocalApic(LapicCore):
@@ -119,11 +137,11 @@ class LocalApic(LapicCore):
 
         May make requests of the own vCPU without a kick: the caller looks at them before it runs more guest code.
         """
-        if self._base & (APICBASE_ENABLE | X2APIC_ENABLE) != APICBASE_ENABLE:
+        if size != 4 or self._base & _APICBASE_MODE != APICBASE_ENABLE:
             return
-        if size != 4 or offset & _REG_OFFSET_MASK:
-            return
-        self._write(offset, value & _U32_MASK)
+        handler = _WRITE_HANDLERS.get(offset)
+        if handler is not None:
+            handler(self, value & _U32_MASK)
 
     def x2apic_msr_read(self, index: int) -> int | None:
         """RDMSR of an x2APIC register (MSR number 0x800 to 0x8ff); None is #GP."""
@@ -155,7 +173,7 @@ class LocalApic(LapicCore):
         return True
 
     def _write_tpr(self, value: int) -> bool:
-        self._set_reg(regs.APIC_TASKPRI, value & regs.APIC_TPRI_MASK)
+        self._regs[_TASKPRI] = value & _TPRI_MASK
         self._update_ppr()
         return True
 
@@ -246,16 +264,7 @@ class LocalApic(LapicCore):
 
     def _send_ipi(self, icr: int, dest_id: int) -> None:
         self._ipis_sent += 1
-        irq = Irq(
-            vector=icr & regs.APIC_VECTOR_MASK,
-            delivery_mode=(icr & regs.APIC_MODE_MASK) >> regs.APIC_MODE_SHIFT,
-            dest_id=dest_id,
-            logical=icr & regs.APIC_DEST_LOGICAL != 0,
-            level=1 if icr & regs.APIC_INT_ASSERT else 0,
-            trig_level=icr & regs.APIC_INT_LEVELTRIG != 0,
-            shorthand=(icr & regs.APIC_SHORT_MASK) >> regs.APIC_SHORT_SHIFT,
-        )
-        self._bus.deliver(irq, self)
+        self._bus.deliver(_message(icr, dest_id), self)
 
     def get_tpr(self) -> int:
         """CR8: the task priority class, 0 to 15."""

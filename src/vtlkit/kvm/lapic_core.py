@@ -35,6 +35,7 @@ from vtlkit.x86.apic import DeliveryMode
 from vtlkit.x86.msr import APICBASE_ENABLE, X2APIC_ENABLE
 
 _PRIORITY_CLASS = 0xF0
+_TASKPRI = regs.APIC_TASKPRI >> REG_SHIFT
 _APICBASE_RESERVED_LOW = 0x2FF
 _DEFAULT_MAXPHYADDR = 36
 _NR_LVT_WITHOUT_CMCI = 6
@@ -258,16 +259,16 @@ class LapicCore:
     # Taking interrupts
 
     def _compute_ppr(self) -> int:
-        tpr = self._regs[regs.APIC_TASKPRI >> REG_SHIFT]
-        in_service = self._isr.bit_length() - 1 if self._isr else 0
-        if tpr & _PRIORITY_CLASS >= in_service & _PRIORITY_CLASS:
+        tpr, isr = self._regs[_TASKPRI], self._isr
+        if not isr:
             return tpr
-        return in_service & _PRIORITY_CLASS
+        in_service = isr.bit_length() - 1 & _PRIORITY_CLASS
+        return tpr if tpr & _PRIORITY_CLASS >= in_service else in_service
 
     def _update_ppr(self) -> None:
         old = self._ppr
-        self._ppr = self._compute_ppr()
-        if self._ppr < old and self.has_interrupt() >= 0:
+        self._ppr = new = self._compute_ppr()
+        if new < old and self.has_interrupt() >= 0:
             self._owner.make_request(Req.EVENT)
 
     def has_interrupt(self) -> int:

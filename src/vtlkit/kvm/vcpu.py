@@ -177,8 +177,11 @@ class Vcpu:
 
     def kick(self) -> None:
         """Wake the vCPU if it blocks, make it exit if it is in the guest (`kvm_vcpu_kick`). From any task; never blocks."""
-        if self.wait.wake():
-            return
+        if not self.wait.wake():
+            self.kick_running()
+
+    def kick_running(self) -> None:
+        """Make the vCPU exit if it is in the guest; let it sleep if it blocks. From any task; never blocks."""
         if self.mode.cmpxchg(Mode.IN_GUEST_MODE, Mode.EXITING_GUEST_MODE) == Mode.IN_GUEST_MODE:
             self.engine.kick()
 
@@ -196,7 +199,7 @@ class Vcpu:
     def request_tlb_flush(self) -> None:
         """Drop cached translations before the guest runs on. From any task."""
         self.make_request(Req.TLB_FLUSH)
-        self.kick()
+        self.kick_running()
 
     def signal_pending(self) -> bool:
         return self._signal.load()

@@ -40,7 +40,7 @@ def has_events(vcpu: Vcpu) -> bool:
         return True
     if requests.test(Req.HV_STIMER):
         return True
-    return vcpu.vendor.interrupt_allowed(vcpu) and events.has_interrupt(vcpu)
+    return events.has_interrupt(vcpu) and vcpu.vendor.interrupt_allowed(vcpu)
 
 
 def vcpu_runnable(vcpu: Vcpu) -> bool:

@@ -32,6 +32,7 @@ from vtlkit.engine.unicorn.state import (
 from vtlkit.x86.registers import (
     RFLAGS_DF,
     RFLAGS_FIXED,
+    RFLAGS_IF,
 )
 
 if TYPE_CHECKING:
@@ -135,6 +136,10 @@ class Instance(Engine):
         state.cc_op = CC_OP_EFLAGS
         state.df = -1 if value & RFLAGS_DF else 1
         state.eflags = (value & ~(CC_FLAGS | RFLAGS_DF)) | RFLAGS_FIXED
+
+    @property
+    def interrupt_flag(self) -> bool:
+        return bool(self._eflags.value & RFLAGS_IF)
 
     def change_rflags(self, *, clear: int) -> None:
         """Clear flags that are not arithmetic ones."""

@@ -63,13 +63,21 @@ class GuestPhysicalMap(MemoryMap):
         if not item.visible:
             self._show(item)
         elif item.access & Access.READ:
+            self._note_writer(item)
             self._changing(self._lib.mem_protect, item.gpa, item.end - item.gpa, int(item.access))
         else:
             self.hides = True
             self._vanish(item)
 
+    @staticmethod
+    def _note_writer(item: Range) -> None:
+        assert item.block is not None
+        if item.access & Access.WRITE:
+            item.block.guest_writable = True
+
     def _show(self, item: Range) -> None:
         assert item.block is not None
+        self._note_writer(item)
         item.visible = bool(item.access & Access.READ)
         if not item.visible:
             self.hides = True
