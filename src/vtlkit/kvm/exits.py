@@ -64,8 +64,6 @@ def _window(vcpu: Vcpu, _exit: api.Exit) -> None:
 def _hlt(vcpu: Vcpu, exit_: api.Hlt) -> KvmRun | None:
     """`kvm_emulate_halt`."""
     vcpu.engine.skip(exit_.length)
-    if not vcpu.vm.irqchip_in_kernel:
-        return kvm_run.Hlt()
     vcpu.mp_state = MpState.HALTED
     return None
 

@@ -51,13 +51,6 @@ class Mmio(KvmRun):
 
 
 @dataclass(slots=True)
-class Hlt(KvmRun):
-    """KVM_EXIT_HLT: only if the VM was made without in-kernel interrupt controllers."""
-
-    reason: ClassVar[str] = "HLT"
-
-
-@dataclass(slots=True)
 class Hyperv(KvmRun):
     """KVM_EXIT_HYPERV, type HCALL: a hypercall that user space owns.
 

@@ -13,18 +13,15 @@ class Req(enum.IntEnum):
     """Request numbers: bits of `Vcpu.requests`."""
 
     TLB_FLUSH = 0
-    VM_DEAD = 1
     UNBLOCK = 2
     TRIPLE_FAULT = 3
     EVENT = 4
     NMI = 5
-    SCAN_IOAPIC = 6
-    USERSPACE_KICK = 7
     HV_CRASH = 8
     HV_RESET = 9
     HV_STIMER = 10
     MEMORY_CHANGED = 11
 
 
-NO_WAKEUP = frozenset({Req.TLB_FLUSH, Req.MEMORY_CHANGED, Req.SCAN_IOAPIC})
-"""Requests that may wait until the vCPU runs for another reason (KVM_REQUEST_NO_WAKEUP): they do not end a block."""
+NO_WAKEUP = frozenset({Req.TLB_FLUSH, Req.MEMORY_CHANGED})
+"""Requests that may wait until the vCPU runs for another reason (KVM_REQUEST_NO_WAKEUP): a blocked one sleeps on."""

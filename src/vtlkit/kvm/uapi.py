@@ -1,7 +1,7 @@
 """The hypervisor's user API: the only door through which the VMM enters (`/dev/kvm`'s ioctls as methods).
 
-`Kvm.create_vm`, then `Vm` and `Vcpu`; `Vcpu.run` returns a `KvmRun`. A caller's mistake raises `KvmError` with KVM's errno;
-what the guest can see is a value, never an exception.
+`Kvm.create_vm`, then `Vm` and `Vcpu`; `Vcpu.run` returns a `KvmRun`. A caller's mistake raises `KvmError` with KVM's
+errno; what the guest can see is a value, never an exception.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from vtlkit.kvm.hyperv.cpuid import HvFeatures, cpuid_leaves
 from vtlkit.kvm.hyperv.parameters import HypercallParameters, decode_exit
 from vtlkit.kvm.kvm_run import (
     Debug,
-    Hlt,
     Hyperv,
     InternalErrorExit,
     Intr,
@@ -43,7 +42,6 @@ __all__ = [
     "CpuidEntry",
     "Debug",
     "GuestMemoryError",
-    "Hlt",
     "HvFeatures",
     "HvSintRoute",
     "HypercallParameters",

@@ -176,7 +176,7 @@ class Vcpu:
         return False
 
     def kick(self) -> None:
-        """Wake the vCPU if it blocks, make it exit if it is in the guest (`kvm_vcpu_kick`). From any task; never blocks."""
+        """Wake the vCPU if it blocks, make it exit if it runs guest code (`kvm_vcpu_kick`). From any task; never blocks."""
         if not self.wait.wake():
             self.kick_running()
 
@@ -444,8 +444,8 @@ class Vcpu:
         )
 
     def update_intercepts(self) -> None:
-        """Intercepts that follow guest state: UMIP is enforced by intercepting what it forbids, SMSW among it, a read of
-        CR0. Outside long mode SMSW is emulated always, as the embedded CPU stores 16 bits of 32."""
+        """Intercepts that follow guest state: UMIP is enforced by intercepting what it forbids, SMSW among it, a read
+        of CR0. Outside long mode SMSW is emulated always, as the embedded CPU stores 16 bits of 32."""
         intercepts = self.vendor.intercepts
         if self.engine.cr4 & CR4_UMIP:
             intercepts |= Intercept.DESCRIPTOR_TABLE_READ | Intercept.CR_READ

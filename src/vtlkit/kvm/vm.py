@@ -21,7 +21,7 @@ from vtlkit.kvm.memory import GuestMemory
 from vtlkit.kvm.memslots import MAXPHYADDR, MemoryRegion
 from vtlkit.kvm.pic import Pic, PicChip, PicState
 from vtlkit.kvm.pit import Pit
-from vtlkit.kvm.requests import Req
+from vtlkit.kvm.requests import NO_WAKEUP, Req
 from vtlkit.kvm.routing import PIT_IRQ_SOURCE_ID, IrqRouting, Route
 from vtlkit.kvm.vcpu import Vcpu
 from vtlkit.kvm.vendor.svm import SVM
@@ -32,8 +32,8 @@ TSC_KHZ: Final = 1_000_000
 NS_PER_INSTRUCTION: Final = 10
 """Virtual time of one guest instruction on a deterministic host: 100 MIPS."""
 NS_PER_EXIT: Final = 1_000
-"""Virtual time of one exit on a deterministic host: about what hardware takes, so that a guest which polls a device sees
-time pass."""
+"""Virtual time of one exit on a deterministic host: about what hardware takes, so that a guest which polls a device
+sees time pass."""
 
 
 class Vm:
@@ -57,7 +57,6 @@ class Vm:
         self.ioapic: IoApic | None = None
         self.pit: Pit | None = None
         self.routing: IrqRouting | None = None
-        self.irqchip_in_kernel = True
         self.user_space_msr = False
         self.hv = HvVm(self)
         self.tsc_khz = TSC_KHZ
@@ -168,12 +167,15 @@ class Vm:
             raise KvmError(errno.EINVAL, f"vCPU number {vcpu_id} is not below {MAX_VCPUS}")
         if vcpu_id in self._by_id:
             raise KvmError(errno.EEXIST, f"vCPU {vcpu_id} exists")
+        apic_id = vcpu_id if apic_id is None else apic_id
+        if self.bus.by_apic_id(apic_id) is not None:
+            raise KvmError(errno.EEXIST, f"APIC ID {apic_id} is in use")
         name = f"{self.name}-vcpu{vcpu_id}"
         vcpu = Vcpu(
             self,
             vcpu_id,
             engine if engine is not None else self.engines.create(name),
-            vcpu_id if apic_id is None else apic_id,
+            apic_id,
             vcpu_id == 0 if is_bsp is None else is_bsp,
         )
         self._by_id[vcpu_id] = vcpu
@@ -194,10 +196,13 @@ class Vm:
         return supported(self.tsc_khz, MAXPHYADDR)
 
     def make_all_request(self, request: Req) -> None:
-        """`kvm_make_all_cpus_request`: every vCPU, with a kick."""
+        """`kvm_make_all_cpus_request`: every vCPU, with a kick; a blocked one is woken unless the request can wait."""
         for vcpu in self.vcpus:
             vcpu.make_request(request)
-            vcpu.kick()
+            if request in NO_WAKEUP:
+                vcpu.kick_running()
+            else:
+                vcpu.kick()
 
     # --- memory -----------------------------------------------------------------------------------------------------
 
@@ -226,12 +231,10 @@ class Vm:
         self.memory.set_attributes(gpa, size, access)
 
     def _memory_changed(self) -> None:
-        for vcpu in self.vcpus:
-            vcpu.make_request(Req.MEMORY_CHANGED)
-            vcpu.kick()
+        self.make_all_request(Req.MEMORY_CHANGED)
 
     def wait_for_memory(self) -> None:
-        """Block until no vCPU can execute under the memory map from before the last change (KVM_REQUEST_WAIT's promise).
+        """Block until no vCPU can execute under the memory map from before the last change (as KVM_REQUEST_WAIT does).
 
         A vCPU between two instructions looks at MEMORY_CHANGED before its next one, so only those in the guest, and
         those that have still to finish an I/O instruction, are waited for. The caller holds no lock that they may need.

@@ -1,8 +1,8 @@
 """How a vCPU waits, and what ends the wait. Mirrors `kvm_vcpu_block`, `kvm_vcpu_check_block` and `vcpu_block`.
 
 The promise: a vCPU does not sleep through a wake event. The waiter enters its wait queue, then checks; a waker stores
-the event, makes the request, then wakes the queue. `WaitQueue.prepare` and `WaitQueue.wake` are full barriers, so one of
-the two sees the other: docs/design/wait.md has the races.
+the event, makes the request, then wakes the queue. `WaitQueue.prepare` and `WaitQueue.wake` are full barriers, so one
+of the two sees the other: docs/design/wait.md has the races.
 """
 
 from __future__ import annotations

@@ -82,11 +82,11 @@ def test_status_of_decoding(control: int, first: int, second: int, status: HvSta
 
 def test_attributes_guard_parameters() -> None:
     memory, _ = make_memory()
-    memory.set_attributes(0x1000, PAGE_SIZE, Access.WRITE)
+    memory.set_attributes(0x1000, PAGE_SIZE, Access.NONE)
     memory.set_attributes(0x2000, PAGE_SIZE, Access.READ)
     assert decode_exit(make_exit(TRANSLATE, 0x1000, 0x3000), memory).status == HvStatus.INVALID_HYPERCALL_INPUT
     assert decode_exit(make_exit(TRANSLATE, 0x2000, 0x2800), memory).status == HvStatus.INVALID_HYPERCALL_INPUT
-    assert decode_exit(make_exit(TRANSLATE, 0x2000, 0x1000), memory).status == HvStatus.SUCCESS
+    assert decode_exit(make_exit(TRANSLATE, 0x2000, 0x3000), memory).status == HvStatus.SUCCESS
 
 
 def test_elements_and_partial_output() -> None:
