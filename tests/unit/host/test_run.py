@@ -100,6 +100,45 @@ def test_a_task_resumes_in_the_greenlet_it_left() -> None:
     sim.run()
 
 
+@pytest.mark.parametrize("seed", [None, 1])
+def test_tasks_that_start_each_other_do_not_nest(seed: int | None) -> None:
+    """Each is started while the one before it is suspended, and all of them stay alive."""
+    count = 300
+    sim = Simulator(seed=seed)
+    queue = sim.wait_queue("all_started")
+    started: list[int] = []
+    ended: list[int] = []
+
+    def task(number: int) -> None:
+        started.append(number)
+        if number + 1 < count:
+            sim.spawn(lambda: task(number + 1), f"task{number + 1}")
+        else:
+            queue.wake()
+        sim.wait_event(queue, lambda: len(started) == count)
+        ended.append(number)
+
+    sim.spawn(lambda: task(0), "task0")
+    sim.run()
+    assert started == list(range(count))
+    assert sorted(ended) == started
+
+
+def test_a_task_may_start_deep_in_the_recursion_of_another() -> None:
+    sim = Simulator()
+    room = 600
+
+    def descend(depth: int) -> None:
+        if depth:
+            descend(depth - 1)
+        else:
+            sim.relax()
+
+    sim.spawn(lambda: descend(room), "first")
+    sim.spawn(lambda: descend(room), "second")
+    sim.run()
+
+
 def test_a_task_killed_in_its_guest_greenlet_runs_no_more_code() -> None:
     sim = Simulator()
     queue = sim.wait_queue("for_ever")

@@ -45,6 +45,8 @@ class RunLoop:
         self._live = 0
         self._in_run = False
         self._hub = getcurrent()
+        self._starting: SimTask | None = None
+        """Drawn by a task to run next, and never run before: the main loop starts it."""
         self._failure: BaseException | None = None
 
     # --- the main loop ------------------------------------------------------------------------------------------------
@@ -80,14 +82,20 @@ class RunLoop:
             if clock.next <= clock.now:
                 clock.advance(clock.now)
             elif self.ready:
-                self.running = task = self.ready.pop(self.scheduler.next(self.ready))
-                self.switches += 1
-                task.resume.switch()
-                self.running = self.boot
+                self._run(self.ready.pop(self.scheduler.next(self.ready)))
             elif clock.next < NEVER:
                 clock.advance(clock.next)
             else:
                 raise Deadlock(describe_deadlock(self.tasks, clock.now))
+
+    def _run(self, task: SimTask | None) -> None:
+        """Give control to `task`, and to those that are drawn and must be started, until it comes back."""
+        while task is not None:
+            self.running = task
+            self.switches += 1
+            task.resume.switch()
+            task, self._starting = self._starting, None
+        self.running = self.boot
 
     def stop(self) -> None:
         """End the run: every task is ended at its next blocking call, `finally` blocks and all. Never blocks."""
@@ -138,14 +146,21 @@ class RunLoop:
     # --- the suspension point -----------------------------------------------------------------------------------------
 
     def _switch(self, following: SimTask | None) -> None:
-        """Give control to `following`, or to the main loop. Returns when somebody gives it back to this task."""
+        """Give control to `following`, or to the main loop. Returns when somebody gives it back to this task.
+
+        A greenlet stands on the stack of whoever starts it and inherits the depth of its recursion, so that tasks
+        started by tasks would nest: only the main loop starts one.
+        """
         self.running.resume = getcurrent()
         if following is None:
             self._hub.switch()
-        else:
+        elif following.resume:
             self.running = following
             self.switches += 1
             following.resume.switch()
+        else:
+            self._starting = following
+            self._hub.switch()
 
     def _suspend(self) -> None:
         """Give control away; the running task is not runnable until somebody makes it so."""
