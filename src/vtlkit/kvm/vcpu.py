@@ -15,11 +15,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from vtlkit.engine.api import Engine, Intercept, MmioRead8, MmioWrite8
+from vtlkit.engine.api import PAGE_SIZE, Engine, Intercept
 from vtlkit.host.api import LockRank, Task
 from vtlkit.kvm import run as run_loop
 from vtlkit.kvm.cpuid import DYNAMIC_LEAVES, CpuidEntry, CpuidTable
-from vtlkit.kvm.events import PENDING_INIT, PENDING_SIPI, EventQueue, has_interrupt
+from vtlkit.kvm.device_pages import VcpuDevices
+from vtlkit.kvm.events import PENDING_INIT, PENDING_SIPI, EventQueue
 from vtlkit.kvm.hyperv.vcpu import HvVcpu
 from vtlkit.kvm.kvm_run import KvmRun
 from vtlkit.kvm.lapic import LocalApic
@@ -27,7 +28,7 @@ from vtlkit.kvm.mmu import EngineMap
 from vtlkit.kvm.mpstate import MpState
 from vtlkit.kvm.msrs import Msrs
 from vtlkit.kvm.requests import Req
-from vtlkit.x86 import apic as apic_regs
+from vtlkit.kvm.reset import vcpu_reset
 from vtlkit.x86 import cpuid as cpuid_bits
 from vtlkit.x86.msr import APICBASE_BASE, APICBASE_ENABLE, MSR_EFER, X2APIC_ENABLE
 from vtlkit.x86.registers import CR0_PE, CR4_UMIP, EFER_LMA, RFLAGS_FIXED, Regs, Sregs
@@ -36,15 +37,7 @@ if TYPE_CHECKING:
     from vtlkit.kvm.vendor.svm import SvmVendor
     from vtlkit.kvm.vm import Vm
 
-_PRIVATE_REGISTERS: Final = frozenset({apic_regs.APIC_TASKPRI, apic_regs.APIC_EOI, apic_regs.APIC_ICR2})
-"""Registers whose writes concern neither time nor another processor: they need no look at the clock."""
 _HYPERVISOR_LEAVES: Final = 4
-_EVENT_ONLY: Final = 1 << Req.EVENT
-_TIMER_REGISTERS: Final = frozenset({apic_regs.APIC_TMICT, apic_regs.APIC_LVTT, apic_regs.APIC_TDCR})
-_FPU_RESET: Final = bytes([0x7F, 0x03]) + bytes(22) + bytes([0x80, 0x1F]) + bytes(512 - 26)
-"""FXSAVE image after reset: FCW 037Fh (FINIT's value, as KVM sets), MXCSR 1F80h."""
-_INIT_KEEPS_CR0: Final = 0x60000000
-"""INIT leaves CD and NW as they are."""
 
 
 class Mode(enum.IntEnum):
@@ -108,7 +101,6 @@ class Vcpu:
         self.tsc_adjust: int = 0
         self.clock_mark: int = 0
         """Instructions already accounted to the host's clock."""
-        self._apic_page: int | None = None
         self.dynamic_cpuid = DYNAMIC_LEAVES
         self.cpuid = CpuidTable()
         self.mp_state = MpState.RUNNABLE if is_bsp else MpState.UNINITIALIZED
@@ -117,40 +109,24 @@ class Vcpu:
         self.hv = HvVcpu(self, vcpu_id)
         self.apic.on_eoi = self.hv.on_eoi
         self.msrs = Msrs(self)
-        self.map = EngineMap(engine, vm.memory, self)
+        self.devices = VcpuDevices(self)
+        self.map = EngineMap(engine, vm.memory, self.devices)
         self.reset(init_event=False)
 
     # --- reset ----------------------------------------------------------------------------------------------------
 
     def reset(self, *, init_event: bool) -> None:
         """RESET, or INIT (`kvm_vcpu_reset`): architectural start values, interrupt state forgotten."""
-        engine = self.engine
-        engine.abandon()
-        old_cr0 = engine.get_sregs().cr0
-        self.events.reset()
-        self.pending_exit = None
-        self.gif = True
-        engine.nmi_blocked = False
-        engine.interrupt_shadow = False
-        engine.request_interrupt_window(False)
-        engine.request_nmi_window(False)
-        self.apic.reset(init_event)
-        sregs = Sregs.reset()
-        if init_event:
-            sregs.cr0 = (sregs.cr0 & ~_INIT_KEEPS_CR0) | (old_cr0 & _INIT_KEEPS_CR0)
-        else:
-            self.msrs.reset()
-            engine.set_fpu(_FPU_RESET)
-            engine.xcr0 = 1
-            self.hv.reset(init_event=False)
-        engine.set_sregs(sregs)
-        self.update_intercepts()
-        signature = self.cpuid.find(1)
-        self.set_regs(Regs.reset(signature.eax if signature else 0x600))
-        engine.set_debugregs((0, 0, 0, 0, 0xFFFF0FF0, 0x400))
-        for msr in engine.native_msrs:
-            if msr != MSR_EFER and not init_event and self.msrs.get(msr, host_initiated=True):
-                engine.set_msr(msr, _NATIVE_RESET.get(msr, 0))
+        vcpu_reset(self, init_event=init_event)
+
+    def reset_to_power_on(self) -> None:
+        """A machine reset (RESET#) of this vCPU."""
+        self.reset(init_event=False)
+        self.events.apic_events.clear(PENDING_INIT)
+        self.events.apic_events.clear(PENDING_SIPI)
+        self.mp_state = MpState.RUNNABLE if self.is_bsp else MpState.UNINITIALIZED
+        self.tsc_offset = -self.vm.tsc_at(self.host.now_ns())
+        self.tsc_adjust = 0
 
     def start_at(self, sipi_vector: int) -> None:
         """SIPI: real mode at `sipi_vector` << 12 (`kvm_vcpu_deliver_sipi_vector`)."""
@@ -176,7 +152,7 @@ class Vcpu:
         return False
 
     def kick(self) -> None:
-        """Wake the vCPU if it blocks, make it exit if it runs guest code (`kvm_vcpu_kick`). From any task; never blocks."""
+        """Wake the vCPU if it blocks, make it exit if it runs guest code (`kvm_vcpu_kick`). Any task; never blocks."""
         if not self.wait.wake():
             self.kick_running()
 
@@ -241,12 +217,8 @@ class Vcpu:
     def apic_base_changed(self, old: int, new: int) -> None:
         enabled = new & APICBASE_ENABLE and not new & X2APIC_ENABLE
         page = new & APICBASE_BASE if enabled else None
-        if page == self._apic_page:
-            return
-        before, self._apic_page = self._apic_page, page
-        for changed in (before, page):
-            if changed is not None:
-                self.map.refresh(changed, 4096)
+        for changed in self.devices.move_apic(page):
+            self.map.refresh(changed, PAGE_SIZE)
 
     def eoi_ioapic(self, vector: int) -> None:
         if self.vm.ioapic is not None:
@@ -254,65 +226,6 @@ class Vcpu:
 
     def hv_auto_eoi(self, vector: int) -> bool:
         return self.hv.auto_eoi(vector)
-
-    # --- device pages -----------------------------------------------------------------------------------------------
-
-    def device_pages(self) -> tuple[int, ...]:
-        pages = self.vm.mmio_bus.pages()
-        return pages if self._apic_page is None else (*pages, self._apic_page)
-
-    def device_at(self, page: int) -> tuple[MmioRead8, MmioWrite8] | None:
-        if page == self._apic_page:
-            return self._apic_read, self._apic_writer()
-        device = self.vm.mmio_bus.at(page)
-        if device is None:
-            return None
-        read, write = device
-
-        def synced_read(offset: int, size: int) -> int:
-            self.sync_clock()
-            return read(offset, size)
-
-        def synced_write(offset: int, size: int, value: int) -> None:
-            self.sync_clock()
-            write(offset, size, value)
-            self._look_at_requests()
-
-        return synced_read, synced_write
-
-    def _apic_read(self, offset: int, size: int) -> int:
-        self.sync_clock()
-        return self.apic.mmio_read(offset, size)
-
-    def _apic_writer(self) -> MmioWrite8:
-        write, requests = self.apic.mmio_write, self.requests.load
-
-        def apic_write(offset: int, size: int, value: int) -> None:
-            if offset not in _PRIVATE_REGISTERS:
-                self.sync_clock()
-            write(offset, size, value)
-            if offset in _TIMER_REGISTERS:
-                # The slice was chosen before this timer was set.
-                self.engine.kick()
-            elif requests():
-                self._look_at_requests()
-
-        return apic_write
-
-    def _look_at_requests(self) -> None:
-        """Leave the guest if a write from inside it made a request that has something to do."""
-        pending = self.requests.load()
-        if not pending:
-            return
-        if pending == _EVENT_ONLY:
-            # Taken before the look: a sender who adds an event after it makes the request again, and kicks.
-            self.check_request(Req.EVENT)
-            queue = self.events
-            if not has_interrupt(self) and not queue.has_events() and not queue.apic_events.load():
-                # An EOI that uncovered nothing, say.
-                return
-            self.make_request(Req.EVENT)
-        self.engine.kick()
 
     # --- time -------------------------------------------------------------------------------------------------------
 
@@ -472,15 +385,6 @@ class Vcpu:
         """User space has loaded a start state: the vCPU is running, whatever start-up protocol its kind has."""
         self.mp_state = MpState.RUNNABLE
 
-    def reset_to_power_on(self) -> None:
-        """A machine reset (RESET#) of this vCPU."""
-        self.reset(init_event=False)
-        self.events.apic_events.clear(PENDING_INIT)
-        self.events.apic_events.clear(PENDING_SIPI)
-        self.mp_state = MpState.RUNNABLE if self.is_bsp else MpState.UNINITIALIZED
-        self.tsc_offset = -self.vm.tsc_at(self.host.now_ns())
-        self.tsc_adjust = 0
-
     def set_msr(self, index: int, value: int) -> bool:
         """KVM_SET_MSRS for one register; False if it was refused."""
         return self.msrs.set(index, value, host_initiated=True)
@@ -512,4 +416,3 @@ _REGISTERS: Final = (
     *(f"r{number}" for number in range(8, 16)),
     "rip",
 )
-_NATIVE_RESET: Final = {0x277: 0x0007040600070406}

@@ -1,0 +1,95 @@
+"""Pages of the guest-physical space that are devices of the hypervisor for one vCPU: its local APIC, the VM's I/O APIC.
+
+Their callbacks run inside guest execution, in the vCPU's task: they account for time first, and make the guest be left
+if a write has made something deliverable.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from vtlkit.engine.api import MmioRead8, MmioWrite8
+from vtlkit.kvm.events import has_interrupt
+from vtlkit.kvm.requests import Req
+from vtlkit.x86 import apic as apic_regs
+
+if TYPE_CHECKING:
+    from vtlkit.kvm.vcpu import Vcpu
+
+_PRIVATE_REGISTERS: Final = frozenset({apic_regs.APIC_TASKPRI, apic_regs.APIC_EOI, apic_regs.APIC_ICR2})
+"""Registers whose writes concern neither time nor another processor: they need no look at the clock."""
+_TIMER_REGISTERS: Final = frozenset({apic_regs.APIC_TMICT, apic_regs.APIC_LVTT, apic_regs.APIC_TDCR})
+_EVENT_ONLY: Final = 1 << Req.EVENT
+
+
+class VcpuDevices:
+    """`mmu.DevicePages` of one vCPU."""
+
+    def __init__(self, vcpu: Vcpu) -> None:
+        self._vcpu = vcpu
+        self._apic_page: int | None = None
+
+    def move_apic(self, page: int | None) -> list[int]:
+        """The local APIC's page is here now, or nowhere; the pages whose mapping that changes."""
+        before, self._apic_page = self._apic_page, page
+        return [] if before == page else [changed for changed in (before, page) if changed is not None]
+
+    def device_pages(self) -> tuple[int, ...]:
+        pages = self._vcpu.vm.mmio_bus.pages()
+        return pages if self._apic_page is None else (*pages, self._apic_page)
+
+    def device_at(self, page: int) -> tuple[MmioRead8, MmioWrite8] | None:
+        if page == self._apic_page:
+            return self._apic_read, self._apic_writer()
+        device = self._vcpu.vm.mmio_bus.at(page)
+        if device is None:
+            return None
+        read, write = device
+        sync_clock = self._vcpu.sync_clock
+
+        def synced_read(offset: int, size: int) -> int:
+            sync_clock()
+            return read(offset, size)
+
+        def synced_write(offset: int, size: int, value: int) -> None:
+            sync_clock()
+            write(offset, size, value)
+            self._look_at_requests()
+
+        return synced_read, synced_write
+
+    def _apic_read(self, offset: int, size: int) -> int:
+        self._vcpu.sync_clock()
+        return self._vcpu.apic.mmio_read(offset, size)
+
+    def _apic_writer(self) -> MmioWrite8:
+        vcpu = self._vcpu
+        write, requests = vcpu.apic.mmio_write, vcpu.requests.load
+
+        def apic_write(offset: int, size: int, value: int) -> None:
+            if offset not in _PRIVATE_REGISTERS:
+                vcpu.sync_clock()
+            write(offset, size, value)
+            if offset in _TIMER_REGISTERS:
+                # The slice was chosen before this timer was set.
+                vcpu.engine.kick()
+            elif requests():
+                self._look_at_requests()
+
+        return apic_write
+
+    def _look_at_requests(self) -> None:
+        """Leave the guest if a write from inside it made a request that has something to do."""
+        vcpu = self._vcpu
+        pending = vcpu.requests.load()
+        if not pending:
+            return
+        if pending == _EVENT_ONLY:
+            # Taken before the look: a sender who adds an event after it makes the request again, and kicks.
+            vcpu.check_request(Req.EVENT)
+            queue = vcpu.events
+            if not has_interrupt(vcpu) and not queue.has_events() and not queue.apic_events.load():
+                # An EOI that uncovered nothing, say.
+                return
+            vcpu.make_request(Req.EVENT)
+        vcpu.engine.kick()
