@@ -48,6 +48,36 @@ def test_a_callback_may_cancel_its_own_timer() -> None:
         assert done.wait(5)
 
 
+def test_restarted_timers_do_not_pile_up() -> None:
+    with ThreadHost() as host:
+        timer = host.timer(lambda: None, "tsc_deadline")
+        later = host.now_ns() + 3_600_000 * MS
+        for tick in range(10_000):
+            timer.start(later + tick)
+        assert len(host._timers._alarms) < 200
+        assert timer.deadline_ns() == later + 9_999
+        assert timer.cancel()
+
+
+def test_a_timer_moved_forward_fires_early_and_one_moved_back_does_not() -> None:
+    with ThreadHost() as host:
+        fired: list[str] = []
+        done = threading.Event()
+
+        def expire() -> None:
+            fired.append("forward")
+            done.set()
+
+        backward = host.timer(lambda: fired.append("backward"), "backward")
+        forward = host.timer(expire, "forward")
+        forward.start(host.now_ns() + 3_600_000 * MS)
+        backward.start(host.now_ns() + 50 * MS)
+        backward.start(host.now_ns() + 3_600_000 * MS)
+        forward.start(host.now_ns() + 60 * MS)
+        assert done.wait(5)
+        assert fired == ["forward"]
+
+
 def test_main_thread_is_adopted() -> None:
     with ThreadHost() as host:
         task = host.current()

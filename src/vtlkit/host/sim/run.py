@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from greenlet import GreenletExit, getcurrent
 
-from vtlkit.host.sim.clock import NEVER, Alarm, Clock
+from vtlkit.host.alarms import NEVER, Alarm
+from vtlkit.host.sim.clock import Clock
 from vtlkit.host.sim.report import Deadlock, describe_deadlock
 from vtlkit.host.sim.schedulers import ALONE_SLICE_NS, Scheduler
 from vtlkit.host.sim.task import Obstacle, SimTask

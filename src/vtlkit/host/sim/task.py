@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from greenlet import GreenletExit, greenlet
 
+from vtlkit.host.alarms import Alarm
 from vtlkit.host.api import Task
 from vtlkit.host.ranks import RankedLock, check_none_held
-from vtlkit.host.sim.clock import Alarm
 from vtlkit.host.taskstate import TaskState
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from heapq import heappop, heappush
 
+from vtlkit.host.alarms import NEVER, Alarm, AlarmQueue
 from vtlkit.host.api import Timer
 
 NS_PER_S = 1_000_000_000
@@ -41,7 +41,7 @@ def yield_processor() -> None:
 
 
 class TimerThread:
-    """The heap of armed timers and the thread that fires them, which starts with the first timer."""
+    """The armed timers and the thread that fires them, which starts with the first timer."""
 
     def __init__(
         self,
@@ -53,82 +53,80 @@ class TimerThread:
         self._enter_interrupt = enter_interrupt
         self._on_error = on_error
         self._changed = threading.Condition(threading.Lock())
-        self._heap: list[tuple[int, int, ThreadTimer]] = []
-        self._tickets = 0
-        self._firing: ThreadTimer | None = None
+        self._alarms = AlarmQueue()
+        self._firing: Alarm | None = None
         self._thread: threading.Thread | None = None
         self._ended = False
 
     def arm(self, timer: ThreadTimer, deadline_ns: int) -> None:
         with self._changed:
             assert not self._ended, f"timer '{timer.name}' is started after shutdown()"
-            self._tickets += 1
-            timer.ticket = self._tickets
-            timer.deadline = deadline_ns
-            heappush(self._heap, (deadline_ns, timer.ticket, timer))
+            before = self._alarms.next
+            self._alarms.arm(timer, deadline_ns)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._main, name="timers", daemon=True)
                 self._thread.start()
-            elif self._heap[0][2] is timer:
+            elif self._alarms.next < before:
                 self._changed.notify_all()
 
     def disarm(self, timer: ThreadTimer) -> bool:
         with self._changed:
-            armed = timer.ticket != 0
-            timer.ticket = 0
+            armed = self._forget(timer)
             while self._firing is timer and threading.current_thread() is not self._thread:
                 self._changed.wait()
-                armed = armed or timer.ticket != 0
-                timer.ticket = 0
+                armed |= self._forget(timer)
             return armed
+
+    def _forget(self, timer: ThreadTimer) -> bool:
+        """Disarm; whether it was armed. The caller holds `_changed`."""
+        armed = timer.ticket != 0
+        if armed:
+            self._alarms.disarm(timer)
+        return armed
 
     def end(self) -> None:
         """Fire nothing more; wait for a callback that has begun."""
         with self._changed:
             self._ended = True
-            self._heap.clear()
+            self._alarms.clear()
             self._changed.notify_all()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
 
     def _main(self) -> None:
         self._enter_interrupt()
-        while (timer := self._next_due()) is not None:
+        while (alarm := self._next_due()) is not None:
             try:
-                timer.callback()
+                alarm.expire()
             except BaseException as error:  # noqa: BLE001 - re-raised by run()
-                self._on_error(error, f"timer '{timer.name}'")
+                self._on_error(error, alarm.alarm_name())
             with self._changed:
                 self._firing = None
                 self._changed.notify_all()
 
-    def _next_due(self) -> ThreadTimer | None:
-        """Wait for a timer to be due and take it; None at the end."""
+    def _next_due(self) -> Alarm | None:
+        """Wait for an alarm to be due and take it; None at the end."""
         with self._changed:
             while not self._ended:
-                while self._heap and self._heap[0][2].ticket != self._heap[0][1]:
-                    heappop(self._heap)
-                timeout = self._clock.seconds_until(self._heap[0][0]) if self._heap else None
+                deadline = self._alarms.next
+                timeout = self._clock.seconds_until(deadline) if deadline < NEVER else None
                 if timeout is not None and timeout <= 0:
-                    timer = heappop(self._heap)[2]
-                    timer.ticket = 0
-                    self._firing = timer
-                    return timer
+                    self._firing = self._alarms.take()
+                    return self._firing
                 self._changed.wait(timeout)
         return None
 
 
-class ThreadTimer(Timer):
-    """A one-shot timer on real time. `ticket` names its live heap entry; 0 is none."""
+class ThreadTimer(Alarm, Timer):
+    """A one-shot timer on real time."""
 
-    __slots__ = ("_thread", "callback", "deadline", "name", "ticket")
+    __slots__ = ("_callback", "_thread", "name")
 
     def __init__(self, thread: TimerThread, callback: Callable[[], None], name: str) -> None:
+        super().__init__()
         self._thread = thread
-        self.callback = callback
+        self._callback = callback
         self.name = name
-        self.ticket = 0
-        self.deadline = 0
 
     def start(self, deadline_ns: int) -> None:
         self._thread.arm(self, deadline_ns)
@@ -141,3 +139,9 @@ class ThreadTimer(Timer):
 
     def deadline_ns(self) -> int | None:
         return self.deadline if self.ticket else None
+
+    def expire(self) -> None:
+        self._callback()
+
+    def alarm_name(self) -> str:
+        return f"timer '{self.name}'"
