@@ -297,6 +297,7 @@ class Engine(ABC):
     def set_debugregs(self, values: tuple[int, int, int, int, int, int]) -> None: ...
 
     xcr0: int
+    pkru: int
 
     @abstractmethod
     def copy_shared_state(self, source: Engine) -> None:

@@ -45,6 +45,7 @@ def vcpu_reset(vcpu: Vcpu, *, init_event: bool) -> None:
         vcpu.msrs.reset()
         engine.set_fpu(_FPU_RESET)
         engine.xcr0 = 1
+        engine.pkru = 0
         vcpu.hv.reset(init_event=False)
     engine.set_sregs(sregs)
     vcpu.update_intercepts()

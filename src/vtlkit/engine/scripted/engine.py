@@ -192,6 +192,14 @@ class ScriptedEngine(Instructions, Engine):
     def xcr0(self, value: int) -> None:
         self.regs.xcr0 = value
 
+    @property
+    def pkru(self) -> int:
+        return self.regs.pkru
+
+    @pkru.setter
+    def pkru(self, value: int) -> None:
+        self.regs.pkru = value
+
     def get_sregs(self) -> Sregs:
         sregs = self.regs.sregs.copy()
         sregs.cr8 = sregs.apic_base = 0

@@ -34,7 +34,7 @@ NATIVE_MSRS: Final = frozenset(_VALUES) | {msr.MSR_EFER, msr.MSR_FS_BASE, msr.MS
 class State:
     """`RegisterFile`, and what lies beside it."""
 
-    __slots__ = (*GPRS, "dr", "fpu", "msrs", "rflags", "rip", "sregs", "xcr0")
+    __slots__ = (*GPRS, "dr", "fpu", "msrs", "pkru", "rflags", "rip", "sregs", "xcr0")
 
     rax: int
     rcx: int
@@ -67,6 +67,7 @@ class State:
         fpu[_MXCSR_OFFSET : _MXCSR_OFFSET + 4] = _MXCSR_RESET
         self.fpu = bytes(fpu)
         self.xcr0 = 1
+        self.pkru = 0
 
     def get_msr(self, index: int) -> int:
         if index == msr.MSR_EFER:
@@ -97,3 +98,4 @@ class State:
         self.dr[:4] = source.dr[:4]
         self.fpu = source.fpu
         self.xcr0 = source.xcr0
+        self.pkru = source.pkru

@@ -123,6 +123,15 @@ class UnicornEngine(Loop):
     def xcr0(self, value: int) -> None:
         self.regs.xcr0 = value
 
+    @property
+    def pkru(self) -> int:
+        return int(self.regs.pkru)
+
+    @pkru.setter
+    def pkru(self, value: int) -> None:
+        self.regs.pkru = value
+        self.flush_tlb()
+
     def copy_shared_state(self, source: Engine) -> None:
         assert isinstance(source, UnicornEngine)
         assert not self._unfinished
