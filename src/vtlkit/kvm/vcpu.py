@@ -97,7 +97,7 @@ class Vcpu:
         """Length of the instruction that `pending_exit` completes."""
         self.msr_exit: KvmRun | None = None
         """Set by an MSR's setter whose effect is user space's."""
-        self.tsc_offset = -vm.tsc_at(self.host.now_ns())
+        self.tsc_offset = vm.tsc_offset
         self.tsc_adjust: int = 0
         self.clock_mark: int = 0
         """Instructions already accounted to the host's clock."""
@@ -125,7 +125,7 @@ class Vcpu:
         self.events.apic_events.clear(PENDING_INIT)
         self.events.apic_events.clear(PENDING_SIPI)
         self.mp_state = MpState.RUNNABLE if self.is_bsp else MpState.UNINITIALIZED
-        self.tsc_offset = -self.vm.tsc_at(self.host.now_ns())
+        self.tsc_offset = self.vm.tsc_offset
         self.tsc_adjust = 0
 
     def start_at(self, sipi_vector: int) -> None:

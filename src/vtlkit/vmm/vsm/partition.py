@@ -97,6 +97,9 @@ class Partition:
             # Device interrupts go to VTL 0: its Vm has the controllers that devices are wired to.
             vm.create_irqchip()
             vm.create_pit2()
+        else:
+            # One TSC for all VTLs of a processor.
+            vm.tsc_offset = self.vtl0.vm.tsc_offset
         vtl = Vtl(level, vm)
         # Other processors' tasks may be going through the VTLs without the lock: they go on with those they began with.
         self.vtls = {**self.vtls, level: vtl}
