@@ -1,1 +1,1 @@
-"""The user-space side: the machine, its devices and loaders, and all VTL policy. It sees the hypervisor through `kvm.uapi`."""
+"""The user-space side: the machine, its devices and loaders, and all VTL policy. It sees KVM through `kvm.uapi`."""

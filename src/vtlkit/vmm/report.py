@@ -14,7 +14,8 @@ def describe_vcpu(index: int, vcpu: Vcpu) -> str:
     lines = [f"VP {index} ({vcpu.name}), CPL {vcpu.cpl()}, {vcpu.get_mp_state().name.lower()}"]
     lines.append(f"  RIP {regs.rip:016x}  RFLAGS {regs.rflags:08x}")
     for at in range(0, len(names), _PER_LINE):
-        lines.append("  " + "  ".join(f"{name.upper():<3} {getattr(regs, name):016x}" for name in names[at : at + _PER_LINE]))
+        row = names[at : at + _PER_LINE]
+        lines.append("  " + "  ".join(f"{name.upper():<3} {getattr(regs, name):016x}" for name in row))
     for name in ("cs", "ss", "ds", "es", "fs", "gs", "tr", "ldt"):
         segment = getattr(sregs, name)
         lines.append(

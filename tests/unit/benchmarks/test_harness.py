@@ -19,6 +19,7 @@ def test_the_cases_of_the_directory_are_found() -> None:
 
 def test_the_calibration_case_runs() -> None:
     (case,) = (case for case in harness.all_cases() if case.name == "calibration")
+    assert isinstance(case, Case)
     assert case.run() > 0
 
 

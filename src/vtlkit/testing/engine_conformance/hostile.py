@@ -1,4 +1,4 @@
-"""What a guest may do to hurt: encodings that no processor has, translations that outlive their page, endless faults."""
+"""What a guest may do to hurt: encodings that no processor has, translations older than their page, endless faults."""
 
 from __future__ import annotations
 

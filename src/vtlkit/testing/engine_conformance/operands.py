@@ -58,6 +58,7 @@ def stores_have_the_privilege_of_the_guest(bench: Bench) -> None:
         guest.put(page, 8, _ONES)
         guest.engine.flush_tlb()
         event = guest.engine.store_operand(0x33, 2)
+        assert not isinstance(event, api.MemoryFault)
         assert (event and (event.vector, event.error_code)) == (wanted and (Vector.PF, wanted))
         assert guest.read(page, 8) == (_ONES if wanted else 0xFFFFFFFFFFFF0033)
 
