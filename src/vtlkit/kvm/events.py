@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from vtlkit.engine.api import Event, EventType
+from vtlkit.kvm.mpstate import MpState
 from vtlkit.kvm.requests import Req
 from vtlkit.x86.exceptions import DOUBLE_FAULT, HAS_ERROR_CODE, SHUTDOWN, Vector, combine
 
@@ -131,22 +132,19 @@ def inject_pending(vcpu: Vcpu) -> None:
         else:
             engine.request_nmi_window(True)
 
+    if not busy and vendor.interrupt_allowed(vcpu):
+        vector = _next_vector(vcpu)
+        if vector < 0:
+            # What comes from now on makes the request again, and kicks.
+            return
+        vendor.inject_irq(vcpu, vector)
+        vcpu.statistics.injected_interrupts += 1
     if has_interrupt(vcpu):
-        if not busy and vendor.interrupt_allowed(vcpu):
-            vector = _next_vector(vcpu)
-            if vector >= 0:
-                vendor.inject_irq(vcpu, vector)
-                vcpu.statistics.injected_interrupts += 1
-            if has_interrupt(vcpu):
-                engine.request_interrupt_window(True)
-        else:
-            engine.request_interrupt_window(True)
+        engine.request_interrupt_window(True)
 
 
 def accept_apic_events(vcpu: Vcpu) -> None:
     """Act on INIT and SIPI (`kvm_apic_accept_events`)."""
-    from vtlkit.kvm.mpstate import MpState
-
     latch = vcpu.events.apic_events
     if latch.test_and_clear(PENDING_INIT):
         vcpu.reset(init_event=True)

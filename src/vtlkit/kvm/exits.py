@@ -184,12 +184,15 @@ HANDLERS: Final[dict[type[api.Exit], Callable[[Vcpu, Any], KvmRun | None]]] = {
 }
 
 
+_IO_EXITS: Final = (kvm_run.Io, kvm_run.Mmio)
+
+
 def complete(vcpu: Vcpu) -> KvmRun | None:
     """Take user space's answer to the last exit."""
     pending, vcpu.pending_exit = vcpu.pending_exit, None
     if pending is None:
         return None
-    if isinstance(pending, kvm_run.Io | kvm_run.Mmio):
+    if isinstance(pending, _IO_EXITS):
         if not pending.write:
             vcpu.engine.complete(pending.data)
     elif isinstance(pending, kvm_run.Hyperv):

@@ -302,7 +302,8 @@ class LapicCore:
         self._eois += 1
         vector = self._isr.bit_length() - 1
         self._isr ^= 1 << vector
-        self._update_ppr()
+        # What this uncovers is looked at when the request below is.
+        self._ppr = self._compute_ppr()
         if self.on_eoi is not None:
             self.on_eoi(vector)
         if self.tmr.test(vector):

@@ -97,7 +97,8 @@ def wait_for_event(vcpu: Vcpu) -> bool:
     """
     if not block(vcpu):
         return False
-    events.accept_apic_events(vcpu)
+    if vcpu.events.apic_events.load():
+        events.accept_apic_events(vcpu)
     if vcpu.mp_state is MpState.HALTED:
         vcpu.mp_state = MpState.RUNNABLE
         vcpu.statistics.halt_wakeups += 1
