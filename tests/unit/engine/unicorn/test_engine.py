@@ -240,3 +240,28 @@ def test_an_operand_where_the_map_permits_no_access_is_a_memory_fault(factory: U
         else:
             assert isinstance(loaded, MemoryFault)
             assert loaded.access == Access.READ
+
+
+@pytest.mark.parametrize("guest_may_write", [False, True], ids=["told", "compared"])
+def test_code_that_changed_while_another_engine_ran_is_translated_anew(
+    factory: UnicornFactory, guest_may_write: bool
+) -> None:
+    """What no guest may write is looked at only when the host says that it wrote; all else after every switch."""
+    block = RamBlock(4096)
+    block.view[:2] = b"\x0f\xa2"  # CPUID
+    engines = [factory.create(f"vcpu{number}") for number in range(2)]
+    for engine in engines:
+        engine.map_ram(0, 4096, block, 0, Access.READ | Access.EXECUTE)
+        sregs = engine.get_sregs()
+        sregs.cs.selector = sregs.cs.base = 0
+        engine.set_sregs(sregs)
+    if guest_may_write:
+        engines[1].protect(0, 4096, Access.ALL)
+    for engine in engines:
+        engine.regs.rip = 0
+        assert type(engine.run(5)) is Cpuid
+    block.view[:2] = b"\x0f\x32"  # RDMSR
+    if not guest_may_write:
+        engines[0].memory_written(0, 2)
+    engines[0].regs.rip = 0
+    assert type(engines[0].run(5)) is api.Rdmsr
