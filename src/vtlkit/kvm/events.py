@@ -76,7 +76,7 @@ class EventQueue:
         self._vcpu.make_request(Req.NMI)
 
     def process_nmi(self) -> None:
-        """Take over what has been sent (`process_nmi`): beside an NMI in service one is latched, the others are lost."""
+        """Take over what has been sent (`process_nmi`): beside an NMI in service one is latched, the rest are lost."""
         limit = 1 if self._vcpu.engine.nmi_blocked else NMI_LIMIT
         self.nmi_pending = min(self.nmi_pending + self.nmi_queued.xchg(0), limit)
         self._vcpu.make_request(Req.EVENT)

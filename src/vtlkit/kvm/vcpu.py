@@ -11,8 +11,6 @@ reads the requests. Either the sender sees IN_GUEST_MODE and kicks the engine, o
 from __future__ import annotations
 
 import enum
-from collections import Counter
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from vtlkit.engine.api import PAGE_SIZE, Engine, Intercept
@@ -29,6 +27,7 @@ from vtlkit.kvm.mpstate import MpState
 from vtlkit.kvm.msrs import Msrs
 from vtlkit.kvm.requests import Req
 from vtlkit.kvm.reset import vcpu_reset
+from vtlkit.kvm.statistics import VcpuStatistics as VcpuStatistics
 from vtlkit.x86 import cpuid as cpuid_bits
 from vtlkit.x86.msr import APICBASE_BASE, APICBASE_ENABLE, MSR_EFER, X2APIC_ENABLE
 from vtlkit.x86.registers import CR0_PE, CR4_UMIP, EFER_LMA, RFLAGS_FIXED, Regs, Sregs
@@ -46,27 +45,6 @@ class Mode(enum.IntEnum):
     OUTSIDE_GUEST_MODE = 0
     IN_GUEST_MODE = 1
     EXITING_GUEST_MODE = 2
-
-
-@dataclass(slots=True)
-class VcpuStatistics:
-    """Counters since creation; written by the vCPU's task."""
-
-    exits: Counter[str] = field(default_factory=Counter)
-    """Exits of the engine by name."""
-    user_exits: Counter[str] = field(default_factory=Counter)
-    """Exits to user space by reason."""
-    cpuid_exits: int = 0
-    injected_interrupts: int = 0
-    blocks: int = 0
-    halt_wakeups: int = 0
-
-    def all_exits(self) -> Counter[str]:
-        """Engine exits by name, those of the fast path included."""
-        total = Counter(self.exits)
-        if self.cpuid_exits:
-            total["cpuid"] += self.cpuid_exits
-        return total
 
 
 class Vcpu:
@@ -97,7 +75,7 @@ class Vcpu:
         """Length of the instruction that `pending_exit` completes."""
         self.msr_exit: KvmRun | None = None
         """Set by an MSR's setter whose effect is user space's."""
-        self.tsc_offset = vm.tsc_offset
+        self.tsc_offset: int = vm.tsc_offset
         self.tsc_adjust: int = 0
         self.clock_mark: int = 0
         """Instructions already accounted to the host's clock."""

@@ -1,0 +1,30 @@
+"""What a vCPU counts. Counterpart: `struct kvm_vcpu_stat` of arch/x86/include/asm/kvm_host.h.
+
+Written by the vCPU's task; other tasks may read numbers that are about to change.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class VcpuStatistics:
+    """Counters since creation."""
+
+    exits: Counter[str] = field(default_factory=Counter)
+    """Exits of the engine by name."""
+    user_exits: Counter[str] = field(default_factory=Counter)
+    """Exits to user space by reason."""
+    cpuid_exits: int = 0
+    injected_interrupts: int = 0
+    blocks: int = 0
+    halt_wakeups: int = 0
+
+    def all_exits(self) -> Counter[str]:
+        """Engine exits by name, those of the fast path included."""
+        total = Counter(self.exits)
+        if self.cpuid_exits:
+            total["cpuid"] += self.cpuid_exits
+        return total
