@@ -31,9 +31,11 @@ test: $(DEV)
 	@$(BIN)/python -m pytest
 
 check: $(DEV)
-	@$(BIN)/ruff format --quiet --check . || { $(BIN)/ruff format --check . ; exit 1; }
-	@$(BIN)/ruff check --quiet .
-	@$(BIN)/mypy --no-error-summary
+	@status=0; \
+	report=$$($(BIN)/ruff format --check . 2>&1) || { status=1; echo "$$report"; }; \
+	$(BIN)/ruff check --quiet . || status=1; \
+	$(BIN)/mypy --no-error-summary || status=1; \
+	exit $$status
 
 format: $(DEV)
 	@$(BIN)/ruff format --quiet .
