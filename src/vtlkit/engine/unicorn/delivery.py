@@ -10,10 +10,28 @@ A delivery that faults has changed nothing but accessed and dirty bits.
 from __future__ import annotations
 
 import struct
-from functools import lru_cache
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from vtlkit.engine.api import Event, EventType, ExceptionExit, Exit, InternalError, MemoryFault, Shutdown
+from vtlkit.engine.unicorn.descriptors import (
+    ACCESSED_IN_BYTE_5,
+    DESC_ACCESSED,
+    DESC_B,
+    DESC_CODE,
+    DESC_CONFORMING,
+    DESC_DPL_SHIFT,
+    DESC_L,
+    DESC_P,
+    DESC_S,
+    DESC_TYPE_SHIFT,
+    DESC_WRITABLE,
+    LONG_GATE_SIZE,
+    TWO_WORDS,
+    Descriptor,
+    Gate,
+    accessed_descriptor,
+    gate_of,
+)
 from vtlkit.engine.unicorn.linear import GuestFault, PhysicalFault
 from vtlkit.engine.unicorn.state import HF2_NMI, HF_CPL, HF_LMA, SegmentCache
 from vtlkit.x86.exceptions import DOUBLE_FAULT, HAS_ERROR_CODE, SHUTDOWN, Vector, combine
@@ -31,10 +49,8 @@ from vtlkit.x86.registers import (
 if TYPE_CHECKING:
     from vtlkit.engine.unicorn.instance import Instance
 
-_TWO_WORDS: Final = struct.Struct("<II")
 _FRAME: Final = struct.Struct("<QQQQQ")
 _FRAME_WITH_ERROR: Final = struct.Struct("<QQQQQQ")
-_LONG_GATE_SIZE: Final = 16
 _GATE_SIZE: Final = 8
 _EXT: Final = 1
 _IDT: Final = 2
@@ -57,20 +73,6 @@ _CLEARED_BY: Final = {
 
 ES, CS, SS, DS, FS, GS = range(6)
 
-DESC_TYPE_SHIFT: Final = 8
-DESC_ACCESSED: Final = 1 << 8
-_ACCESSED_IN_BYTE_5: Final = 1
-DESC_WRITABLE: Final = 1 << 9
-DESC_CONFORMING: Final = 1 << 10
-DESC_EXPAND_DOWN: Final = 1 << 10
-DESC_CODE: Final = 1 << 11
-DESC_S: Final = 1 << 12
-DESC_DPL_SHIFT: Final = 13
-DESC_P: Final = 1 << 15
-DESC_L: Final = 1 << 21
-DESC_B: Final = 1 << 22
-DESC_G: Final = 1 << 23
-
 _FAULTS: Final = frozenset(
     {Vector.DE, Vector.BR, Vector.UD, Vector.NM, Vector.TS, Vector.NP, Vector.SS, Vector.GP, Vector.PF}
     | {Vector.MF, Vector.AC, Vector.XM, Vector.VE, Vector.CP}
@@ -80,50 +82,6 @@ _FAULTS: Final = frozenset(
 
 class _TaskGate(Exception):
     pass
-
-
-class Descriptor:
-    """A code or data descriptor read from a table, and where it lies."""
-
-    __slots__ = ("address", "base", "flags", "limit", "selector")
-
-    def __init__(self, selector: int, address: int, low: int, high: int) -> None:
-        self.selector = selector
-        self.address = address
-        self.base = (low >> 16) | ((high & 0xFF) << 16) | (high & 0xFF000000)
-        limit = (low & 0xFFFF) | (high & 0x000F0000)
-        self.limit = (limit << 12) | 0xFFF if high & DESC_G else limit
-        self.flags = high
-
-    @property
-    def dpl(self) -> int:
-        return (self.flags >> DESC_DPL_SHIFT) & 3
-
-
-@lru_cache(maxsize=512)
-def _accessed_descriptor(selector: int, address: int, raw: bytes) -> Descriptor:
-    """A descriptor that nothing changes any more, decoded once."""
-    return Descriptor(selector, address, *_TWO_WORDS.unpack(raw))
-
-
-class _Gate(NamedTuple):
-    """An interrupt or trap gate; `kind` has the S bit on top of the type."""
-
-    offset: int
-    selector: int
-    kind: int
-    ist: int
-    dpl: int
-    present: bool
-
-
-@lru_cache(maxsize=512)
-def _gate_of(raw: bytes) -> _Gate:
-    low, selector, mid, high = struct.unpack_from("<HHHH", raw)
-    offset = low | high << 16
-    if len(raw) == _LONG_GATE_SIZE:
-        offset |= struct.unpack_from("<I", raw, 8)[0] << 32
-    return _Gate(offset, selector, (mid >> 8) & 0x1F, mid & 7, (mid >> 13) & 3, bool(mid & 0x8000))
 
 
 class Delivery:
@@ -224,17 +182,17 @@ class Delivery:
 
     # --- gates and descriptors ------------------------------------------------------------------------------------
 
-    def _gate(self, event: Event, ext: int, size: int) -> _Gate:
+    def _gate(self, event: Event, ext: int, size: int) -> Gate:
         """The event's gate, checked."""
         idt = self._idt
         start = event.vector * size
         error = event.vector * 8 | _IDT | ext
         if start + size - 1 > idt.limit:
             raise GuestFault(Vector.GP, error)
-        gate = _gate_of(self._linear.read(idt.base + start, size))
+        gate = gate_of(self._linear.read(idt.base + start, size))
         if gate.kind == _TASK_GATE and size == _GATE_SIZE:
             raise _TaskGate
-        if gate.kind not in (_LONG_GATES if size == _LONG_GATE_SIZE else _GATES):
+        if gate.kind not in (_LONG_GATES if size == LONG_GATE_SIZE else _GATES):
             raise GuestFault(Vector.GP, error)
         if event.type is EventType.SOFTWARE and gate.dpl < self._state.hflags & HF_CPL:
             raise GuestFault(Vector.GP, error)
@@ -250,9 +208,9 @@ class Delivery:
             raise GuestFault(vector, (selector & 0xFFFC) | ext)
         address = table.base + index
         raw = self._linear.read(address, 8)
-        if raw[5] & _ACCESSED_IN_BYTE_5:
-            return _accessed_descriptor(selector, address, raw)
-        return Descriptor(selector, address, *_TWO_WORDS.unpack(raw))
+        if raw[5] & ACCESSED_IN_BYTE_5:
+            return accessed_descriptor(selector, address, raw)
+        return Descriptor(selector, address, *TWO_WORDS.unpack(raw))
 
     def _code_segment(self, selector: int, ext: int, cpl: int) -> Descriptor:
         if not selector & 0xFFFC:
@@ -280,7 +238,7 @@ class Delivery:
 
     def _deliver_long(self, event: Event, ext: int) -> None:
         state = self._state
-        offset, selector, kind, ist, _, _ = self._gate(event, ext, _LONG_GATE_SIZE)
+        offset, selector, kind, ist, _, _ = self._gate(event, ext, LONG_GATE_SIZE)
         cpl = state.hflags & HF_CPL
         code = self._code_segment(selector, ext, cpl)
         if not code.flags & DESC_L or code.flags & DESC_B:

@@ -31,6 +31,7 @@ from vtlkit.engine.unicorn.controls import (
     intercept_words,
 )
 from vtlkit.engine.unicorn.loop import Loop
+from vtlkit.engine.unicorn.shared_state import copy_shared_state
 from vtlkit.engine.unicorn.state import (
     HF2_GIF,
 )
@@ -136,7 +137,7 @@ class UnicornEngine(Loop):
         assert isinstance(source, UnicornEngine)
         assert not self._unfinished
         assert not source._unfinished
-        if registers.copy_shared_state(self._bytes, source._bytes):
+        if copy_shared_state(self._bytes, source._bytes):
             self.flush_tlb()
 
     # --- memory -------------------------------------------------------------------------------------------------------

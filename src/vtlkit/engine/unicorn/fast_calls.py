@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from vtlkit.engine.api import Event, EventType
-from vtlkit.engine.unicorn.delivery import (
-    CS,
+from vtlkit.engine.unicorn.delivery import CS, SS
+from vtlkit.engine.unicorn.descriptors import (
     DESC_ACCESSED,
     DESC_B,
     DESC_CODE,
@@ -20,7 +20,6 @@ from vtlkit.engine.unicorn.delivery import (
     DESC_P,
     DESC_S,
     DESC_WRITABLE,
-    SS,
 )
 from vtlkit.engine.unicorn.state import HF_CS64, HF_LMA, CpuState
 from vtlkit.x86.exceptions import Vector

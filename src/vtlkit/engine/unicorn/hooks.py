@@ -58,16 +58,12 @@ from vtlkit.engine.unicorn.linear import GuestFault, PhysicalFault
 from vtlkit.engine.unicorn.memory import Kind
 from vtlkit.engine.unicorn.state import (
     CC_OP_EFLAGS,
-    HF_CS64,
     HF_INHIBIT_IRQ,
     INTERRUPT_NMI,
     INTERRUPT_VIRQ,
 )
 from vtlkit.x86.exceptions import HAS_ERROR_CODE, Vector
-from vtlkit.x86.paging import SUPERVISOR, is_canonical
-from vtlkit.x86.registers import (
-    CR4_LA57,
-)
+from vtlkit.x86.paging import SUPERVISOR
 
 if TYPE_CHECKING:
     from vtlkit.engine.unicorn.factory import UnicornFactory
@@ -309,14 +305,6 @@ class Hooks(InputOutput):
         self._lone = rip
         self._live.next_flags.value = 1
         return True
-
-    def _before_hole(self) -> bool:
-        """Whether RIP is in the last page below the addresses that are not canonical."""
-        state = self.regs
-        if not state.hflags & HF_CS64:
-            return False
-        la57 = bool(state.cr[4] & CR4_LA57)
-        return is_canonical(state.rip, la57) and not is_canonical(state.rip + 4096, la57)
 
     def _hidden_table_fault(self, gva: int) -> Exit | None:
         """A page fault because a page table lies where the map forbids reads is that violation instead."""

@@ -29,7 +29,9 @@ from vtlkit.engine.unicorn.state import (
     CpuState,
     locate,
 )
+from vtlkit.x86.paging import is_canonical
 from vtlkit.x86.registers import (
+    CR4_LA57,
     RFLAGS_DF,
     RFLAGS_FIXED,
     RFLAGS_IF,
@@ -95,6 +97,14 @@ class Instance(Engine):
     def _bits(self) -> int:
         hflags = self.regs.hflags
         return 64 if hflags & HF_CS64 else 32 if hflags & HF_CS32 else 16
+
+    def _before_hole(self) -> bool:
+        """Whether RIP is in the last page below the addresses that are not canonical."""
+        state = self.regs
+        if not state.hflags & HF_CS64:
+            return False
+        la57 = bool(state.cr[4] & CR4_LA57)
+        return is_canonical(state.rip, la57) and not is_canonical(state.rip + 4096, la57)
 
     def code_bits(self) -> int:
         return self._bits()
