@@ -148,3 +148,49 @@ def test_an_output_that_is_full_is_said() -> None:
         )
     assert done.returncode == 74
     assert done.stderr.decode().splitlines() == ["vtlkit run: standard output: No space left on device"]
+
+
+def test_a_full_output_is_the_outcome() -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            cli_rig.command(["run", "demo", "--json", "/dev/stderr"]),
+            env=cli_rig.environment(),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=cli_rig.PATIENCE_SECONDS,
+            check=False,
+        )
+    lines = done.stderr.decode().splitlines()
+    assert lines[1] == "vtlkit: output failed, status 74"
+    report = json.loads(lines[-1])
+    assert (report["outcome"], report["status"]) == ("output_failed", 74)
+    assert report["message"] == "standard output: No space left on device"
+
+
+@pytest.mark.parametrize("words", [["run", "demo"], ["info"], ["--version"]])
+def test_a_closed_output_is_said(words: list[str]) -> None:
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *cli_rig.command(words)],
+        env=cli_rig.environment(),
+        stderr=subprocess.PIPE,
+        timeout=cli_rig.PATIENCE_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 74
+    (line,) = done.stderr.decode().splitlines()
+    assert line.startswith("vtlkit: standard output is closed")
+
+
+@pytest.mark.parametrize("words", [["info"], ["--version"]])
+def test_a_full_output_of_the_other_commands_is_said(words: list[str]) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            cli_rig.command(words),
+            env={**cli_rig.environment(), "PYTHONUNBUFFERED": ""},
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=cli_rig.PATIENCE_SECONDS,
+            check=False,
+        )
+    assert done.returncode == 74
+    assert done.stderr.decode().splitlines() == ["vtlkit: standard output: No space left on device"]

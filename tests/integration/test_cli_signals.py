@@ -5,12 +5,14 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import subprocess
+import sys
 import termios
 import time
 
 import pytest
 
-from tests.integration.cli_rig import Running
+from tests.integration.cli_rig import PATIENCE_SECONDS, Running, environment
 
 GUESTS = {
     "spins": ["bench", "--append", "spin"],
@@ -74,6 +76,29 @@ def test_a_reader_that_does_not_read_cannot_keep_a_run_from_ending(mode: str) ->
     finally:
         os.close(reader)
         os.close(writer)
+
+
+_INTERRUPT_AT: dict[str, str] = {
+    "import": "class Interrupting:\n"
+    "    def find_spec(self, name, *_):\n"
+    "        if name == 'typer': raise KeyboardInterrupt\n"
+    "sys.meta_path.insert(0, Interrupting())\n",
+    "set-up": "import vtlkit.cli.run as run\ndef interrupt(*_): raise KeyboardInterrupt\nrun.find_guest = interrupt\n",
+}
+
+
+@pytest.mark.parametrize("when", _INTERRUPT_AT)
+def test_ctrl_c_before_the_guest_runs_is_one_line(when: str) -> None:
+    code = f"import sys\n{_INTERRUPT_AT[when]}from vtlkit.cli.start import start\nsys.exit(start())"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "run", "demo"],
+        env=environment(),
+        capture_output=True,
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (130, b"")
+    assert done.stderr.decode().split("\n") == ["vtlkit: interrupted", ""]
 
 
 def available(descriptor: int) -> int:

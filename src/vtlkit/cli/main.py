@@ -1,14 +1,15 @@
 """The `vtlkit` program: its commands, and how it ends.
 
 The promise: bad input is one line on standard error and status 2, an error of vtlkit's own is a traceback and status
-70, Ctrl-C is status 130, and a reader that goes away (`vtlkit info | head -1`) ends the program without a word.
+70, Ctrl-C is status 130, an output that cannot be written is status 74, and a reader that goes away (`vtlkit info | head -1`) ends the program without a word.
 """
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Final, Protocol
 
 import typer
@@ -60,20 +61,57 @@ def application() -> typer.Typer:
         """Run x86-64 guests with Hyper-V's Virtual Trust Levels on an embedded CPU."""
 
     for command in (run, info, bench):
-        app.command()(command)
+        app.command()(_telling_ctrl_c(command))
     return app
+
+
+class _Interrupted(Exception):
+    """Ctrl-C outside the guest's run."""
+
+
+def _telling_ctrl_c(command: Callable[..., int]) -> Callable[..., int]:
+    """The command, whose KeyboardInterrupt typer would make the same as a status that the command returns."""
+
+    @functools.wraps(command)
+    def interruptible(*words: Any, **options: Any) -> int:
+        try:
+            return command(*words, **options)
+        except KeyboardInterrupt:
+            raise _Interrupted from None
+
+    return interruptible
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; `argv` is without the program's name. Returns the exit status."""
+    if not _has_output():
+        # Nothing may run: the next file that is opened would be taken for the guest's console.
+        complain("vtlkit", "standard output is closed; redirect it to /dev/null to see nothing")
+        return Status.OUTPUT_FAILED
     try:
         status = _dispatch(sys.argv[1:] if argv is None else list(argv))
         sys.stdout.flush()
         return status
     except BrokenPipeError:
-        # The interpreter flushes once more as it exits, and would complain.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), _STANDARD_OUTPUT)
+        _drop_output()
         return Status.BROKEN_PIPE
+    except OSError as error:
+        _drop_output()
+        complain("vtlkit", f"standard output: {error.strerror}")
+        return Status.OUTPUT_FAILED
+
+
+def _has_output() -> bool:
+    try:
+        os.fstat(_STANDARD_OUTPUT)
+    except OSError:
+        return False
+    return True
+
+
+def _drop_output() -> None:
+    """The interpreter flushes once more as it exits, and would complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), _STANDARD_OUTPUT)
 
 
 def _dispatch(words: list[str]) -> int:
@@ -85,7 +123,8 @@ def _dispatch(words: list[str]) -> int:
         return Status.BAD_INPUT
     except _USAGE_ERROR as error:
         return _refuse_words(error)
-    except (KeyboardInterrupt, typer.Abort):
+    except (KeyboardInterrupt, _Interrupted, typer.Abort):
+        complain("vtlkit", "interrupted")
         return Status.INTERRUPTED
     except SystemExit as end:
         # What typer makes of a broken pipe.

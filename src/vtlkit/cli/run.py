@@ -150,7 +150,8 @@ def _run(
     _end_line(output)
     status = _status(result, output, interruption)
     _explain(result, output, timeout, mode)
-    summary = Summary(result, status, wall, mode.realtime, mode.seed)
+    failure = "" if output.error is None else os.strerror(output.error.errno or 0)
+    summary = Summary(result, status, wall, mode.realtime, mode.seed, failure)
     if people is not None:
         print(summary.to_text(), file=people)
     if report is not None:

@@ -24,12 +24,14 @@ class Summary:
     wall_seconds: float
     realtime: bool
     seed: int | None
+    output_error: str = ""
+    """Why standard output took no more, if that ended the run."""
 
     def to_text(self) -> str:
         """A heading and a handful of lines, each a label and its figures; counts in descending order."""
         result = self.result
         lines = [
-            f"vtlkit: {result.outcome.value}, status {self.status}",
+            f"vtlkit: {'output failed' if self.output_error else result.outcome.value}, status {self.status}",
             _counts("exits", result.exits),
             _counts("to the VMM", result.user_exits),
             _line("VTL switches", f"{result.vtl_switches:,}"),
@@ -46,9 +48,9 @@ class Summary:
         """One JSON object on one line, and a line break."""
         result = self.result
         data: dict[str, Any] = {
-            "outcome": result.outcome.name.lower(),
+            "outcome": "output_failed" if self.output_error else result.outcome.name.lower(),
             "status": self.status,
-            "message": result.message,
+            "message": f"standard output: {self.output_error}" if self.output_error else result.message,
             "exits": dict(sorted(result.exits.items())),
             "user_exits": dict(sorted(result.user_exits.items())),
             "vtl_switches": result.vtl_switches,
