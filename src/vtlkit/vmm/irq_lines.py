@@ -6,14 +6,15 @@ and wakes a worker task, which drives the controllers (as KVM's own PIT does wit
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable
 from typing import Final
 
 from vtlkit.host.api import Host
-from vtlkit.kvm.uapi import HvSintRoute, Route, Vm, default_routing
+from vtlkit.kvm.uapi import KVM_MAX_IRQ_ROUTES, HvSintRoute, Route, Vm, default_routing
 
 _LINES: Final = 24
+_CHIPS: Final[tuple[Route, ...]] = default_routing()
+_SINT_LINES: Final = KVM_MAX_IRQ_ROUTES - len(_CHIPS)
 
 
 class IrqLines:
@@ -61,39 +62,49 @@ class IrqLines:
 
 
 class SintLines:
-    """Interrupt lines behind those of the chips, routed to synthetic interrupt sources. Called under the bus's lock."""
+    """Interrupt lines behind those of the chips, routed to synthetic interrupt sources. Called under the bus's lock.
+
+    The routing table is published as a whole, so it is made when a line is used, not whenever one comes or goes.
+    """
 
     def __init__(self, vm: Vm) -> None:
         self._vm = vm
         self._gsis: dict[tuple[int, int], int] = {}
+        self._free: list[int] = []
+        self._published = True
 
     def create(self, vp_index: int, sint: int) -> None:
-        """Route a free line to the SINT, unless one is."""
-        if (vp_index, sint) in self._gsis:
+        """Route a free line to the SINT, unless one is, there is no such processor, or the table is full."""
+        key = vp_index, sint
+        if key in self._gsis or self._vm.hv.vp(vp_index) is None or len(self._gsis) == _SINT_LINES:
             return
-        used = set(self._gsis.values())
-        self._gsis[vp_index, sint] = next(gsi for gsi in itertools.count(_LINES) if gsi not in used)
-        self._set()
+        self._gsis[key] = self._free.pop() if self._free else _LINES + len(self._gsis)
+        self._published = False
 
     def destroy(self, vp_index: int, sint: int) -> None:
         """Take the SINT's route away."""
-        if self._gsis.pop((vp_index, sint), None) is not None:
-            self._set()
+        gsi = self._gsis.pop((vp_index, sint), None)
+        if gsi is not None:
+            self._free.append(gsi)
+            self._published = False
 
     def pulse(self, vp_index: int, sint: int) -> None:
         """Raise and lower the SINT's line."""
         gsi = self._gsis.get((vp_index, sint))
         if gsi is not None:
+            self._publish()
             self._vm.irq_line(gsi, 1)
             self._vm.irq_line(gsi, 0)
 
     def reset(self) -> None:
         """A machine reset: no routes to SINTs."""
         self._gsis.clear()
-        self._set()
+        self._free.clear()
+        self._published = False
+        self._publish()
 
-    def _set(self) -> None:
-        routes: tuple[Route, ...] = default_routing()
-        self._vm.set_gsi_routing(
-            (*routes, *(HvSintRoute(gsi, vp_index, sint) for (vp_index, sint), gsi in self._gsis.items()))
-        )
+    def _publish(self) -> None:
+        if not self._published:
+            sints = (HvSintRoute(gsi, vp_index, sint) for (vp_index, sint), gsi in self._gsis.items())
+            self._vm.set_gsi_routing((*_CHIPS, *sints))
+            self._published = True

@@ -87,9 +87,28 @@ def test_the_chips_lines_stay_and_a_reset_takes_the_others() -> None:
     rig = Rig()
     rig.sint(0, 3, 0x61)
     rig.write(CREATE, 0, 3)
+    rig.write(PULSE, 0, 3)
+    assert rig.pending(0, 0x61)
     assert rig.vm.routing is not None
     assert {route.gsi for route in rig.vm.routing.routes()} == set(range(25))
     rig.do(rig.lines.reset)
     assert {route.gsi for route in rig.vm.routing.routes()} == set(range(24))
     rig.write(PULSE, 0, 3)
     assert not rig.pending(0, 0x61)
+
+
+def test_only_processors_that_exist_get_lines_and_lines_are_used_again() -> None:
+    rig = Rig()
+    for vp_index in range(256):
+        for sint in range(16):
+            rig.lines.create(vp_index, sint)
+    rig.sint(1, 7, 0x62)
+    rig.write(PULSE, 1, 7)
+    assert rig.pending(1, 0x62)
+    assert rig.vm.routing is not None
+    assert {route.gsi for route in rig.vm.routing.routes()} == set(range(24 + 2 * 16))
+    for _ in range(5000):
+        rig.lines.destroy(0, 3)
+        rig.lines.create(0, 3)
+    rig.write(PULSE, 0, 3)
+    assert {route.gsi for route in rig.vm.routing.routes()} == set(range(24 + 2 * 16))
