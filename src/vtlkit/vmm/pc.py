@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from vtlkit.engine.api import RamBlock
+from vtlkit.engine.api import Access, RamBlock
 from vtlkit.host.api import Host, LockRank
 from vtlkit.kvm.uapi import GuestMemoryError, Vm
 from vtlkit.vmm import acpi, firmware
@@ -52,7 +52,7 @@ class Pc:
 
         self.uart = uart16550.Uart16550(direct(COM1_IRQ), console)
         self.fw_cfg = fw_cfg.FwCfg(
-            ram_size=ram.size, cpus=cpus, max_cpus=cpus, read_memory=self._read, write_memory=self._write
+            ram_size=ram.size, cpus=cpus, max_cpus=cpus, read_memory=self.dma_read, write_memory=self.dma_write
         )
         self.pm = acpi_pm.AcpiPm(host, deferred(ACPI_IRQ), events)
         self.gpe = acpi_pm.GpeBlock(host, self.pm)
@@ -103,15 +103,23 @@ class Pc:
         for vcpu in self._vm.vcpus:
             vcpu.request_tlb_flush()
 
-    def _read(self, gpa: int, size: int) -> bytes | None:
+    def dma_read(self, gpa: int, size: int) -> bytes | None:
+        """What a device reads from memory, with VTL 0's rights; None where that may not or cannot be read."""
+        memory = self._vm.memory
+        if not memory.check(gpa, size, Access.READ):
+            return None
         try:
-            return self._vm.memory.read(gpa, size)
+            return memory.read(gpa, size)
         except GuestMemoryError:
             return None
 
-    def _write(self, gpa: int, data: bytes) -> bool:
+    def dma_write(self, gpa: int, data: bytes) -> bool:
+        """A device's write, with VTL 0's rights: all of it, or False and nothing."""
+        memory = self._vm.memory
+        if not memory.check(gpa, len(data), Access.WRITE):
+            return False
         try:
-            self._vm.memory.write(gpa, data)
+            memory.write(gpa, data)
         except GuestMemoryError:
             return False
         return True
