@@ -1,7 +1,8 @@
 """The `vtlkit` program: its commands, and how it ends.
 
 The promise: bad input is one line on standard error and status 2, an error of vtlkit's own is a traceback and status
-70, Ctrl-C is status 130, an output that cannot be written is status 74, and a reader that goes away (`vtlkit info | head -1`) ends the program without a word.
+70, Ctrl-C is status 130, an output that cannot be written is status 74, and a reader that goes away
+(`vtlkit info | head -1`) ends the program without a word.
 """
 
 from __future__ import annotations
