@@ -4,9 +4,9 @@ Unicorn's register API cannot reach what a hypervisor needs (hidden segment part
 keys on, pending interrupt lines) and costs more than a microsecond a call. The whole state is one C structure
 (CPUX86State, target/i386/cpu.h of QEMU 5.0.1); this module lays a ctypes structure over it.
 
-Nothing here trusts the offsets: `locate` proves each one it depends on by behaviour (unique register values, a counted
-run, a saved context that must be byte-identical) and raises `EngineError` otherwise, so that a Unicorn whose internals
-moved is refused and never silently wrong. Foreign pointers are read through /proc/self/mem, where a bad one is an error
+Nothing here trusts the offsets: `locate` proves those that it depends on (a saved context must be byte-identical, what a
+reset sets must be in its place) and raises `EngineError` otherwise; what the words do, `selfcheck` proves. So a Unicorn
+whose internals moved is refused and never silently wrong. Foreign pointers are read through /proc/self/mem, where a bad one is an error
 and not a crash.
 """
 
@@ -19,6 +19,7 @@ from typing import Any, Final
 
 from vtlkit.engine.api import EngineError
 from vtlkit.engine.unicorn.binding import Library
+from vtlkit.x86.registers import RFLAGS_FIXED
 
 CC_OP_EFLAGS: Final = 1
 """Value of `cc_op` that says: the arithmetic flags are in `cc_src`."""
@@ -155,6 +156,8 @@ _ENV_POINTER: Final = 296
 _DECREMENTER_POINTER: Final = 304
 _IO_PC: Final = 33144
 
+_FPUC_RESET: Final = 0x37F
+_MXCSR_RESET: Final = 0x1F80
 _CONTEXT_HEADER_MAX: Final = 64
 _BLOCK_BYTES: Final = 512
 
@@ -230,7 +233,7 @@ def _moved(what: str) -> EngineError:
 def locate(lib: Library, handle: int) -> LiveCpu:
     """Find the live state of a fresh instance and prove that it is the state.
 
-    The instance must be new; it is left with its register values changed (the caller sets them all anyway).
+    The instance must be new: its registers have the values of a reset.
 
     Raises:
         EngineError: something is not where it should be.
@@ -248,6 +251,10 @@ def locate(lib: Library, handle: int) -> LiveCpu:
             if saved[header : header + CONTEXT_BYTES] == memory.read(env, CONTEXT_BYTES):
                 break
         else:
+            raise _moved("its CPU state")
+        # What stands before the state may happen to look like what stands before the saved copy.
+        found = CpuState.from_buffer_copy(memory.read(env, ctypes.sizeof(CpuState)))
+        if (found.eflags, found.fpuc, found.mxcsr) != (RFLAGS_FIXED, _FPUC_RESET, _MXCSR_RESET):
             raise _moved("its CPU state")
         fresh = memory.read(handle + _HOOK_INSERT, 4)
         if fresh[:1] + fresh[2:] != b"\0\0\1" or memory.read(handle + _NESTED_LEVEL, 16) != bytes(16):

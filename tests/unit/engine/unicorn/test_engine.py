@@ -45,6 +45,18 @@ def test_state_that_lies_elsewhere_is_refused(monkeypatch: pytest.MonkeyPatch, n
         factory.create("vcpu0")
 
 
+def test_state_that_lies_a_little_elsewhere_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The header of the saved copy is memory that nobody initialised: it may be what stands before the state, zeros."""
+    factory = UnicornFactory()
+    real = state._saved_context
+    header = 32
+    monkeypatch.setattr(state, "_saved_context", lambda lib, handle: bytes(header) + real(lib, handle)[header:])
+    factory.create("vcpu0")
+    monkeypatch.setattr(state, "_ENV_POINTER", state._DECREMENTER_POINTER)
+    with pytest.raises(EngineError):
+        factory.create("vcpu1")
+
+
 def test_behaviour_that_differs_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selfcheck, "_checked", set())
     monkeypatch.setattr(UnicornEngine, "kick", lambda self: None)
