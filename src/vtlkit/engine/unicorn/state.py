@@ -4,10 +4,10 @@ Unicorn's register API cannot reach what a hypervisor needs (hidden segment part
 keys on, pending interrupt lines) and costs more than a microsecond a call. The whole state is one C structure
 (CPUX86State, target/i386/cpu.h of QEMU 5.0.1); this module lays a ctypes structure over it.
 
-Nothing here trusts the offsets: `locate` proves those that it depends on (a saved context must be byte-identical, what a
-reset sets must be in its place) and raises `EngineError` otherwise; what the words do, `selfcheck` proves. So a Unicorn
-whose internals moved is refused and never silently wrong. Foreign pointers are read through /proc/self/mem, where a bad one is an error
-and not a crash.
+Nothing here trusts the offsets: `locate` proves those that it depends on (a saved context must be byte-identical, what
+an instance starts with must be in its place) and raises `EngineError` otherwise; what they do, `selfcheck` proves. So
+a Unicorn whose internals moved is refused and never silently wrong. Foreign pointers are read through /proc/self/mem,
+where a bad one is an error and not a crash.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from vtlkit.engine.api import EngineError
 from vtlkit.engine.unicorn.binding import Library
-from vtlkit.x86.registers import RFLAGS_FIXED
+from vtlkit.x86.registers import CR0_ET, CR0_PE, EFER_LMA, EFER_LME, RFLAGS_FIXED
 
 CC_OP_EFLAGS: Final = 1
 """Value of `cc_op` that says: the arithmetic flags are in `cc_src`."""
@@ -156,8 +156,6 @@ _ENV_POINTER: Final = 296
 _DECREMENTER_POINTER: Final = 304
 _IO_PC: Final = 33144
 
-_FPUC_RESET: Final = 0x37F
-_MXCSR_RESET: Final = 0x1F80
 _CONTEXT_HEADER_MAX: Final = 64
 _BLOCK_BYTES: Final = 512
 
@@ -233,7 +231,7 @@ def _moved(what: str) -> EngineError:
 def locate(lib: Library, handle: int) -> LiveCpu:
     """Find the live state of a fresh instance and prove that it is the state.
 
-    The instance must be new: its registers have the values of a reset.
+    The instance must be new: it has the registers that `uc_open` gives it, those of long mode without paging.
 
     Raises:
         EngineError: something is not where it should be.
@@ -254,7 +252,7 @@ def locate(lib: Library, handle: int) -> LiveCpu:
             raise _moved("its CPU state")
         # What stands before the state may happen to look like what stands before the saved copy.
         found = CpuState.from_buffer_copy(memory.read(env, ctypes.sizeof(CpuState)))
-        if (found.eflags, found.fpuc, found.mxcsr) != (RFLAGS_FIXED, _FPUC_RESET, _MXCSR_RESET):
+        if (found.eflags, found.cr[0], found.efer) != (RFLAGS_FIXED, CR0_PE | CR0_ET, EFER_LME | EFER_LMA):
             raise _moved("its CPU state")
         fresh = memory.read(handle + _HOOK_INSERT, 4)
         if fresh[:1] + fresh[2:] != b"\0\0\1" or memory.read(handle + _NESTED_LEVEL, 16) != bytes(16):
