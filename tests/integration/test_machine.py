@@ -12,14 +12,16 @@ from pathlib import Path
 import pytest
 
 from tests.integration.scripted_machine import LONG_NS, MEMORY, ScriptedMachine, spin
-from tests.unit.vmm.vsm.vsm_rig import Guest, Script
+from tests.unit.vmm.vsm.vsm_rig import PAGE, Guest, Script
 from vtlkit import guests
-from vtlkit.engine.scripted import ScriptedFactory
+from vtlkit.engine.scripted import ScriptedFactory, ops
 from vtlkit.engine.unicorn import UnicornFactory
 from vtlkit.host.api import RunnableHost
 from vtlkit.host.sim import Deadlock, Simulator
 from vtlkit.host.threads import ThreadHost
+from vtlkit.vmm import firmware
 from vtlkit.vmm.loaders import LoadError
+from vtlkit.vmm.loaders.memory import HOLE_END, HOLE_START
 from vtlkit.vmm.machine import Machine, MachineConfig, Outcome
 
 SECOND_NS = 1_000_000_000
@@ -143,6 +145,40 @@ def test_a_crash_that_the_guest_reports(tmp_path: Path) -> None:
     result = ScriptedMachine(tmp_path, vtl0).run()
     assert result.outcome is Outcome.INTERNAL_ERROR
     assert result.message.startswith("the guest reported a crash: 0xa0 0xa1 0xa2 0xa3 0xa4")
+
+
+@pytest.mark.parametrize("gigabytes", [4, 5])
+def test_memory_beyond_the_hole_below_4_gib(tmp_path: Path, gigabytes: int) -> None:
+    """The last page is where the loaders' memory map says it is, and a guest runs."""
+    size = gigabytes << 30
+    last = HOLE_END + size - HOLE_START - PAGE
+
+    def vtl0(guest: Guest) -> Script:
+        yield ops.Write(last, 8, 0xFEED)
+        yield from guest.end()
+
+    scripted = ScriptedMachine(tmp_path, vtl0, memory=size)
+    assert scripted.run().outcome is Outcome.POWER_OFF
+    memory = scripted.machine.partition.vtl0.vm.memory
+    assert memory.read(last, 2) == b"\xed\xfe"
+    assert [memory.find(gpa) is None for gpa in (HOLE_START - PAGE, HOLE_START, last + PAGE)] == [False, True, True]
+    assert bytes(scripted.machine.ram.view[size - PAGE : size - PAGE + 2]) == b"\xed\xfe"
+
+
+def test_every_vtl_has_the_rom_and_it_is_not_ram(tmp_path: Path) -> None:
+    seen = []
+
+    def vtl0(guest: Guest) -> Script:
+        yield from guest.enable_partition_vtl(1)
+        seen.append([guest.rig.read_vtl(vtl, firmware.ROM_GPA, PAGE) for vtl in (0, 1)])
+        yield from guest.end()
+
+    scripted = ScriptedMachine(tmp_path, vtl0)
+    scripted.run()
+    rom = int.from_bytes(firmware.rom(), "little")
+    assert seen == [[rom, rom]]
+    assert not scripted.partition.is_ram(firmware.ROM_GPA)
+    assert list(scripted.partition.ram_ranges()) == [(0, MEMORY)]
 
 
 # --- nothing is left --------------------------------------------------------------------------------------------------

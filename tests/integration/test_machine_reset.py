@@ -17,7 +17,7 @@ from vtlkit.host.threads import ThreadHost
 from vtlkit.hvdef.registers import HvRegisterName as Name
 from vtlkit.hvdef.status import HvStatus
 from vtlkit.vmm.devices.acpi_pm import PM1_CONTROL_PORT, SLP_EN, SLP_TYP_SHIFT
-from vtlkit.vmm.machine import Outcome, RunResult
+from vtlkit.vmm.machine import Machine, Outcome, RunResult
 
 SECRET = 0x5EC2E7
 
@@ -149,6 +149,31 @@ def test_suspend_with_vtl1_is_refused(tmp_path: Path) -> None:
     result = ScriptedMachine(tmp_path, vtl0).run(LONG_NS)
     assert result.outcome is Outcome.INTERNAL_ERROR
     assert "suspend" in result.message
+
+
+def test_a_vtl_enabled_while_the_others_park_is_no_suspend(tmp_path: Path) -> None:
+    """What another processor does between the request and its own parking counts."""
+
+    def vtl0(guest: Guest) -> Script:
+        yield from suspend_to_memory(guest)
+
+    scripted = ScriptedMachine(tmp_path, vtl0)
+    machine = scripted.machine
+    request = machine._request_action
+
+    def request_late(action: Callable[[], None]) -> None:
+        request(lambda: enable(machine))
+        request(action)
+
+    machine._request_action = request_late  # type: ignore[method-assign]
+    result = scripted.run(LONG_NS)
+    assert result.outcome is Outcome.INTERNAL_ERROR
+    assert "suspend" in result.message
+
+
+def enable(machine: Machine) -> None:
+    with machine.partition.lock:
+        machine.partition.enable_vtl(1)
 
 
 def test_power_off_by_acpi(tmp_path: Path) -> None:

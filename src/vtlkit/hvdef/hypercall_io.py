@@ -208,6 +208,8 @@ HV_FLUSH_ALL_VIRTUAL_ADDRESS_SPACES: Final = 1 << 1
 HV_FLUSH_NON_GLOBAL_MAPPINGS_ONLY: Final = 1 << 2
 HV_FLUSH_USE_EXTENDED_RANGE_FORMAT: Final = 1 << 3
 HV_FLUSH_USE_TARGET_VTL: Final = 1 << 4
+HV_FLUSH_TARGET_VTLS: Final = Bits(8, 2)
+"""A bit per VTL to be flushed (`HvFlushFlags` of OpenVMM's hvdef)."""
 
 
 class HV_INPUT_FLUSH_VIRTUAL_ADDRESS_SPACE(Struct, size=24, offsets={"Flags": 8, "ProcessorMask": 16}):

@@ -6,7 +6,7 @@ Hyper-V's VTLs are several of these over the same RAM; a Vm knows nothing of the
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from vtlkit.engine.api import Access, Engine, EngineFactory
@@ -25,6 +25,7 @@ from vtlkit.kvm.requests import NO_WAKEUP, Req
 from vtlkit.kvm.routing import PIT_IRQ_SOURCE_ID, IrqRouting, Route
 from vtlkit.kvm.vcpu import Vcpu
 from vtlkit.kvm.vendor.svm import SVM
+from vtlkit.x86.apic import DeliveryMode
 
 MAX_VCPUS: Final = 1024
 TSC_KHZ: Final = 1_000_000
@@ -198,6 +199,16 @@ class Vm:
         """KVM_GET_SUPPORTED_CPUID."""
         return supported(self.tsc_khz, MAXPHYADDR)
 
+    def send_ipi(self, vp_indices: int, vector: int) -> None:
+        """A fixed interrupt to a set of virtual processors, a bit per VP index (-1: all). From any task."""
+        for target in self.hv.vps(vp_indices):
+            target.vcpu.apic.accept_irq(DeliveryMode.FIXED, vector, 1, False)
+
+    def flush_tlbs(self, vp_indices: int) -> None:
+        """Drop cached translations of a set of virtual processors, named as for `send_ipi`."""
+        for target in self.hv.vps(vp_indices):
+            target.vcpu.request_tlb_flush()
+
     def make_all_request(self, request: Req) -> None:
         """`kvm_make_all_cpus_request`: every vCPU, with a kick; a blocked one is woken unless the request can wait."""
         for vcpu in self.vcpus:
@@ -236,14 +247,15 @@ class Vm:
     def _memory_changed(self) -> None:
         self.make_all_request(Req.MEMORY_CHANGED)
 
-    def wait_for_memory(self) -> None:
+    def wait_for_memory(self, given_up: Callable[[], bool] = lambda: False) -> None:
         """Block until no vCPU can execute under the memory map from before the last change (as KVM_REQUEST_WAIT does).
 
         A vCPU between two instructions looks at MEMORY_CHANGED before its next one, so only those in the guest, and
         those that have still to finish an I/O instruction, are waited for. The caller holds no lock that they may need.
+        Returns early when `given_up` says so: user space may have stopped running a vCPU for good.
         """
         for vcpu in self.vcpus:
-            while vcpu.may_run_on_old_map():
+            while vcpu.may_run_on_old_map() and not given_up():
                 self.host.relax()
 
     def _memory_written(self, gpa: int, size: int) -> None:

@@ -120,21 +120,24 @@ class Machine:
         self._outcome: tuple[Outcome, int, str, str] | None = None
         self._instructions = 0
         self.kvm = Kvm(host, engines)
+        rom = MemoryRegion(_ROM_SLOT, firmware.ROM_GPA, firmware.ROM_SIZE, RamBlock(firmware.ROM_SIZE))
         self.partition = Partition(
-            self.kvm, self._regions(), cpus=config.cpus, vtls=config.vtls, hyperv=config.hyperv, supervisor=self
-        )
-        self._rom = RamBlock(firmware.ROM_SIZE)
-        self.partition.vtl0.vm.set_user_memory_region(
-            MemoryRegion(_ROM_SLOT, firmware.ROM_GPA, firmware.ROM_SIZE, self._rom)
+            self.kvm,
+            self._regions(),
+            roms=[rom],
+            cpus=config.cpus,
+            vtls=config.vtls,
+            hyperv=config.hyperv,
+            supervisor=self,
         )
         self.pc = Pc(host, self.partition.vtl0.vm, self.ram, cpus=config.cpus, events=self, console=console)
 
     def _regions(self) -> list[MemoryRegion]:
         regions = []
         offset = 0
-        for slot, (base, size) in enumerate(ram_ranges(self.config.memory)):
-            regions.append(MemoryRegion(slot, base, size, self.ram, offset))
-            offset += size
+        for slot, (start, end) in enumerate(ram_ranges(self.config.memory)):
+            regions.append(MemoryRegion(slot, start, end - start, self.ram, offset))
+            offset += end - start
         return regions
 
     # --- the image --------------------------------------------------------------------------------------------------
@@ -352,12 +355,16 @@ class Machine:
         self._give_up("the guest says that it has crashed")
 
     def suspend(self) -> None:
-        if len(self.partition.vtls) > 1:
-            # Nothing says what becomes of VTLs in S3: to drop their protections and keep memory would betray them.
-            self._give_up("the guest suspends to memory with VTLs above 0 enabled, which is not supported")
-            return
-        self._woken.store(False)
-        self._request_action(self._suspend)
+        if self._may_suspend():
+            self._woken.store(False)
+            self._request_action(self._suspend)
+
+    def _may_suspend(self) -> bool:
+        if len(self.partition.vtls) == 1:
+            return True
+        # Nothing says what becomes of VTLs in S3: to drop their protections and keep memory would betray them.
+        self._give_up("the guest suspends to memory with VTLs above 0 enabled, which is not supported")
+        return False
 
     def wakeup(self) -> None:
         self._woken.store(True)
@@ -365,6 +372,9 @@ class Machine:
 
     def _suspend(self) -> None:
         """S3: sleep until a wake event, then start the boot processor at the firmware waking vector."""
+        # Another processor may have enabled a VTL on its way here.
+        if not self._may_suspend():
+            return
         self.host.wait_event(self._queue, lambda: self._woken.load() or self._ending.load())
         if self._ending.load():
             return

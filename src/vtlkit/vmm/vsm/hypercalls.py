@@ -27,7 +27,7 @@ from vtlkit.hvdef.vsm import (
     HvVtlEntryReason,
 )
 from vtlkit.kvm.uapi import HypercallParameters, Hyperv, Vcpu, cr4_allowed, decode_exit
-from vtlkit.vmm.vsm import context, vp_registers
+from vtlkit.vmm.vsm import context, other_vtls, vp_registers
 from vtlkit.x86.exceptions import Vector
 
 if TYPE_CHECKING:
@@ -202,18 +202,22 @@ def _modify_vtl_protection_mask(vp: Vp, level: int, call: HypercallParameters) -
         return HvStatus.INVALID_PARAMETER, start
     if target > level or level == 0:
         return HvStatus.ACCESS_DENIED, start
+    # The caller's own VTL, or none, means every lower one.
+    targets = range(level) if target == level else (target,)
     with partition.lock:
         if not HV_VSM_PARTITION_CONFIG_ENABLE_VTL_PROTECTION.get(partition.vtls[level].config):
             return HvStatus.ACCESS_DENIED, start
-        # The caller's own VTL, or none, means every lower one.
-        targets = range(level) if target == level else (target,)
+        status, done = HvStatus.SUCCESS, call.rep_count
         for index in range(start, call.rep_count):
             page = int.from_bytes(call.element(index), "little")
             if page >= _GPA_PAGE_MAX or not partition.is_ram(page * PAGE_SIZE):
-                return HvStatus.INVALID_PARAMETER, index
+                status, done = HvStatus.INVALID_PARAMETER, index
+                break
             for lower in targets:
                 partition.protect(level, lower, page * PAGE_SIZE, PAGE_SIZE, access)
-    return HvStatus.SUCCESS, call.rep_count
+    # The caller may rely on what it has taken away, on every processor.
+    partition.wait_for_memory(targets)
+    return status, done
 
 
 # --- registers ------------------------------------------------------------------------------------------------------
@@ -272,4 +276,10 @@ HANDLERS: Final[dict[int, Handler]] = {
     HvCallCode.HvCallEnableVpVtl: _enable_vp_vtl,
     HvCallCode.HvCallGetVpRegisters: _get_vp_registers,
     HvCallCode.HvCallSetVpRegisters: _set_vp_registers,
+    HvCallCode.HvCallSendSyntheticClusterIpi: other_vtls.send_ipi,
+    HvCallCode.HvCallSendSyntheticClusterIpiEx: other_vtls.send_ipi,
+    HvCallCode.HvCallFlushVirtualAddressSpace: other_vtls.flush,
+    HvCallCode.HvCallFlushVirtualAddressList: other_vtls.flush,
+    HvCallCode.HvCallFlushVirtualAddressSpaceEx: other_vtls.flush,
+    HvCallCode.HvCallFlushVirtualAddressListEx: other_vtls.flush,
 }

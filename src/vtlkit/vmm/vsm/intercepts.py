@@ -1,8 +1,8 @@
 """Intercepts: an access that a higher VTL forbids becomes a message to that VTL, which then runs.
 
 TLFS, "Memory Intercept" and HV_X64_MEMORY_INTERCEPT_MESSAGE (the long form). The message goes to SINT 0 of the VTL that
-set the protection; the intercepted instruction has had no effect, and runs again when the lower VTL resumes, unless
-something was injected meanwhile.
+set the protection, or into its VP assist page if the SINT takes none. The intercepted instruction has had no effect; it
+runs again when the lower VTL resumes, unless something was injected meanwhile.
 """
 
 from __future__ import annotations
@@ -58,7 +58,10 @@ def memory_fault(vp: Vp, level: int, vcpu: Vcpu, fault: MemoryFault) -> None:
         return
     payload = memory_intercept(vp, level, vcpu, fault).pack()
     message = make_message(HvMessageType.HvMessageTypeGpaIntercept, payload, sender=_PARTITION_ID)
-    vp.vcpus[setter].hv.synic.post(INTERCEPT_SINT, message.pack())
+    higher = vp.vcpus[setter].hv
+    if higher.synic.post(INTERCEPT_SINT, message.pack()):
+        # No message page, or a full queue: the VTL that is entered finds it in its VP assist page.
+        higher.assist.set_intercept_message(message.pack())
     vp.switch(level, setter, HvVtlEntryReason.HvVtlEntryIntercept)
 
 

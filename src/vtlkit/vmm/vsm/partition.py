@@ -70,14 +70,24 @@ class Partition:
     """Processors, VTLs and their configuration."""
 
     def __init__(
-        self, kvm: Kvm, regions: Iterable[MemoryRegion], *, cpus: int, vtls: int, hyperv: bool, supervisor: Supervisor
+        self,
+        kvm: Kvm,
+        regions: Iterable[MemoryRegion],
+        *,
+        roms: Iterable[MemoryRegion] = (),
+        cpus: int,
+        vtls: int,
+        hyperv: bool,
+        supervisor: Supervisor,
     ) -> None:
+        """`regions` are RAM, which VTLs protect from each other; `roms` every VTL has as they are."""
         self.kvm = kvm
         self.host = kvm.host
         self.supervisor = supervisor
         self.maximum_vtl = vtls - 1
         self.lock = self.host.lock("partition", LockRank.PARTITION)
         self._regions = tuple(regions)
+        self._roms = tuple(roms)
         self._cpus = cpus
         self._features = HvFeatures(vsm=vtls > 1) if hyperv else None
         self._retired: list[VcpuStatistics] = []
@@ -92,7 +102,7 @@ class Partition:
     def _create_vtl(self, level: int) -> Vtl:
         vm = self.kvm.create_vm(f"vtl{level}")
         vm.hv.vtl = level
-        vm.set_user_memory_region_list(self._regions)
+        vm.set_user_memory_region_list((*self._regions, *self._roms))
         if level == 0:
             # Device interrupts go to VTL 0: its Vm has the controllers that devices are wired to.
             vm.create_irqchip()
@@ -116,6 +126,7 @@ class Partition:
         """The vCPU of a processor in a VTL, told of itself by CPUID."""
         vm = self.vtls[level].vm
         vcpu = vm.create_vcpu(index, is_bsp=index == 0)
+        vcpu.startup_blocked.store(level > 0)
         entries = for_vcpu(vm.get_supported_cpuid(), index, self._cpus)
         if self._features is not None:
             entries = entries + hv_cpuid_entries(self._features)
@@ -152,7 +163,7 @@ class Partition:
     # --- memory protection ------------------------------------------------------------------------------------------
 
     def is_ram(self, gpa: int) -> bool:
-        return self.vtl0.vm.memory.slots.at(gpa) is not None
+        return any(region.gpa <= gpa < region.end for region in self._regions)
 
     def ram_ranges(self) -> Iterator[tuple[int, int]]:
         """(gpa, size) of all RAM."""
@@ -180,6 +191,16 @@ class Partition:
             for mask in masks:
                 access &= mask.at(start)
             memory.set_memory_attributes(start, stop - start, access)
+
+    def wait_for_memory(self, targets: Iterable[int]) -> None:
+        """Block until no processor runs one of these VTLs under protections from before the last change.
+
+        The caller holds no lock. A run that ends is not waited for: its processors stop where they are.
+        """
+        for target in targets:
+            vtl = self.vtls.get(target)
+            if vtl is not None:
+                vtl.vm.wait_for_memory(self.supervisor.ending)
 
     def denier(self, target: int, gpa: int, access: Access) -> int | None:
         """The lowest VTL above `target` whose protections forbid the access: it gets the intercept first."""

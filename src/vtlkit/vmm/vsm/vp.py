@@ -73,6 +73,9 @@ class Vp:
     def add_vcpu(self, vcpu: Vcpu, level: int) -> None:
         """Enable a VTL; its task starts with the processor's."""
         self._mp_states[level] = vcpu.get_mp_state()
+        for lower, other in self.vcpus.items():
+            if lower < level:
+                other.startup_blocked.store(True)
         # Tasks may be going through the vCPUs: they go on with those they began with.
         self.vcpus = {**self.vcpus, level: vcpu}
         self._relink()
@@ -110,6 +113,7 @@ class Vp:
         """Back to VTL 0 alone. Tasks of higher VTLs are parked and return when they find their vCPU gone."""
         retired.extend(vcpu.statistics for level, vcpu in self.vcpus.items() if level)
         self.vcpus = {0: self.vcpus[0]}
+        self.vcpus[0].startup_blocked.store(False)
         self._mp_states = {0: self._mp_states[0]}
         self._relink()
         self.active.store(0)

@@ -50,10 +50,11 @@ _ATTRIBUTES_RESERVED: Final = 0xF00
 
 @contextmanager
 def _stopped(caller: Vp, vp: Vp, vcpu: Vcpu) -> Iterator[None]:
-    """The vCPU does not run meanwhile. Another processor's is made to leave the guest. May block."""
+    """The vCPU does not run, and no other task writes it, meanwhile; another processor's leaves the guest. Blocks."""
     if vp is caller:
         # The caller's task is this one, and the processor's other VTLs are inactive.
-        yield
+        with vcpu.mutex:
+            yield
         return
     with vp.stopped(), vcpu.mutex:
         yield
@@ -81,6 +82,12 @@ def set(caller: Vp, vp: Vp, level: int, name: int, value: int) -> HvStatus:  # n
     setter = _SETTERS.get(name)
     if setter is None:
         return HvStatus.ACCESS_DENIED if name in _GETTERS else HvStatus.INVALID_PARAMETER
+    if name == Name.HvRegisterVsmPartitionConfig:
+        # The partition's, under its lock: no vCPU has to stand still for it.
+        status = setter(vp, level, vp.vcpus[level], value)
+        # A default mask counts from here on, on every processor.
+        vp.partition.wait_for_memory(range(level))
+        return status
     if name not in _SHARED:
         vcpu = vp.vcpus[level]
         with _stopped(caller, vp, vcpu):
