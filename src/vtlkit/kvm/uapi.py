@@ -32,7 +32,8 @@ from vtlkit.kvm.kvm_run import (
 from vtlkit.kvm.memslots import KVM_MEM_READONLY, MAXPHYADDR, MemoryRegion
 from vtlkit.kvm.mpstate import MpState
 from vtlkit.kvm.routing import KVM_MAX_IRQ_ROUTES, HvSintRoute, Route, default_routing
-from vtlkit.kvm.vcpu import Vcpu, VcpuStatistics
+from vtlkit.kvm.statistics import VcpuStatistics
+from vtlkit.kvm.vcpu import Vcpu
 from vtlkit.kvm.vm import MAX_VCPUS, Vm
 
 __all__ = [

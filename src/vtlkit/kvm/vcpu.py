@@ -27,7 +27,7 @@ from vtlkit.kvm.mpstate import MpState
 from vtlkit.kvm.msrs import Msrs
 from vtlkit.kvm.requests import Req
 from vtlkit.kvm.reset import vcpu_reset
-from vtlkit.kvm.statistics import VcpuStatistics as VcpuStatistics
+from vtlkit.kvm.statistics import VcpuStatistics
 from vtlkit.x86 import cpuid as cpuid_bits
 from vtlkit.x86.msr import APICBASE_BASE, APICBASE_ENABLE, MSR_EFER, X2APIC_ENABLE
 from vtlkit.x86.registers import CR0_PE, CR4_UMIP, EFER_LMA, RFLAGS_FIXED, Regs, Sregs
