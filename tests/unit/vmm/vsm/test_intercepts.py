@@ -9,7 +9,8 @@ import pytest
 from tests.unit.vmm.vsm.vsm_rig import FREE, PAGE, Guest, Script, VsmRig, input_vtl, run_guests
 from vtlkit.engine.api import Event
 from vtlkit.engine.scripted import ops
-from vtlkit.hvdef.messages import HvMessageType
+from vtlkit.hvdef.assist import HV_VP_ASSIST_PAGE_INTERCEPT_MESSAGE
+from vtlkit.hvdef.messages import HV_MESSAGE_HEADER, HV_X64_MEMORY_INTERCEPT_MESSAGE, HvMessageType
 from vtlkit.hvdef.registers import HvRegisterName as Name
 from vtlkit.hvdef.status import HvStatus
 from vtlkit.hvdef.vsm import HvVtlEntryReason as Reason
@@ -20,6 +21,7 @@ R, W, KX, UX = 1, 2, 4, 8
 ALL = R | W | KX | UX
 SINT0_VECTOR = 0x30
 WRITTEN = 0xFEEDFACE
+GPA_OFFSET = HV_X64_MEMORY_INTERCEPT_MESSAGE.OFFSETS["GuestPhysicalAddress"]
 
 
 def enable_protection(guest: Guest) -> Script:
@@ -199,7 +201,7 @@ def test_a_vtl_missing_on_this_processor_cannot_be_told() -> None:
     assert "not enabled on this processor" in end.message
 
 
-def test_without_message_page_the_entry_reason_still_says_intercept() -> None:
+def test_without_message_page_the_message_is_in_the_assist_page() -> None:
     seen: list[Any] = []
 
     def vtl1(guest: Guest) -> Script:
@@ -208,17 +210,20 @@ def test_without_message_page_the_entry_reason_still_says_intercept() -> None:
         yield from guest.protect([FREE], 0)
         yield from guest.vtl_return()
         seen.append(guest.entry_reason)
+        at = guest.assist + HV_VP_ASSIST_PAGE_INTERCEPT_MESSAGE
+        seen.append(guest.rig.read_vtl(1, at, 4))
+        seen.append(guest.rig.read_vtl(1, at + HV_MESSAGE_HEADER.SIZE + GPA_OFFSET, 8))
         yield from restore(guest)
         yield from guest.vtl_return()
 
     def vtl0(guest: Guest) -> Script:
         yield from guest.enable(1)
         yield from guest.vtl_call()
-        yield ops.Read(FREE, 4)
+        yield ops.Read(FREE + 0x10, 4)
         yield from guest.end()
 
     run_guests({(0, 0): vtl0, (0, 1): vtl1})
-    assert seen == [Reason.HvVtlEntryIntercept]
+    assert seen == [Reason.HvVtlEntryIntercept, HvMessageType.HvMessageTypeGpaIntercept, FREE + 0x10]
 
 
 def test_every_processor_obeys() -> None:

@@ -17,8 +17,10 @@ from vtlkit.hvdef.identifiers import HV_PARTITION_ID_SELF, HV_VP_INDEX_SELF
 from vtlkit.hvdef.registers import HvRegisterName as Name
 from vtlkit.hvdef.status import HvStatus
 from vtlkit.hvdef.vsm import HV_X64_SEGMENT_REGISTER, HV_X64_TABLE_REGISTER
+from vtlkit.kvm.uapi import Vcpu
 from vtlkit.vmm.vsm import vp_registers
 from vtlkit.x86.exceptions import Vector
+from vtlkit.x86.registers import Sregs
 
 VALID_CONFIG = 0b111111
 NO_SUCH_REGISTER = 0x00FFFFFF
@@ -394,3 +396,42 @@ def test_malformed_pending_events(value: int) -> None:
 
     assert in_vtl1(vtl1).taken == []
     assert seen == [HvStatus.INVALID_REGISTER_VALUE]
+
+
+@pytest.mark.parametrize("vp", [0, 1])
+def test_whoever_writes_a_vcpus_registers_holds_its_mutex(vp: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page fault for VTL 0 changes CR2 of the vCPU that has the shared registers: that of the active VTL."""
+    written: list[tuple[str, bool]] = []
+    write = Vcpu.set_sregs
+
+    def checked(vcpu: Vcpu, sregs: Sregs) -> None:
+        written.append((vcpu.name, vcpu.mutex._owner is vcpu.host.current()))  # type: ignore[attr-defined]
+        write(vcpu, sregs)
+
+    def vtl1(guest: Guest) -> Script:
+        if guest.vp == 0:
+            yield from guest.enable_vp_vtl(1, vp=1)
+            guest.note("ready")
+        else:
+            guest.note("entered")
+            while True:
+                yield ops.Compute(100)
+        while "entered" not in guest.rig.log:
+            yield ops.Compute(100)
+        monkeypatch.setattr(Vcpu, "set_sregs", checked)
+        event = pending(Vector.PF, 2, 0xDEAD000)
+        assert (yield from guest.set(Name.HvRegisterPendingEvent0, event, vtl=input_vtl(0), vp=vp)) == HvStatus.SUCCESS
+        guest.note((yield from guest.get(Name.HvX64RegisterCr2, vp=vp, vtl=input_vtl(0))))
+        yield from guest.end()
+
+    def vtl0(guest: Guest) -> Script:
+        if guest.vp == 0:
+            yield from guest.enable(1)
+        else:
+            while "ready" not in guest.rig.log:
+                yield ops.Compute(100)
+        yield from guest.vtl_call()
+
+    rig = run_guests({(at, vtl): (vtl0, vtl1)[vtl] for at in range(2) for vtl in range(2)}, cpus=2)
+    assert written == [(f"vtl1-vcpu{vp}", True)]
+    assert rig.log[-1] == (HvStatus.SUCCESS, 0xDEAD000)
