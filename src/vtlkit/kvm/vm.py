@@ -61,8 +61,8 @@ class Vm:
         self.user_space_msr = False
         self.hv = HvVm(self)
         self.tsc_khz = TSC_KHZ
-        self.tsc_offset = 0
-        """What vCPUs that are created or reset add to the host's TSC: they all read the same (`kvm_synchronize_tsc`)."""
+        self.tsc_offset: int = 0
+        """What vCPUs that are created or reset add to the host's TSC: all read the same (`kvm_synchronize_tsc`)."""
         self.ns_per_instruction = NS_PER_INSTRUCTION
         self.ns_per_exit = NS_PER_EXIT
 

@@ -60,6 +60,9 @@ class VcpuOwner(Protocol):
     def kick(self) -> None:
         """Wake the vCPU if it blocks, force an exit if it runs guest code; never blocks (any)."""
 
+    def request_tlb_flush(self) -> None:
+        """Drop cached translations before the guest runs on; never blocks (any)."""
+
     def guest_tsc(self) -> int:
         """The guest's TSC now (any)."""
 
