@@ -122,13 +122,7 @@ class Machine:
         self.kvm = Kvm(host, engines)
         rom = MemoryRegion(_ROM_SLOT, firmware.ROM_GPA, firmware.ROM_SIZE, RamBlock(firmware.ROM_SIZE))
         self.partition = Partition(
-            self.kvm,
-            self._regions(),
-            roms=[rom],
-            cpus=config.cpus,
-            vtls=config.vtls,
-            hyperv=config.hyperv,
-            supervisor=self,
+            self.kvm, self._regions(), [rom], cpus=config.cpus, vtls=config.vtls, hyperv=config.hyperv, supervisor=self
         )
         self.pc = Pc(host, self.partition.vtl0.vm, self.ram, cpus=config.cpus, events=self, console=console)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.unit.vmm.vsm.vsm_rig import FREE, Guest, Script, VsmRig, input_vtl
-from vtlkit.engine.scripted import ops
+from vtlkit.engine.scripted import ScriptedEngine, ops
 from vtlkit.host.api import RunnableHost
 from vtlkit.host.sim import Simulator
 from vtlkit.host.threads import ThreadHost
@@ -101,8 +101,8 @@ def unlimited(rig: VsmRig) -> None:
     """Engines that nobody gives a budget."""
     create = rig.factory.create
 
-    def make_engine(name: str) -> Any:
-        engine = create(name)
+    def make_engine(vcpu_name: str) -> ScriptedEngine:
+        engine = create(vcpu_name)
         engine.left = 1 << 62
         return engine
 

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.vmm.vsm.vsm_rig import U32, Guest, Script, VsmRig, input_vtl, run_guests
-from vtlkit.engine.api import Event
 from vtlkit.engine.scripted import ops
 from vtlkit.hvdef import hypercall_io as io
 from vtlkit.hvdef.hypercalls import HvCallCode as Call
@@ -17,10 +16,7 @@ from vtlkit.hvdef.identifiers import HV_PARTITION_ID_SELF, HV_VP_INDEX_SELF
 from vtlkit.hvdef.registers import HvRegisterName as Name
 from vtlkit.hvdef.status import HvStatus
 from vtlkit.hvdef.vsm import HV_X64_SEGMENT_REGISTER, HV_X64_TABLE_REGISTER
-from vtlkit.kvm.uapi import Vcpu
 from vtlkit.vmm.vsm import vp_registers
-from vtlkit.x86.exceptions import Vector
-from vtlkit.x86.registers import Sregs
 
 VALID_CONFIG = 0b111111
 NO_SUCH_REGISTER = 0x00FFFFFF
@@ -322,116 +318,3 @@ def test_hostile_values_get_a_status(name: int, value: int) -> None:
     assert isinstance(got, int)
     assert 0 <= got < 1 << 128
     rig.factory.close()
-
-
-# --- pending events ---------------------------------------------------------------------------------------------------
-
-
-def pending(vector: int, error_code: int | None = None, parameter: int = 0) -> int:
-    flags = 0 if error_code is None else 1 << 8
-    return 1 | flags | vector << 16 | (error_code or 0) << 32 | parameter << 64
-
-
-def test_an_injected_exception_is_taken_before_the_next_instruction() -> None:
-    order: list[Any] = []
-
-    def vtl1(guest: Guest) -> Script:
-        yield from guest.set(Name.HvRegisterPendingEvent0, pending(13, 0x50), vtl=input_vtl(0))
-        order.append((yield from guest.get(Name.HvRegisterPendingEvent0, vtl=input_vtl(0))))
-        yield from guest.vtl_return()
-
-    def vtl0(guest: Guest) -> Script:
-        yield from guest.enable(1)
-        yield from guest.vtl_call()
-        order.append("next instruction")
-        yield from guest.end()
-
-    def handler(guest: Guest, event: Event) -> Script:
-        order.append((event.vector, event.error_code))
-        yield ops.Compute()
-
-    rig = VsmRig({(0, 0): vtl0, (0, 1): vtl1})
-    rig.handlers[0, Vector.GP] = handler
-    rig.run()
-    assert order == [(0, pending(13, 0x50)), (13, 0x50), "next instruction"]
-
-
-def test_an_injected_page_fault_brings_its_address() -> None:
-    seen: list[Any] = []
-
-    def vtl1(guest: Guest) -> Script:
-        yield from guest.set(Name.HvRegisterPendingEvent0, pending(14, 2, 0xDEAD000), vtl=input_vtl(0))
-        yield from guest.vtl_return()
-
-    def vtl0(guest: Guest) -> Script:
-        yield from guest.enable(1)
-        yield from guest.vtl_call()
-        yield from guest.end()
-
-    def handler(guest: Guest, event: Event) -> Script:
-        seen.append((event.error_code, guest.regs.sregs.cr2))
-        yield ops.Compute()
-
-    rig = VsmRig({(0, 0): vtl0, (0, 1): vtl1})
-    rig.handlers[0, Vector.PF] = handler
-    rig.run()
-    assert seen == [(2, 0xDEAD000)]
-
-
-def test_a_pending_event_can_be_taken_back() -> None:
-    def vtl1(guest: Guest) -> Script:
-        yield from guest.set(Name.HvRegisterPendingEvent0, pending(13, 0), vtl=input_vtl(0))
-        assert (yield from guest.set(Name.HvRegisterPendingEvent0, 0, vtl=input_vtl(0))) == HvStatus.SUCCESS
-        assert (yield from guest.get(Name.HvRegisterPendingEvent0, vtl=input_vtl(0))) == (0, 0)
-
-    assert in_vtl1(vtl1).taken == []
-
-
-@pytest.mark.parametrize("value", [pending(32), 1 | 1 << 1, 1 | 1 << 4, 1 | 1 << 9, pending(0xFFFF)])
-def test_malformed_pending_events(value: int) -> None:
-    seen: list[Any] = []
-
-    def vtl1(guest: Guest) -> Script:
-        seen.append((yield from guest.set(Name.HvRegisterPendingEvent0, value, vtl=input_vtl(0))))
-
-    assert in_vtl1(vtl1).taken == []
-    assert seen == [HvStatus.INVALID_REGISTER_VALUE]
-
-
-@pytest.mark.parametrize("vp", [0, 1])
-def test_whoever_writes_a_vcpus_registers_holds_its_mutex(vp: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A page fault for VTL 0 changes CR2 of the vCPU that has the shared registers: that of the active VTL."""
-    written: list[tuple[str, bool]] = []
-    write = Vcpu.set_sregs
-
-    def checked(vcpu: Vcpu, sregs: Sregs) -> None:
-        written.append((vcpu.name, vcpu.mutex._owner is vcpu.host.current()))  # type: ignore[attr-defined]
-        write(vcpu, sregs)
-
-    def vtl1(guest: Guest) -> Script:
-        if guest.vp == 0:
-            yield from guest.enable_vp_vtl(1, vp=1)
-            guest.note("ready")
-        else:
-            guest.note("entered")
-            while True:
-                yield ops.Compute(100)
-        while "entered" not in guest.rig.log:
-            yield ops.Compute(100)
-        monkeypatch.setattr(Vcpu, "set_sregs", checked)
-        event = pending(Vector.PF, 2, 0xDEAD000)
-        assert (yield from guest.set(Name.HvRegisterPendingEvent0, event, vtl=input_vtl(0), vp=vp)) == HvStatus.SUCCESS
-        guest.note((yield from guest.get(Name.HvX64RegisterCr2, vp=vp, vtl=input_vtl(0))))
-        yield from guest.end()
-
-    def vtl0(guest: Guest) -> Script:
-        if guest.vp == 0:
-            yield from guest.enable(1)
-        else:
-            while "ready" not in guest.rig.log:
-                yield ops.Compute(100)
-        yield from guest.vtl_call()
-
-    rig = run_guests({(at, vtl): (vtl0, vtl1)[vtl] for at in range(2) for vtl in range(2)}, cpus=2)
-    assert written == [(f"vtl1-vcpu{vp}", True)]
-    assert rig.log[-1] == (HvStatus.SUCCESS, 0xDEAD000)
