@@ -20,6 +20,7 @@ from vtlkit.kvm.kvm_run import KvmRun
 from vtlkit.kvm.lapic import LocalApic
 from vtlkit.kvm.memory import GuestMemory
 from vtlkit.kvm.memslots import MemoryRegion
+from vtlkit.kvm.requests import Req
 from vtlkit.x86.apic import APIC_SPIV
 
 RAM_SIZE = 16 << 12
@@ -91,6 +92,9 @@ class FakeVcpu(Owner):
 
     def skip_instruction(self, length: int) -> None:
         self.skipped += length
+
+    def request_tlb_flush(self) -> None:
+        self.requests.add(Req.TLB_FLUSH)
 
     def guest_tsc(self) -> int:
         return self.tsc
