@@ -6,6 +6,7 @@ fault as the processor's do.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from vtlkit.engine import api
@@ -50,6 +51,7 @@ from vtlkit.x86.registers import (
 )
 
 if TYPE_CHECKING:
+    from vtlkit.kvm.cpuid import CpuidTable
     from vtlkit.kvm.vcpu import Vcpu
 
 _U32: Final = 0xFFFFFFFF
@@ -102,11 +104,17 @@ def set_cr0(vcpu: Vcpu, value: int) -> bool:
 
 def cr4_allowed(vcpu: Vcpu) -> int:
     """CR4 bits that this vCPU's CPUID offers."""
-    allowed = _CR4_ALWAYS
+    return _cr4_offered(vcpu.cpuid)
+
+
+@lru_cache(maxsize=16)
+def _cr4_offered(cpuid: CpuidTable) -> int:
+    """Remembered by table, as those never change."""
+    offered = _CR4_ALWAYS
     for bit, function, register, feature in _CR4_BY_FEATURE:
-        if vcpu.cpuid.has(function, register, feature):
-            allowed |= bit
-    return allowed
+        if cpuid.has(function, register, feature):
+            offered |= bit
+    return offered
 
 
 def set_cr4(vcpu: Vcpu, value: int) -> bool:
