@@ -171,9 +171,11 @@ class Hypercall:
         data = self.input(self.input_size)
         if not isinstance(data, bytes):
             return data
-        self.data = data
         if self.output_size and not self.fast:
-            return self._refusal(self.output_gpa, self.output_size, Access.WRITE)
+            refusal = self._refusal(self.output_gpa, self.output_size, Access.WRITE)
+            if refusal:
+                return refusal
+        self.data = data
         return HvStatus.SUCCESS
 
     def input(self, size: int) -> bytes | HvStatus:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.unit.kvm.hyperv.rig import RAM_SIZE
@@ -200,6 +200,7 @@ CONTROLS = st.builds(
 
 
 @given(CONTROLS, GPAS, GPAS, st.lists(st.integers(0, 7), min_size=5, max_size=5), st.booleans())
+@example(0x9A | 1 << 32, 0x2000, 0, [0, 0, 1, 0, 0], False)
 def test_hostile_parameters(control: int, first: int, second: int, rights: list[int], is_64bit: bool) -> None:
     memory = Watched(rights)
     layout = LAYOUTS[control & 0xFFFF]
