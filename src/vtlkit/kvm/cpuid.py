@@ -29,72 +29,10 @@ _LINEAR_BITS_LA57 = 57
 _VENDOR = b"AuthenticAMD"
 _BRAND = b"vtlkit embedded processor".ljust(48, b"\0")
 _FEATURE_ECX = (
-    bits.CPUID_1_ECX_SSE3
-    | bits.CPUID_1_ECX_PCLMULQDQ
-    | bits.CPUID_1_ECX_SSSE3
-    | bits.CPUID_1_ECX_CMPXCHG16B
-    | bits.CPUID_1_ECX_SSE41
-    | bits.CPUID_1_ECX_SSE42
-    | bits.CPUID_1_ECX_X2APIC
-    | bits.CPUID_1_ECX_MOVBE
-    | bits.CPUID_1_ECX_POPCNT
-    | bits.CPUID_1_ECX_TSC_DEADLINE
-    | bits.CPUID_1_ECX_AES
-    | bits.CPUID_1_ECX_XSAVE
-    | bits.CPUID_1_ECX_HYPERVISOR
+    bits.SOFTWARE_1_ECX | bits.CPUID_1_ECX_X2APIC | bits.CPUID_1_ECX_TSC_DEADLINE | bits.CPUID_1_ECX_HYPERVISOR
 )
-_FEATURE_EDX = (
-    bits.CPUID_1_EDX_FPU
-    | bits.CPUID_1_EDX_DE
-    | bits.CPUID_1_EDX_PSE
-    | bits.CPUID_1_EDX_TSC
-    | bits.CPUID_1_EDX_MSR
-    | bits.CPUID_1_EDX_PAE
-    | bits.CPUID_1_EDX_MCE
-    | bits.CPUID_1_EDX_CX8
-    | bits.CPUID_1_EDX_APIC
-    | bits.CPUID_1_EDX_SEP
-    | bits.CPUID_1_EDX_MTRR
-    | bits.CPUID_1_EDX_PGE
-    | bits.CPUID_1_EDX_MCA
-    | bits.CPUID_1_EDX_CMOV
-    | bits.CPUID_1_EDX_PAT
-    | bits.CPUID_1_EDX_PSE36
-    | bits.CPUID_1_EDX_CLFLUSH
-    | bits.CPUID_1_EDX_MMX
-    | bits.CPUID_1_EDX_FXSR
-    | bits.CPUID_1_EDX_SSE
-    | bits.CPUID_1_EDX_SSE2
-)
-_STRUCTURED_EBX = (
-    bits.CPUID_7_0_EBX_FSGSBASE
-    | bits.CPUID_7_0_EBX_TSC_ADJUST
-    | bits.CPUID_7_0_EBX_BMI1
-    | bits.CPUID_7_0_EBX_SMEP
-    | bits.CPUID_7_0_EBX_BMI2
-    | bits.CPUID_7_0_EBX_ERMS
-    | bits.CPUID_7_0_EBX_ADX
-    | bits.CPUID_7_0_EBX_SMAP
-    | bits.CPUID_7_0_EBX_CLFLUSHOPT
-    | bits.CPUID_7_0_EBX_CLWB
-)
-_STRUCTURED_ECX = bits.CPUID_7_0_ECX_UMIP | bits.CPUID_7_0_ECX_PKU | bits.CPUID_7_0_ECX_LA57
-_EXTENDED_ECX = (
-    bits.CPUID_80000001_ECX_LAHF_LM
-    | bits.CPUID_80000001_ECX_CR8_LEGACY
-    | bits.CPUID_80000001_ECX_ABM
-    | bits.CPUID_80000001_ECX_SSE4A
-    | bits.CPUID_80000001_ECX_3DNOWPREFETCH
-)
-_EXTENDED_EDX = (
-    (_FEATURE_EDX & bits.CPUID_80000001_EDX_REPEATED)
-    | bits.CPUID_80000001_EDX_SYSCALL
-    | bits.CPUID_80000001_EDX_NX
-    | bits.CPUID_80000001_EDX_MMXEXT
-    | bits.CPUID_80000001_EDX_PAGE1GB
-    | bits.CPUID_80000001_EDX_RDTSCP
-    | bits.CPUID_80000001_EDX_LM
-)
+_STRUCTURED_EBX = bits.SOFTWARE_7_0_EBX | bits.CPUID_7_0_EBX_TSC_ADJUST
+_STRUCTURED_ECX = bits.SOFTWARE_7_0_ECX | bits.CPUID_7_0_ECX_UMIP
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,11 +109,11 @@ def supported(tsc_khz: int, maxphyaddr: int) -> list[CpuidEntry]:
 def _basic_leaves(mhz: int) -> list[CpuidEntry]:
     return [
         _vendor(0, _BASIC_MAX),
-        CpuidEntry(1, 0, _SIGNATURE, 8 << bits.CPUID_1_EBX_CLFLUSH_SHIFT, _FEATURE_ECX, _FEATURE_EDX),
+        CpuidEntry(1, 0, _SIGNATURE, 8 << bits.CPUID_1_EBX_CLFLUSH_SHIFT, _FEATURE_ECX, bits.SOFTWARE_1_EDX),
         CpuidEntry(6, 0, bits.CPUID_6_EAX_ARAT),
         CpuidEntry(7, 0, 0, _STRUCTURED_EBX, _STRUCTURED_ECX, 0, True),
         CpuidEntry(0xD, 0, _SUPPORTED_XCR0, _XSAVE_LEGACY_AREA, _xsave_size(_SUPPORTED_XCR0), 0, True),
-        CpuidEntry(0xD, 1, bits.CPUID_D_1_EAX_XSAVEOPT | bits.CPUID_D_1_EAX_XGETBV1, 0, 0, 0, True),
+        CpuidEntry(0xD, 1, bits.SOFTWARE_D_1_EAX, 0, 0, 0, True),
         *(CpuidEntry(0xD, number, size, offset, 0, 0, True) for number, (offset, size) in _XSAVE_COMPONENTS.items()),
         # Frequencies in MHz: base, maximum, bus.
         CpuidEntry(0x16, 0, mhz, mhz, 1000),
@@ -186,7 +124,7 @@ def _extended_leaves(maxphyaddr: int) -> list[CpuidEntry]:
     linear = _LINEAR_BITS_LA57 if _STRUCTURED_ECX & bits.CPUID_7_0_ECX_LA57 else _LINEAR_BITS
     return [
         _vendor(0x80000000, _EXTENDED_MAX),
-        CpuidEntry(0x80000001, 0, _SIGNATURE, 0, _EXTENDED_ECX, _EXTENDED_EDX),
+        CpuidEntry(0x80000001, 0, _SIGNATURE, 0, bits.SOFTWARE_80000001_ECX, bits.SOFTWARE_80000001_EDX),
         *(
             CpuidEntry(0x80000002 + at, 0, *registers)
             for at, registers in enumerate(struct.iter_unpack("<IIII", _BRAND))

@@ -182,3 +182,76 @@ CPUID_8000000A_EDX_AVIC: Final = 1 << 13
 CPUID_8000000A_EDX_V_VMSAVE_VMLOAD: Final = 1 << 15
 CPUID_8000000A_EDX_VGIF: Final = 1 << 16
 CPUID_8000000A_EDX_VNMI: Final = 1 << 25
+
+# The instructions of vtlkit's software processors, by leaf and register: what an engine that emulates executes, and
+# what a guest on it is told of before the hypervisor adds its own (x2APIC, UMIP, ...).
+
+SOFTWARE_1_EDX: Final = (
+    CPUID_1_EDX_FPU
+    | CPUID_1_EDX_DE
+    | CPUID_1_EDX_PSE
+    | CPUID_1_EDX_TSC
+    | CPUID_1_EDX_MSR
+    | CPUID_1_EDX_PAE
+    | CPUID_1_EDX_MCE
+    | CPUID_1_EDX_CX8
+    | CPUID_1_EDX_APIC
+    | CPUID_1_EDX_SEP
+    | CPUID_1_EDX_MTRR
+    | CPUID_1_EDX_PGE
+    | CPUID_1_EDX_MCA
+    | CPUID_1_EDX_CMOV
+    | CPUID_1_EDX_PAT
+    | CPUID_1_EDX_PSE36
+    | CPUID_1_EDX_CLFLUSH
+    | CPUID_1_EDX_MMX
+    | CPUID_1_EDX_FXSR
+    | CPUID_1_EDX_SSE
+    | CPUID_1_EDX_SSE2
+)
+SOFTWARE_1_ECX: Final = (
+    CPUID_1_ECX_SSE3
+    | CPUID_1_ECX_PCLMULQDQ
+    | CPUID_1_ECX_SSSE3
+    | CPUID_1_ECX_CMPXCHG16B
+    | CPUID_1_ECX_SSE41
+    | CPUID_1_ECX_SSE42
+    | CPUID_1_ECX_MOVBE
+    | CPUID_1_ECX_POPCNT
+    | CPUID_1_ECX_AES
+    | CPUID_1_ECX_XSAVE
+)
+"""Without MONITOR, whose intercept is the hypervisor's, and without RDRAND: it would bring the host's chance into runs
+that are to be repeated."""
+SOFTWARE_7_0_EBX: Final = (
+    CPUID_7_0_EBX_FSGSBASE
+    | CPUID_7_0_EBX_BMI1
+    | CPUID_7_0_EBX_SMEP
+    | CPUID_7_0_EBX_BMI2
+    | CPUID_7_0_EBX_ERMS
+    | CPUID_7_0_EBX_ADX
+    | CPUID_7_0_EBX_SMAP
+    | CPUID_7_0_EBX_CLFLUSHOPT
+    | CPUID_7_0_EBX_CLWB
+)
+"""Without MPX, which has no use left, and PCOMMIT, which no processor has."""
+SOFTWARE_7_0_ECX: Final = CPUID_7_0_ECX_PKU | CPUID_7_0_ECX_LA57
+SOFTWARE_80000001_EDX: Final = (
+    (SOFTWARE_1_EDX & CPUID_80000001_EDX_REPEATED)
+    | CPUID_80000001_EDX_SYSCALL
+    | CPUID_80000001_EDX_NX
+    | CPUID_80000001_EDX_MMXEXT
+    | CPUID_80000001_EDX_PAGE1GB
+    | CPUID_80000001_EDX_RDTSCP
+    | CPUID_80000001_EDX_LM
+)
+"""Without 3DNow!, which AMD has dropped."""
+SOFTWARE_80000001_ECX: Final = (
+    CPUID_80000001_ECX_LAHF_LM
+    | CPUID_80000001_ECX_CR8_LEGACY
+    | CPUID_80000001_ECX_ABM
+    | CPUID_80000001_ECX_SSE4A
+    | CPUID_80000001_ECX_3DNOWPREFETCH
+)
+"""Without SVM, which an engine executes and no guest is told of."""
+SOFTWARE_D_1_EAX: Final = CPUID_D_1_EAX_XSAVEOPT | CPUID_D_1_EAX_XGETBV1

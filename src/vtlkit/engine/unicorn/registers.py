@@ -84,75 +84,6 @@ _DPL_SHIFT: Final = 13
 _DESC_B: Final = 1 << 22
 _DESC_L: Final = 1 << 21
 
-_FEATURE_1_EDX: Final = (
-    bits.CPUID_1_EDX_FPU
-    | bits.CPUID_1_EDX_DE
-    | bits.CPUID_1_EDX_PSE
-    | bits.CPUID_1_EDX_TSC
-    | bits.CPUID_1_EDX_MSR
-    | bits.CPUID_1_EDX_PAE
-    | bits.CPUID_1_EDX_MCE
-    | bits.CPUID_1_EDX_CX8
-    | bits.CPUID_1_EDX_APIC
-    | bits.CPUID_1_EDX_SEP
-    | bits.CPUID_1_EDX_MTRR
-    | bits.CPUID_1_EDX_PGE
-    | bits.CPUID_1_EDX_MCA
-    | bits.CPUID_1_EDX_CMOV
-    | bits.CPUID_1_EDX_PAT
-    | bits.CPUID_1_EDX_PSE36
-    | bits.CPUID_1_EDX_CLFLUSH
-    | bits.CPUID_1_EDX_MMX
-    | bits.CPUID_1_EDX_FXSR
-    | bits.CPUID_1_EDX_SSE
-    | bits.CPUID_1_EDX_SSE2
-)
-_FEATURE_1_ECX: Final = (
-    bits.CPUID_1_ECX_SSE3
-    | bits.CPUID_1_ECX_PCLMULQDQ
-    | bits.CPUID_1_ECX_SSSE3
-    | bits.CPUID_1_ECX_CMPXCHG16B
-    | bits.CPUID_1_ECX_SSE41
-    | bits.CPUID_1_ECX_SSE42
-    | bits.CPUID_1_ECX_MOVBE
-    | bits.CPUID_1_ECX_POPCNT
-    | bits.CPUID_1_ECX_AES
-    | bits.CPUID_1_ECX_XSAVE
-)
-"""Without MONITOR, whose intercept is the hypervisor's, and without RDRAND: it would bring the host's chance into runs
-that are to be repeated."""
-_FEATURE_7_0_EBX: Final = (
-    bits.CPUID_7_0_EBX_FSGSBASE
-    | bits.CPUID_7_0_EBX_BMI1
-    | bits.CPUID_7_0_EBX_SMEP
-    | bits.CPUID_7_0_EBX_BMI2
-    | bits.CPUID_7_0_EBX_ERMS
-    | bits.CPUID_7_0_EBX_ADX
-    | bits.CPUID_7_0_EBX_SMAP
-    | bits.CPUID_7_0_EBX_CLFLUSHOPT
-    | bits.CPUID_7_0_EBX_CLWB
-)
-"""Without MPX, which has no use left, and PCOMMIT, which no processor has."""
-_FEATURE_7_0_ECX: Final = bits.CPUID_7_0_ECX_PKU | bits.CPUID_7_0_ECX_LA57
-_FEATURE_80000001_EDX: Final = (
-    (_FEATURE_1_EDX & bits.CPUID_80000001_EDX_REPEATED)
-    | bits.CPUID_80000001_EDX_SYSCALL
-    | bits.CPUID_80000001_EDX_NX
-    | bits.CPUID_80000001_EDX_MMXEXT
-    | bits.CPUID_80000001_EDX_PAGE1GB
-    | bits.CPUID_80000001_EDX_RDTSCP
-    | bits.CPUID_80000001_EDX_LM
-)
-"""Without 3DNow!, which AMD has dropped."""
-_FEATURE_80000001_ECX: Final = (
-    bits.CPUID_80000001_ECX_LAHF_LM
-    | bits.CPUID_80000001_ECX_SVM
-    | bits.CPUID_80000001_ECX_CR8_LEGACY
-    | bits.CPUID_80000001_ECX_ABM
-    | bits.CPUID_80000001_ECX_SSE4A
-    | bits.CPUID_80000001_ECX_3DNOWPREFETCH
-)
-_FEATURE_D_1_EAX: Final = bits.CPUID_D_1_EAX_XSAVEOPT | bits.CPUID_D_1_EAX_XGETBV1
 _XSAVE_COMPONENTS: Final = XCR0_X87 | XCR0_SSE | XCR0_PKRU
 
 
@@ -171,13 +102,13 @@ class FeatureWord(enum.IntEnum):
 
 
 FEATURES: Final = {
-    FeatureWord.FEAT_1_EDX: _FEATURE_1_EDX,
-    FeatureWord.FEAT_1_ECX: _FEATURE_1_ECX,
-    FeatureWord.FEAT_7_0_EBX: _FEATURE_7_0_EBX,
-    FeatureWord.FEAT_7_0_ECX: _FEATURE_7_0_ECX,
-    FeatureWord.FEAT_8000_0001_EDX: _FEATURE_80000001_EDX,
-    FeatureWord.FEAT_8000_0001_ECX: _FEATURE_80000001_ECX,
-    FeatureWord.FEAT_XSAVE: _FEATURE_D_1_EAX,
+    FeatureWord.FEAT_1_EDX: bits.SOFTWARE_1_EDX,
+    FeatureWord.FEAT_1_ECX: bits.SOFTWARE_1_ECX,
+    FeatureWord.FEAT_7_0_EBX: bits.SOFTWARE_7_0_EBX,
+    FeatureWord.FEAT_7_0_ECX: bits.SOFTWARE_7_0_ECX,
+    FeatureWord.FEAT_8000_0001_EDX: bits.SOFTWARE_80000001_EDX,
+    FeatureWord.FEAT_8000_0001_ECX: bits.SOFTWARE_80000001_ECX | bits.CPUID_80000001_ECX_SVM,
+    FeatureWord.FEAT_XSAVE: bits.SOFTWARE_D_1_EAX,
     FeatureWord.FEAT_XSAVE_COMP_LO: _XSAVE_COMPONENTS,
     FeatureWord.FEAT_XSAVE_COMP_HI: 0,
 }

@@ -7,7 +7,6 @@ busy TSS. The GDT that `GDT` holds is in memory too, so that a guest may reload 
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,10 +22,19 @@ from vtlkit.x86.registers import (
     CR4_PAE,
     EFER_LMA,
     EFER_LME,
+    SEGMENT_P,
     DescriptorTable,
     Regs,
     Segment,
     Sregs,
+)
+from vtlkit.x86.segments import (
+    TYPE_TSS_BUSY,
+    encode_descriptor,
+    encode_system_descriptor,
+    flat_code32,
+    flat_code64,
+    flat_data,
 )
 
 CODE32_SELECTOR: Final = 0x08
@@ -34,21 +42,19 @@ DATA_SELECTOR: Final = 0x10
 CODE64_SELECTOR: Final = 0x18
 _TSS_SELECTOR: Final = 0x20
 
-_CODE32: Final = 0xC9B
-_CODE64: Final = 0xA9B
-_DATA: Final = 0xC93
-_BUSY_TSS: Final = 0x08B
-_TSS_LIMIT: Final = 0x67
-_FLAT_LIMIT: Final = 0xFFFFFFFF
+
+def _busy_tss() -> Segment:
+    return Segment(_TSS_SELECTOR, 0, 0x67, SEGMENT_P | TYPE_TSS_BUSY)
 
 
-def _flat_descriptor(attributes: int) -> int:
-    """A descriptor with base 0 and limit 4 GiB - 1; `attributes` in the VMCB's 12-bit form."""
-    return 0xFFFF | (attributes & 0xFF) << 40 | 0xF << 48 | (attributes >> 8) << 52
-
-
-GDT: Final = struct.pack(
-    "<6Q", 0, _flat_descriptor(_CODE32), _flat_descriptor(_DATA), _flat_descriptor(_CODE64), _BUSY_TSS << 40 | 0x67, 0
+GDT: Final = b"".join(
+    (
+        bytes(8),
+        encode_descriptor(flat_code32(CODE32_SELECTOR)),
+        encode_descriptor(flat_data(DATA_SELECTOR)),
+        encode_descriptor(flat_code64(CODE64_SELECTOR)),
+        encode_system_descriptor(_busy_tss()),
+    )
 )
 """Null, 32-bit code, data, 64-bit code, and a busy TSS at 0 (two slots: in 64-bit mode its descriptor has 16 bytes)."""
 
@@ -74,12 +80,12 @@ class BootState:
     loaded: tuple[Loaded, ...]
 
 
-def _flat(code_selector: int, code_attributes: int, gdt_gpa: int) -> Sregs:
+def _flat(code: Segment, gdt_gpa: int) -> Sregs:
     sregs = Sregs.reset()
-    sregs.cs = Segment(code_selector, 0, _FLAT_LIMIT, code_attributes)
+    sregs.cs = code
     for name in ("ds", "es", "fs", "gs", "ss"):
-        setattr(sregs, name, Segment(DATA_SELECTOR, 0, _FLAT_LIMIT, _DATA))
-    sregs.tr = Segment(_TSS_SELECTOR, 0, _TSS_LIMIT, _BUSY_TSS)
+        setattr(sregs, name, flat_data(DATA_SELECTOR))
+    sregs.tr = _busy_tss()
     sregs.gdt = DescriptorTable(gdt_gpa, len(GDT) - 1)
     sregs.idt = DescriptorTable(0, 0)
     return sregs
@@ -87,14 +93,14 @@ def _flat(code_selector: int, code_attributes: int, gdt_gpa: int) -> Sregs:
 
 def protected_mode(gdt_gpa: int) -> Sregs:
     """Flat 32-bit protected mode without paging."""
-    sregs = _flat(CODE32_SELECTOR, _CODE32, gdt_gpa)
+    sregs = _flat(flat_code32(CODE32_SELECTOR), gdt_gpa)
     sregs.cr0 = CR0_PE | CR0_ET
     return sregs
 
 
 def long_mode(gdt_gpa: int, cr3: int) -> Sregs:
     """Flat 64-bit mode with the page tables at `cr3`, and SSE usable, as compilers expect."""
-    sregs = _flat(CODE64_SELECTOR, _CODE64, gdt_gpa)
+    sregs = _flat(flat_code64(CODE64_SELECTOR), gdt_gpa)
     sregs.cr0 = CR0_PE | CR0_MP | CR0_ET | CR0_NE | CR0_WP | CR0_PG
     sregs.cr3 = cr3
     sregs.cr4 = CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT
