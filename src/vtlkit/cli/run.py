@@ -20,6 +20,7 @@ from vtlkit.cli.console import GuestOutput
 from vtlkit.cli.interruption import Interruption
 from vtlkit.cli.quantities import MIB, SEED_MAXIMUM, count_parser, parse_memory, parse_seconds
 from vtlkit.cli.status import BadInput, Status, complain, report_bug
+from vtlkit.hvdef.identifiers import HV_MAX_VTLS
 
 if TYPE_CHECKING:
     from typing import TextIO
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 COMMAND: Final = "vtlkit run"
 MAX_CPUS: Final = 255
 """APIC IDs 0 to 254: what xAPIC mode addresses (Intel SDM volume 3, "Local APIC ID")."""
-MAX_VTLS: Final = 16
-"""HV_NUM_VTLS: VTL numbers 0 to 15."""
 _DEFAULT_MEMORY: Final = 256 * MIB
 _STANDARD_OUTPUT: Final = 1
 
@@ -52,9 +51,9 @@ def run(
     vtls: Annotated[
         int,
         typer.Option(
-            parser=count_parser(1, MAX_VTLS),
+            parser=count_parser(1, HV_MAX_VTLS),
             metavar="N",
-            help=f"Virtual Trust Levels that the guest may enable, 1 to {MAX_VTLS}.",
+            help=f"Virtual Trust Levels that the guest may enable, 1 to {HV_MAX_VTLS}.",
         ),
     ] = 2,
     append: Annotated[str, typer.Option(metavar="ARGS", help="The guest's command line.")] = "",

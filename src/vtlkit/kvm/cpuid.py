@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from vtlkit.x86 import cpuid as bits
 from vtlkit.x86.registers import CR4_OSXSAVE, CR4_PKE, XCR0_PKRU, XCR0_SSE, XCR0_X87
 
-KVM_CPUID_FLAG_SIGNIFCANT_INDEX = 1 << 0
-
 _BASIC_MAX = 0x16
 _EXTENDED_MAX = 0x80000008
 _SIGNATURE = 0x00800F12
@@ -48,6 +46,8 @@ class CpuidEntry:
     significant_index: bool = False
 
 
+DEFAULT_MAXPHYADDR = 36
+"""Physical address bits of a processor that does not tell them."""
 DYNAMIC_LEAVES = frozenset({1, 7, 0xD, 0x80000001})
 """Leaves of which bits follow other state."""
 
@@ -85,6 +85,11 @@ class CpuidTable:
             return entry
         indexed = self._indexed.get(function)
         return indexed.get(index) if indexed else None
+
+    def maxphyaddr(self) -> int:
+        """Width of a guest-physical address, in bits."""
+        widths = self.find(0x80000008)
+        return DEFAULT_MAXPHYADDR if widths is None else widths.eax & bits.CPUID_80000008_EAX_PHYSICAL_BITS
 
     def has(self, function: int, register: str, bit: int) -> bool:
         """Whether a feature bit is offered."""

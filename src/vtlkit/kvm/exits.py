@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from vtlkit.engine import api
 from vtlkit.kvm import control_registers, hypercalls, kvm_run
-from vtlkit.kvm.cpuid import answer
+from vtlkit.kvm.cpuid import DYNAMIC_LEAVES, answer
 from vtlkit.kvm.kvm_run import KvmRun
 from vtlkit.kvm.memory_faults import memory_fault
 from vtlkit.kvm.mpstate import MpState
@@ -27,7 +27,6 @@ OUTSIDE_GUEST_MODE: Any = 0
 IN_GUEST_MODE: Any = 1
 
 _U32: Final = 0xFFFFFFFF
-_HIGH: Final = 0xFFFFFFFF00000000
 
 
 def emulate_cpuid(vcpu: Vcpu, length: int) -> None:
@@ -35,8 +34,7 @@ def emulate_cpuid(vcpu: Vcpu, length: int) -> None:
     engine = vcpu.engine
     regs = engine.regs
     function = regs.rax & _U32
-    dynamic = vcpu.dynamic_cpuid
-    entry = None if function in dynamic else vcpu.cpuid.plain.get(function)
+    entry = None if function in DYNAMIC_LEAVES else vcpu.cpuid.plain.get(function)
     if entry is not None:
         regs.rax, regs.rbx, regs.rcx, regs.rdx = entry
     else:
@@ -99,8 +97,7 @@ def _wrmsr(vcpu: Vcpu, exit_: api.Wrmsr) -> KvmRun | None:
         vcpu.queue_exception(Vector.GP, 0)
         return None
     vcpu.engine.skip(exit_.length)
-    user_exit, vcpu.msr_exit = vcpu.msr_exit, None
-    return user_exit
+    return None
 
 
 def _hypercall(vcpu: Vcpu, exit_: api.Hypercall) -> KvmRun | None:
@@ -187,11 +184,11 @@ HANDLERS: Final[dict[type[api.Exit], Callable[[Vcpu, Any], KvmRun | None]]] = {
 _IO_EXITS: Final = (kvm_run.Io, kvm_run.Mmio)
 
 
-def complete(vcpu: Vcpu) -> KvmRun | None:
+def complete(vcpu: Vcpu) -> None:
     """Take user space's answer to the last exit."""
     pending, vcpu.pending_exit = vcpu.pending_exit, None
     if pending is None:
-        return None
+        return
     if isinstance(pending, _IO_EXITS):
         if not pending.write:
             vcpu.engine.complete(pending.data)
@@ -208,4 +205,3 @@ def complete(vcpu: Vcpu) -> KvmRun | None:
             vcpu.queue_exception(Vector.GP, 0)
         else:
             vcpu.engine.skip(vcpu.exit_length)
-    return None

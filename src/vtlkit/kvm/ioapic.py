@@ -272,11 +272,6 @@ class IoApic:
             self._ioregsel = self._id = self._irr = self._irr_delivered = 0
             self._rtc_pending.clear()
 
-    def clear_all(self, source_id: int) -> None:
-        """Take a source's word off every pin (`kvm_ioapic_clear_all`). Takes the lock."""
-        with self._lock:
-            self._irq_states = [state & ~(1 << source_id) for state in self._irq_states]
-
     def get_state(self) -> IoApicState:
         """KVM_GET_IRQCHIP."""
         with self._lock:

@@ -25,6 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vtlkit.host.api import Bitmap, Cell
+from vtlkit.kvm.cpuid import DEFAULT_MAXPHYADDR
 from vtlkit.kvm.ipi import ApicAddress, DestMap, IpiBus, Irq
 from vtlkit.kvm.lapic_owner import ApicOwner
 from vtlkit.kvm.lapic_regs import LVT_WRITABLE, NR_REGS, REG_SHIFT
@@ -37,7 +38,6 @@ from vtlkit.x86.msr import APICBASE_ENABLE, X2APIC_ENABLE
 _PRIORITY_CLASS = 0xF0
 _TASKPRI = regs.APIC_TASKPRI >> REG_SHIFT
 _APICBASE_RESERVED_LOW = 0x2FF
-_DEFAULT_MAXPHYADDR = 36
 _NR_LVT_WITHOUT_CMCI = 6
 
 
@@ -103,7 +103,7 @@ class LapicCore:
         self._ppr = 0
         self._base = 0
         self._x2apic_supported = True
-        self._maxphyaddr = _DEFAULT_MAXPHYADDR
+        self._maxphyaddr = DEFAULT_MAXPHYADDR
         self._interrupts = self._eois = self._ipis_sent = self._timer_interrupts = 0
         bus.register(self)
 

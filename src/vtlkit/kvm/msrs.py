@@ -42,11 +42,9 @@ _MSR_MC_SPAN: Final = range(msr.MSR_IA32_MC0_CTL, msr.MSR_IA32_MC0_CTL + 4 * KVM
 _U64: Final = 0xFFFFFFFFFFFFFFFF
 _HWCR_WRITABLE: Final = 1 << 24 | 1 << 18
 _HWCR_IGNORED: Final = 0x40 | 0x100 | 0x8
-_MISC_ENABLE_RESERVED: Final = 0
 _MISC_ENABLE_PMU_READ_ONLY: Final = msr.MISC_ENABLE_PEBS_UNAVAIL | msr.MISC_ENABLE_BTS_UNAVAIL
 _HWCR_MC_STATUS_WRITE_ENABLE: Final = 1 << 18
 _EFER_KNOWN: Final = EFER_SCE | EFER_LME | EFER_LMA | EFER_NX | EFER_SVME | EFER_LMSLE | EFER_FFXSR
-_DEFAULT_MAXPHYADDR: Final = 36
 _MTRR_VARIABLE: Final = 8
 _MTRR_CAP: Final = _MTRR_VARIABLE | msr.MTRRCAP_FIX | msr.MTRRCAP_WC
 
@@ -67,9 +65,6 @@ _CANONICAL: Final = frozenset(
         msr.MSR_IA32_SYSENTER_EIP,
     }
 )
-_RESET: Final = {
-    msr.MSR_IA32_CR_PAT: 0x0007040600070406,
-}
 
 
 class Msrs:
@@ -89,8 +84,6 @@ class Msrs:
         self._values[msr.MSR_IA32_MISC_ENABLE] = (
             msr.MISC_ENABLE_FAST_STRING | msr.MISC_ENABLE_PEBS_UNAVAIL | msr.MISC_ENABLE_BTS_UNAVAIL
         )
-        for index, value in _RESET.items():
-            self._vcpu.engine.set_msr(index, value)
 
     def get(self, index: int, *, host_initiated: bool = False) -> int | None:
         """The register's value; None is #GP."""
@@ -325,9 +318,7 @@ def _mtrr_range_setter(index: int) -> Set:
     """A variable range: no address bits that the guest's processor does not have."""
 
     def set_range(vcpu: Vcpu, value: int, host_initiated: bool) -> bool:
-        widths = vcpu.cpuid.find(0x80000008)
-        maxphyaddr = widths.eax & 0xFF if widths is not None else _DEFAULT_MAXPHYADDR
-        if not host_initiated and (value >> maxphyaddr or not _STORED[index](value)):
+        if not host_initiated and (value >> vcpu.cpuid.maxphyaddr() or not _STORED[index](value)):
             return False
         vcpu.msrs.store(index, value)
         return True

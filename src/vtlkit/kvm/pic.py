@@ -18,7 +18,6 @@ from vtlkit.host.api import Cell, Host, Lock
 from vtlkit.kvm.ioapic import PinNotifier
 
 PIC_NUM_PINS = 16
-PIC_PORTS = (0x20, 0x21, 0xA0, 0xA1, 0x4D0, 0x4D1)
 
 _PINS_PER_CHIP = 8
 _CASCADE_PIN = 2

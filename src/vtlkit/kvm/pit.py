@@ -21,7 +21,6 @@ from vtlkit.host.api import Cell, Host, LockRank, Task
 
 KVM_PIT_FREQ = 1193182
 """Hz of all three channels."""
-PIT_PORTS = (0x40, 0x41, 0x42, 0x43)
 SPEAKER_PORT = 0x61
 MIN_PERIOD_NS = 200_000
 """The shortest period channel 0 may have (KVM's module parameter min_timer_period_us)."""

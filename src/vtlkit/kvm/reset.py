@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from vtlkit.x86.msr import MSR_EFER, MSR_IA32_CR_PAT
+from vtlkit.x86.msr import MSR_EFER, MSR_IA32_CR_PAT, PAT_RESET
 from vtlkit.x86.registers import Regs, Sregs
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ _SIGNATURE: Final = 0x600
 """RDX before CPUID has been set."""
 _DR6_RESET: Final = 0xFFFF0FF0
 _DR7_RESET: Final = 0x400
-_MSR_RESET: Final = {MSR_IA32_CR_PAT: 0x0007040600070406}
+_MSR_RESET: Final = {MSR_IA32_CR_PAT: PAT_RESET}
 
 
 def vcpu_reset(vcpu: Vcpu, *, init_event: bool) -> None:

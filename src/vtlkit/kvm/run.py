@@ -29,7 +29,8 @@ _REQUESTS_HANDLED: Final = ~(1 << Req.EVENT)
 def vcpu_run(vcpu: Vcpu) -> KvmRun:
     """Run until user space is needed."""
     vcpu.task = vcpu.host.current()
-    exit_ = exits.complete(vcpu)
+    exits.complete(vcpu)
+    exit_: KvmRun | None = None
     while exit_ is None:
         if vcpu_running(vcpu):
             exit_ = _enter_guest(vcpu)
@@ -44,7 +45,8 @@ def vcpu_run(vcpu: Vcpu) -> KvmRun:
 
 def complete_only(vcpu: Vcpu) -> KvmRun | None:
     """Take the answer to the last exit and run to the next instruction boundary, executing no further instruction."""
-    exit_ = exits.complete(vcpu)
+    exits.complete(vcpu)
+    exit_: KvmRun | None = None
     while exit_ is None and not vcpu.engine.at_boundary:
         reason = vcpu.vendor.vcpu_run(vcpu, None, True)
         vcpu.sync_clock()

@@ -14,6 +14,7 @@ from vtlkit.kvm.cpuid import CpuidEntry, for_vcpu
 from vtlkit.kvm.errors import GuestMemoryError, KvmError
 from vtlkit.kvm.hyperv.cpuid import HvFeatures, cpuid_leaves
 from vtlkit.kvm.hyperv.parameters import HypercallParameters, decode_exit
+from vtlkit.kvm.hyperv.vp_set import ALL_VPS, sparse_set
 from vtlkit.kvm.kvm_run import (
     Debug,
     Hyperv,
@@ -37,6 +38,7 @@ from vtlkit.kvm.vcpu import Vcpu
 from vtlkit.kvm.vm import MAX_VCPUS, Vm
 
 __all__ = [
+    "ALL_VPS",
     "KVM_MAX_IRQ_ROUTES",
     "KVM_MEM_READONLY",
     "MAXPHYADDR",
@@ -73,6 +75,7 @@ __all__ = [
     "default_routing",
     "for_vcpu",
     "hv_cpuid_entries",
+    "sparse_set",
 ]
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 from vtlkit.engine.api import PAGE_SIZE, Engine, Intercept
 from vtlkit.host.api import LockRank, Task
 from vtlkit.kvm import run as run_loop
-from vtlkit.kvm.cpuid import DYNAMIC_LEAVES, CpuidEntry, CpuidTable
+from vtlkit.kvm.cpuid import CpuidEntry, CpuidTable
 from vtlkit.kvm.device_pages import VcpuDevices
 from vtlkit.kvm.events import PENDING_INIT, PENDING_SIPI, EventQueue
 from vtlkit.kvm.hyperv.vcpu import HvVcpu
@@ -73,13 +73,10 @@ class Vcpu:
         """The exit that user space has been given and whose answer `run` still has to take."""
         self.exit_length = 0
         """Length of the instruction that `pending_exit` completes."""
-        self.msr_exit: KvmRun | None = None
-        """Set by an MSR's setter whose effect is user space's."""
         self.tsc_offset: int = vm.tsc_offset
         self.tsc_adjust: int = 0
         self.clock_mark: int = 0
         """Instructions already accounted to the host's clock."""
-        self.dynamic_cpuid = DYNAMIC_LEAVES
         self.cpuid = CpuidTable()
         self.mp_state = MpState.RUNNABLE if is_bsp else MpState.UNINITIALIZED
         self.events = EventQueue(self)
@@ -327,11 +324,10 @@ class Vcpu:
         self.cpuid = CpuidTable(entries)
         leaves = [(entry.function, entry.eax, entry.ebx, entry.ecx, entry.edx) for entry in entries]
         self.hv.set_cpuid(leaf for leaf in leaves if leaf[0] >> 28 == _HYPERVISOR_LEAVES)
-        physical = self.cpuid.find(0x80000008)
         self.apic.cpuid_changed(
             x2apic=self.cpuid.has(1, "ecx", cpuid_bits.CPUID_1_ECX_X2APIC),
             tsc_deadline=self.cpuid.has(1, "ecx", cpuid_bits.CPUID_1_ECX_TSC_DEADLINE),
-            maxphyaddr=physical.eax & 0xFF if physical else 36,
+            maxphyaddr=self.cpuid.maxphyaddr(),
         )
 
     def update_intercepts(self) -> None:

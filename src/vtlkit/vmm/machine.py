@@ -19,6 +19,7 @@ from typing import Final
 
 from vtlkit.engine.api import EngineFactory, RamBlock
 from vtlkit.host.api import LockRank, RunnableHost
+from vtlkit.hvdef.identifiers import HV_MAX_VTLS
 from vtlkit.kvm import uapi
 from vtlkit.kvm.uapi import Kvm, KvmRun, MemoryRegion, Vcpu
 from vtlkit.vmm import acpi, firmware
@@ -30,7 +31,6 @@ from vtlkit.vmm.vsm.partition import Partition
 from vtlkit.vmm.vsm.vp import Vp
 
 MAX_CPUS: Final = 255
-MAX_VTLS: Final = 16
 MIN_MEMORY: Final = 1 << 20
 _ROM_SLOT: Final = 100
 
@@ -71,8 +71,8 @@ class MachineConfig:
     def __post_init__(self) -> None:
         if not 1 <= self.cpus <= MAX_CPUS:
             raise ValueError(f"{self.cpus} processors: give 1 to {MAX_CPUS}")
-        if not 1 <= self.vtls <= MAX_VTLS:
-            raise ValueError(f"{self.vtls} VTLs: give 1 to {MAX_VTLS}")
+        if not 1 <= self.vtls <= HV_MAX_VTLS:
+            raise ValueError(f"{self.vtls} VTLs: give 1 to {HV_MAX_VTLS}")
         if self.memory < MIN_MEMORY or self.memory % 4096:
             raise ValueError(f"{self.memory} bytes of memory: give whole pages, at least {MIN_MEMORY >> 20} MiB")
 

@@ -14,7 +14,6 @@ _MXCSR_RESET: Final = b"\x80\x1f\x00\x00"
 _MXCSR_OFFSET: Final = 24
 _DR6_RESET: Final = 0xFFFF0FF0
 _DR7_RESET: Final = 0x400
-_PAT_RESET: Final = 0x0007040600070406
 
 _VALUES: Final = {
     msr.MSR_STAR: 0,
@@ -25,7 +24,7 @@ _VALUES: Final = {
     msr.MSR_IA32_SYSENTER_CS: 0,
     msr.MSR_IA32_SYSENTER_ESP: 0,
     msr.MSR_IA32_SYSENTER_EIP: 0,
-    msr.MSR_IA32_CR_PAT: _PAT_RESET,
+    msr.MSR_IA32_CR_PAT: msr.PAT_RESET,
     msr.MSR_TSC_AUX: 0,
 }
 NATIVE_MSRS: Final = frozenset(_VALUES) | {msr.MSR_EFER, msr.MSR_FS_BASE, msr.MSR_GS_BASE}

@@ -23,10 +23,7 @@ UC_ARCH_X86: Final = 4
 UC_MODE_64: Final = 8
 
 UC_ERR_OK: Final = 0
-UC_ERR_FETCH_UNMAPPED: Final = 8
-UC_ERR_INSN_INVALID: Final = 10
 
-UC_PROT_NONE: Final = 0
 UC_PROT_READ: Final = 1
 UC_PROT_WRITE: Final = 2
 UC_PROT_EXEC: Final = 4
@@ -37,7 +34,6 @@ UC_X86_INS_OUT: Final = 500
 UC_X86_INS_SYSCALL: Final = 699
 UC_X86_INS_SYSENTER: Final = 700
 
-UC_QUERY_MODE: Final = 1
 
 _REGION_ADDRESS: Final = 64
 _REGION_END: Final = 144
@@ -78,7 +74,6 @@ class MemoryEvent(enum.IntEnum):
 _CTL_WRITE: Final = 1 << 30
 CTL_USE_EXITS: Final = 4 | (1 << 26) | _CTL_WRITE
 CTL_EXITS: Final = 6 | (2 << 26) | _CTL_WRITE
-CTL_CPU_MODEL: Final = 7 | (1 << 26) | _CTL_WRITE
 CTL_TB_FLUSH: Final = 10 | _CTL_WRITE
 CTL_TLB_FLUSH: Final = 11 | _CTL_WRITE
 

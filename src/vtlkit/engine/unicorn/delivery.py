@@ -165,18 +165,18 @@ class Delivery:
     def _deliver_real(self, event: Event) -> None:
         state = self._state
         offset = event.vector * 4
-        if offset + 3 > state.idt.limit:
+        if offset + 3 > self._idt.limit:
             raise GuestFault(Vector.GP, None)
-        ip, cs = struct.unpack("<HH", self._linear.read(state.idt.base + offset, 4))
-        frame = struct.pack("<HHH", state.rip & 0xFFFF, state.segs[CS].selector, self._engine.rflags & 0xFFFF)
+        ip, cs = struct.unpack("<HH", self._linear.read(self._idt.base + offset, 4))
+        frame = struct.pack("<HHH", state.rip & 0xFFFF, self._cs.selector, self._engine.rflags & 0xFFFF)
         sp = (state.rsp - 6) & 0xFFFF
-        base = state.segs[SS].base
+        base = self._ss.base
         for at in range(0, 6, 2):
             self._linear.write(base + ((sp + at) & 0xFFFF), frame[at : at + 2])
         state.rsp = (state.rsp & ~0xFFFF) | sp
         state.rip = ip
-        state.segs[CS].selector = cs
-        state.segs[CS].base = cs << 4
+        self._cs.selector = cs
+        self._cs.base = cs << 4
         self._engine.change_rflags(clear=RFLAGS_IF | RFLAGS_TF | RFLAGS_AC | RFLAGS_RF)
         self._engine.update_hflags()
 
@@ -276,10 +276,10 @@ class Delivery:
             self._engine.update_hflags(new_cpl)
 
     def _tss64(self, offset: int, ext: int) -> int:
-        state = self._state
-        if offset + 7 > state.tr.limit:
-            raise GuestFault(Vector.TS, (state.tr.selector & 0xFFFC) | ext)
-        value: int = struct.unpack("<Q", self._linear.read(state.tr.base + offset, 8))[0]
+        tr = self._tr
+        if offset + 7 > tr.limit:
+            raise GuestFault(Vector.TS, (tr.selector & 0xFFFC) | ext)
+        value: int = struct.unpack("<Q", self._linear.read(tr.base + offset, 8))[0]
         return value
 
     # --- protected mode -------------------------------------------------------------------------------------------

@@ -16,7 +16,6 @@ DESC_ACCESSED: Final = 1 << 8
 ACCESSED_IN_BYTE_5: Final = 1
 DESC_WRITABLE: Final = 1 << 9
 DESC_CONFORMING: Final = 1 << 10
-DESC_EXPAND_DOWN: Final = 1 << 10
 DESC_CODE: Final = 1 << 11
 DESC_S: Final = 1 << 12
 DESC_DPL_SHIFT: Final = 13

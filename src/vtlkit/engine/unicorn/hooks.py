@@ -163,8 +163,7 @@ class Hooks(InputOutput):
         except (GuestFault, PhysicalFault, UndefinedInstruction) as fault:
             self._guarded(partial(self._refuse, fault))
         except BaseException as error:  # noqa: BLE001 - C frames cannot carry it; `run` raises it
-            self._failure = error
-            self._lib.emu_stop(self._handle)
+            self._fail(error)
 
     def _refuse(self, fault: GuestFault | PhysicalFault | UndefinedInstruction) -> None:
         """The instruction that exited cannot be read, or is none: it faults, as a processor's fetch would have.
@@ -348,8 +347,7 @@ class Hooks(InputOutput):
         except (GuestFault, UndefinedInstruction) as fault:
             self._raise_after(self._event_of(fault))
         except BaseException as error:  # noqa: BLE001 - C frames cannot carry it; `run` raises it
-            self._failure = error
-            self._lib.emu_stop(self._handle)
+            self._fail(error)
 
     def _on_memory(self, _uc: int, kind: int, address: int, size: int, _value: int, _data: int) -> bool:
         if self._fault is None and self._undo is None:
@@ -385,5 +383,4 @@ class Hooks(InputOutput):
         try:
             self._note_code(block[0].pc, block[0].size)
         except BaseException as error:  # noqa: BLE001 - C frames cannot carry it; `run` raises it
-            self._failure = error
-            self._lib.emu_stop(self._handle)
+            self._fail(error)

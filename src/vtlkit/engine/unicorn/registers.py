@@ -178,26 +178,18 @@ def set_sregs(engine: Instance, sregs: Sregs) -> None:
     engine.flush_tlb()
 
 
+_HFLAGS_KEPT: Final = 0xFFFFFFFF & ~(
+    HF_CPL | HF_PE | 7 << HF_MP_SHIFT | HF_LMA | HF_CS32 | HF_SS32 | HF_CS64 | HF_ADDSEG | HF_OSFXSR | HF_SMAP | HF_SVME
+)
+
+
 def update_hflags(state: CpuState, cpl: int | None) -> None:
     """The flags that the translator keys its blocks on, from segments and control registers.
 
     `cpl`: the new privilege level; None takes it from SS (3 in virtual-8086 mode, 0 in real mode).
     """
     cr0 = state.cr[0]
-    keep = ~(
-        HF_CPL
-        | HF_PE
-        | 7 << HF_MP_SHIFT
-        | HF_LMA
-        | HF_CS32
-        | HF_SS32
-        | HF_CS64
-        | HF_ADDSEG
-        | HF_OSFXSR
-        | HF_SMAP
-        | HF_SVME
-    )
-    hflags = state.hflags & keep & 0xFFFFFFFF
+    hflags = state.hflags & _HFLAGS_KEPT
     if not cr0 & CR0_PE:
         cpl = 0
     elif state.eflags & RFLAGS_VM:

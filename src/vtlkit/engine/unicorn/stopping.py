@@ -174,5 +174,9 @@ class Stopping(Code):
         try:
             action()
         except BaseException as error:  # noqa: BLE001 - C frames cannot carry it; `run` raises it
-            self._failure = error
-            self._lib.emu_stop(self._handle)
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """Keep what hook code raised for `run` to raise, and stop the translator."""
+        self._failure = error
+        self._lib.emu_stop(self._handle)

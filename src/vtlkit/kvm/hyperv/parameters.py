@@ -162,10 +162,6 @@ class Hypercall:
     def uses_xmm_input(self) -> bool:
         return self.fast and self.input_size > _REGISTERS
 
-    @property
-    def uses_fast_output(self) -> bool:
-        return self.fast and self.output_size > 0
-
     def fetch(self) -> HvStatus:
         """Read the input that `measure` found into `data`, and check that the output can be written."""
         data = self.input(self.input_size)

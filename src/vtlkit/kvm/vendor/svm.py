@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from vtlkit.engine.api import Event, EventType, Exit, Intercept
-from vtlkit.x86.registers import RFLAGS_IF
 
 if TYPE_CHECKING:
     from vtlkit.kvm.vcpu import Vcpu
@@ -55,9 +54,6 @@ class SvmVendor:
     def inject_nmi(self, vcpu: Vcpu) -> None:
         vcpu.engine.nmi_blocked = True
         vcpu.engine.inject(Event(EventType.NMI, 2))
-
-    def get_if_flag(self, vcpu: Vcpu) -> bool:
-        return bool(vcpu.engine.rflags & RFLAGS_IF)
 
 
 SVM = SvmVendor()

@@ -6,21 +6,17 @@ below it. Flushes drop all of a target's translations, as the hypervisor's do; a
 
 from __future__ import annotations
 
-import struct
 from typing import TYPE_CHECKING, Final
 
 from vtlkit.hvdef import hypercall_io as io
 from vtlkit.hvdef.hypercalls import HvCallCode
 from vtlkit.hvdef.status import HvStatus
-from vtlkit.hvdef.vp_set import HV_GENERIC_SET_ALL, HV_GENERIC_SET_SPARSE_4K, HV_VP_SET, decode_sparse_banks
 from vtlkit.hvdef.vsm import HV_INPUT_VTL_RESERVED_MASK, HV_INPUT_VTL_TARGET_VTL, HV_INPUT_VTL_USE_TARGET_VTL
-from vtlkit.kvm.uapi import HypercallParameters
+from vtlkit.kvm.uapi import ALL_VPS, HypercallParameters, sparse_set
 
 if TYPE_CHECKING:
     from vtlkit.vmm.vsm.vp import Vp
 
-_ALL: Final = -1
-_BANK_SIZE: Final = 8
 _SPACE_FLAGS: Final = (
     io.HV_FLUSH_ALL_PROCESSORS
     | io.HV_FLUSH_ALL_VIRTUAL_ADDRESS_SPACES
@@ -42,7 +38,8 @@ def send_ipi(vp: Vp, level: int, call: HypercallParameters) -> tuple[HvStatus, i
     request = io.HV_INPUT_SEND_SYNTHETIC_CLUSTER_IPI.unpack_from(call.data)
     targets: int | HvStatus = request.ProcessorMask
     if call.code == HvCallCode.HvCallSendSyntheticClusterIpiEx:
-        targets = _sparse_set(call, io.HV_INPUT_SEND_SYNTHETIC_CLUSTER_IPI_EX.unpack_from(call.data).ProcessorSet)
+        processors = io.HV_INPUT_SEND_SYNTHETIC_CLUSTER_IPI_EX.unpack_from(call.data).ProcessorSet
+        targets = sparse_set(call, processors.Format, processors.ValidBanksMask)
     if isinstance(targets, HvStatus):
         return targets, 0
     vector_valid = io.HV_IPI_LOW_VECTOR <= request.Vector <= io.HV_IPI_HIGH_VECTOR
@@ -61,9 +58,10 @@ def flush(vp: Vp, level: int, call: HypercallParameters) -> tuple[HvStatus, int]
     """HvCallFlushVirtualAddressSpace, ...List and their Ex forms."""
     request = io.HV_INPUT_FLUSH_VIRTUAL_ADDRESS_SPACE.unpack_from(call.data)
     flags = request.Flags
-    targets: int | HvStatus = request.ProcessorMask or _ALL
+    targets: int | HvStatus = request.ProcessorMask or ALL_VPS
     if call.code in (HvCallCode.HvCallFlushVirtualAddressSpaceEx, HvCallCode.HvCallFlushVirtualAddressListEx):
-        targets = _sparse_set(call, io.HV_INPUT_FLUSH_VIRTUAL_ADDRESS_SPACE_EX.unpack_from(call.data).ProcessorSet)
+        processors = io.HV_INPUT_FLUSH_VIRTUAL_ADDRESS_SPACE_EX.unpack_from(call.data).ProcessorSet
+        targets = sparse_set(call, processors.Format, processors.ValidBanksMask)
     if isinstance(targets, HvStatus):
         return targets, call.rep_start
     if flags & ~_FLAGS[call.code]:
@@ -77,7 +75,7 @@ def flush(vp: Vp, level: int, call: HypercallParameters) -> tuple[HvStatus, int]
         if status:
             return status, call.rep_start
     if flags & io.HV_FLUSH_ALL_PROCESSORS:
-        targets = _ALL
+        targets = ALL_VPS
     for target in levels:
         vp.partition.vtls[target].vm.flush_tlbs(targets)
     return HvStatus.SUCCESS, call.rep_count
@@ -87,15 +85,3 @@ def _may_name(vp: Vp, level: int, target: int) -> HvStatus:
     if target > level:
         return HvStatus.ACCESS_DENIED
     return HvStatus.SUCCESS if target in vp.partition.vtls else HvStatus.INVALID_PARAMETER
-
-
-def _sparse_set(call: HypercallParameters, processors: HV_VP_SET) -> int | HvStatus:
-    """The set whose banks are the call's variable header: an integer, a bit per VP index."""
-    banks = call.variable_header
-    if processors.ValidBanksMask.bit_count() * _BANK_SIZE != len(banks):
-        return HvStatus.INVALID_HYPERCALL_INPUT
-    if processors.Format == HV_GENERIC_SET_ALL:
-        return _ALL
-    if processors.Format != HV_GENERIC_SET_SPARSE_4K:
-        return HvStatus.INVALID_PARAMETER
-    return decode_sparse_banks(processors.ValidBanksMask, struct.unpack(f"<{len(banks) // _BANK_SIZE}Q", banks))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
-from typing import Final, Protocol
+from typing import Protocol
 
 from vtlkit.engine.api import Access
 from vtlkit.host.api import LockRank
@@ -29,9 +29,6 @@ from vtlkit.kvm.uapi import (
     hv_cpuid_entries,
 )
 from vtlkit.vmm.vsm.vp import Vp
-
-VTL_COUNT: Final = 16
-PARTITION_ID: Final = 1
 
 
 class Supervisor(Protocol):

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from vtlkit.hvdef.identifiers import HV_MAX_VTLS
 from vtlkit.hvdef.vsm import HvVtlEntryReason
 from vtlkit.kvm.uapi import (
     Hyperv,
@@ -118,7 +119,7 @@ class Vp:
         self._relink()
         self.active.store(0)
         self._donor.store(_NO_DONOR)
-        for level in range(16):
+        for level in range(HV_MAX_VTLS):
             self._wanted.clear(level)
             self._sleeping.clear(level)
 
