@@ -13,7 +13,7 @@ CONFORMANCE_FLAGS ?= $(if $(shell command -v qemu-system-x86_64 2>/dev/null),--q
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench conformance checkout-named clean
+.PHONY: help demo test check format bench tlfs conformance checkout-named clean
 
 help:
 	@echo "make demo         run the demo guest: two VPs, two VTLs, a protected page"
@@ -21,6 +21,7 @@ help:
 	@echo "make check        formatting, lint and types"
 	@echo "make format       format the sources"
 	@echo "make bench        measure against the rivals, side by side"
+	@echo "make tlfs         run the tests of the TLFS checklist and write docs/TLFS.md"
 	@echo "make conformance  run kvm-unit-tests: KVM_UNIT_TESTS=dir names a built checkout"
 	@echo "make clean        remove everything that these commands made"
 
@@ -43,6 +44,9 @@ format: $(DEV)
 
 bench: $(READY)
 	@$(BIN)/python -m benchmarks.harness $(BENCH_FLAGS)
+
+tlfs: $(DEV)
+	@$(BIN)/python -m tests.tlfs.generate
 
 conformance: checkout-named $(READY)
 	@$(BIN)/python -m tests.conformance.kvm_unit_tests --dir "$(KVM_UNIT_TESTS)" --output docs/CONFORMANCE.md $(CONFORMANCE_FLAGS)
