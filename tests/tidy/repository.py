@@ -35,7 +35,8 @@ def files(root: Path) -> Iterator[Path]:
     """Every file of the working tree that belongs to the project, nested caches and environments left out."""
     for directory, names, found in os.walk(root):
         names[:] = sorted(name for name in names if name not in PRUNED and not name.endswith(".egg-info"))
-        yield from (Path(directory) / name for name in sorted(found))
+        # In a linked worktree .git is a file.
+        yield from (Path(directory) / name for name in sorted(found) if name not in PRUNED)
 
 
 def text_of(path: Path) -> str | None:

@@ -11,6 +11,7 @@ reads the requests. Either the sender sees IN_GUEST_MODE and kicks the engine, o
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from vtlkit.engine.api import PAGE_SIZE, Engine, Intercept
@@ -28,6 +29,8 @@ from vtlkit.kvm.msrs import Msrs
 from vtlkit.kvm.requests import Req
 from vtlkit.kvm.reset import vcpu_reset
 from vtlkit.kvm.statistics import VcpuStatistics
+from vtlkit.kvm.vcpu_time import VcpuTime
+from vtlkit.kvm.wait import has_events
 from vtlkit.x86 import cpuid as cpuid_bits
 from vtlkit.x86.msr import APICBASE_BASE, APICBASE_ENABLE, MSR_EFER, X2APIC_ENABLE
 from vtlkit.x86.registers import CR0_PE, CR4_UMIP, EFER_LMA, RFLAGS_FIXED, Regs, Sregs
@@ -47,7 +50,7 @@ class Mode(enum.IntEnum):
     EXITING_GUEST_MODE = 2
 
 
-class Vcpu:
+class Vcpu(VcpuTime):
     """See the module. Made by `Vm.create_vcpu`."""
 
     def __init__(self, vm: Vm, vcpu_id: int, engine: Engine, apic_id: int, is_bsp: bool) -> None:
@@ -65,6 +68,10 @@ class Vcpu:
         self._signal = self.host.cell(False, f"{self.name}-signal")
         self.startup_blocked = self.host.cell(False, f"{self.name}-startup-blocked")
         """INIT and SIPI are dropped: user space alone starts this vCPU."""
+        self.vtl_inactive = False
+        """User space runs another VTL of the processor: RFLAGS.IF does not count for what is a wake event. Written by
+        the task that runs the processor's vCPUs."""
+        self._listener: Callable[[], None] | None = None
         self.task: Task | None = None
         self.statistics = VcpuStatistics()
         self.gif = True
@@ -73,10 +80,9 @@ class Vcpu:
         """The exit that user space has been given and whose answer `run` still has to take."""
         self.exit_length = 0
         """Length of the instruction that `pending_exit` completes."""
-        self.tsc_offset: int = vm.tsc_offset
-        self.tsc_adjust: int = 0
-        self.clock_mark: int = 0
-        """Instructions already accounted to the host's clock."""
+        self.tsc_offset = vm.tsc_offset
+        self.tsc_adjust = 0
+        self.clock_mark = 0
         self.cpuid = CpuidTable()
         self.mp_state = MpState.RUNNABLE if is_bsp else MpState.UNINITIALIZED
         self.events = EventQueue(self)
@@ -130,6 +136,20 @@ class Vcpu:
         """Wake the vCPU if it blocks, make it exit if it runs guest code (`kvm_vcpu_kick`). Any task; never blocks."""
         if not self.wait.wake():
             self.kick_running()
+        if self._listener is not None:
+            self._listener()
+
+    def listen(self, listener: Callable[[], None] | None) -> None:
+        """Call `listener` whenever the vCPU is kicked, as a poll hears of it: in the sender's context, so it must not
+        block; behind a full barrier, so that `wake_event_pending` sees what the kick was about."""
+        self._listener = listener
+
+    def wake_event_pending(self) -> bool:
+        """Whether a wait of this vCPU would end at once with a wake event. For the task that runs it, outside `run`."""
+        if self.apic.pending_timer():
+            with self.mutex:
+                self.apic.inject_pending_timer()
+        return has_events(self)
 
     def kick_running(self) -> None:
         """Make the vCPU exit if it is in the guest; let it sleep if it blocks. From any task; never blocks."""
@@ -202,45 +222,6 @@ class Vcpu:
     def hv_auto_eoi(self, vector: int) -> bool:
         return self.hv.auto_eoi(vector)
 
-    # --- time -------------------------------------------------------------------------------------------------------
-
-    def sync_clock(self, exits: int = 1) -> None:
-        """Account what the engine has executed, and `exits` exits, to a deterministic host's clock.
-
-        May let other tasks run.
-        """
-        executed = self.engine.instructions()
-        if executed is None:
-            return
-        delta = executed - self.clock_mark
-        self.clock_mark = executed
-        spent = delta * self.vm.ns_per_instruction
-        self.hv.runtime_ns += spent
-        self.host.consume_ns(spent + exits * self.vm.ns_per_exit)
-
-    def guest_tsc(self) -> int:
-        """The guest's time-stamp counter."""
-        return (self.vm.tsc_at(self.host.now_ns()) + self.tsc_offset) & 0xFFFFFFFFFFFFFFFF
-
-    def tsc_to_ns(self, guest_tsc: int) -> int:
-        """The host time at which the guest's TSC reads `guest_tsc`, rounded up."""
-        cycles = (guest_tsc - self.tsc_offset) & 0xFFFFFFFFFFFFFFFF
-        if cycles >> 63:
-            return 0
-        return -(-cycles * 1_000_000 // self.vm.tsc_khz)
-
-    def write_tsc(self, value: int) -> None:
-        """WRMSR to the TSC: it and TSC_ADJUST move by the same amount."""
-        self.write_tsc_adjust((self.tsc_adjust + value - self.guest_tsc()) & 0xFFFFFFFFFFFFFFFF, move_tsc=True)
-
-    def write_tsc_adjust(self, value: int, *, move_tsc: bool) -> None:
-        if move_tsc:
-            self.tsc_offset = (self.tsc_offset + value - self.tsc_adjust) & 0xFFFFFFFFFFFFFFFF
-        self.tsc_adjust = value
-        if self is self.vm.vcpus[0]:
-            # The reference counter follows the first vCPU's TSC.
-            self.vm.hv.tsc_changed()
-
     # --- state questions --------------------------------------------------------------------------------------------
 
     def is_64bit(self) -> bool:
@@ -255,7 +236,9 @@ class Vcpu:
 
     def is_irq_blocked_by_rflags_if(self) -> bool:
         """RFLAGS.IF blocks interrupts, but for a vCPU whose VTL is inactive (TLFS: IF is ignored there)."""
-        return not self.engine.interrupt_flag and self.mp_state is not MpState.HV_INACTIVE_VTL
+        if self.vtl_inactive or self.mp_state is MpState.HV_INACTIVE_VTL:
+            return False
+        return not self.engine.interrupt_flag
 
     def queue_exception(self, vector: int, error_code: int | None = None) -> None:
         self.events.queue_exception(vector, error_code)

@@ -233,10 +233,13 @@ class Machine:
         with self._lock:
             self._tasks += 1
 
-    def task_finished(self, vcpu: Vcpu) -> None:
+    def vcpu_finished(self, vcpu: Vcpu) -> None:
+        with self._lock:
+            self._instructions += vcpu.engine.instructions() or 0
+
+    def task_finished(self) -> None:
         with self._lock:
             self._tasks -= 1
-            self._instructions += vcpu.engine.instructions() or 0
         self._run_actions_if_parked()
 
     def park(self) -> None:

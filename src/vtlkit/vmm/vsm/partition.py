@@ -45,7 +45,10 @@ class Supervisor(Protocol):
 
     def task_started(self) -> None: ...
 
-    def task_finished(self, vcpu: Vcpu) -> None: ...
+    def task_finished(self) -> None: ...
+
+    def vcpu_finished(self, vcpu: Vcpu) -> None:
+        """The vCPU is about to be destroyed."""
 
     def handle(self, vp: Vp, vcpu: Vcpu, exit_: KvmRun) -> None:
         """An exit that has nothing to do with VTLs."""

@@ -1,22 +1,21 @@
 """A virtual processor: one vCPU per VTL, at most one of them active, and the switch between them.
 
-Every vCPU has a task. The active one runs the guest. That of an inactive higher VTL waits in the hypervisor for a wake
-event (MP state HV_INACTIVE_VTL) and asks for a switch when one comes; that of an inactive lower VTL waits here. A
-switch is made by the task that gives up: between two instructions, it names the newcomer; the newcomer's task then
-takes the shared registers and runs. So at any time one task touches the processor's state (docs/design/vtl-switch.md).
+A processor has one task, which runs the vCPU of the active VTL and makes every switch, between two instructions. An
+inactive VTL has no task: whoever kicks its vCPU is heard by `_kicked`, which asks the processor's task to look at that
+VTL. The task switches to a higher VTL that has a deliverable interrupt (docs/design/vtl-switch.md).
 
-Shared between a processor's tasks: `active`, `_wanted` (VTLs that ask for a switch), `_sleeping` (VTLs whose task may
-be inside the hypervisor), `_donor` (whose registers the active VTL has yet to take), `_switches` (how many there were),
-`_stops` (how many want the tasks out of the guest); `vcpus` is replaced whole. `queue` is where tasks wait outside the
-hypervisor.
+Shared between tasks: `active`, `_look` (VTLs that somebody kicked while they were inactive), `_switches` (a sequence
+count: odd while the registers that the VTLs share are handed over), `_stops` (how many want the task out of the guest);
+`vcpus` is replaced whole. `queue` is where the task waits outside the hypervisor.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from vtlkit.hvdef.identifiers import HV_MAX_VTLS
 from vtlkit.hvdef.vsm import HvVtlEntryReason
@@ -25,9 +24,6 @@ from vtlkit.kvm.uapi import (
     Intr,
     KvmRun,
     MemoryFault,
-    MpState,
-    SystemEvent,
-    SystemEventExit,
     Vcpu,
     VcpuStatistics,
 )
@@ -36,11 +32,8 @@ from vtlkit.vmm.vsm import hypercalls, intercepts
 if TYPE_CHECKING:
     from vtlkit.vmm.vsm.partition import Partition
 
-_NO_DONOR: Final = -1
-_COPYING: Final = -2
-
-SharedStateToken: TypeAlias = tuple[int, int, int]
-"""(active VTL, donor, switches so far): no two moments of a switch have the same."""
+SharedStateToken: TypeAlias = int
+"""Switches so far, twice; odd in the middle of one."""
 
 
 class Vp:
@@ -54,44 +47,43 @@ class Vp:
         self.vcpus: dict[int, Vcpu] = {}
         self.active = host.cell(0, f"vp{index}-active-vtl")
         self.queue = host.wait_queue(f"vp{index}-vtls")
-        self._wanted = host.bitmap(f"vp{index}-wanted-vtls")
-        self._sleeping = host.bitmap(f"vp{index}-sleeping-vtls")
-        self._donor = host.cell(_NO_DONOR, f"vp{index}-donor-vtl")
+        self._look = host.bitmap(f"vp{index}-look-at-vtls")
         self._stops = host.cell(0, f"vp{index}-stops")
-        self._mp_states: dict[int, MpState] = {}
-        self._started = False
+        self._switches = host.cell(0, f"vp{index}-switches")
         self._next_higher: dict[int, int] = {}
         self._next_lower: dict[int, int] = {}
-        self._switches = host.cell(0, f"vp{index}-switches")
+        self._retired: list[Vcpu] = []
+        self._started = False
 
     @property
     def switches(self) -> int:
         """VTL switches so far."""
-        return self._switches.load()
+        return self._switches.load() // 2
 
     # --- VTLs -------------------------------------------------------------------------------------------------------
 
     def add_vcpu(self, vcpu: Vcpu, level: int) -> None:
-        """Enable a VTL; its task starts with the processor's."""
-        self._mp_states[level] = vcpu.get_mp_state()
+        """Enable a VTL. From any task."""
         for lower, other in self.vcpus.items():
             if lower < level:
                 other.startup_blocked.store(True)
-        # Tasks may be going through the vCPUs: they go on with those they began with.
+        vcpu.vtl_inactive = level != self.active.load()
+        # The task may be going through the vCPUs: it goes on with those that it began with.
         self.vcpus = {**self.vcpus, level: vcpu}
         self._relink()
-        if self._started:
-            self._spawn(level, vcpu)
+        if len(self.vcpus) > 1:
+            for number, each in self.vcpus.items():
+                each.listen(partial(self._kicked, number))
+            self.host.smp_mb()
+        # Whoever stops the processor, parks it or ends the run signals the vCPUs that it finds.
+        if self._started and (self._stops.load() or self._interrupted()):
+            vcpu.signal()
 
     def start(self) -> None:
-        """Start the tasks."""
+        """Start the task."""
         self._started = True
-        for level, vcpu in self.vcpus.items():
-            self._spawn(level, vcpu)
-
-    def _spawn(self, level: int, vcpu: Vcpu) -> None:
         self.partition.supervisor.task_started()
-        self.host.spawn(lambda: self._task(level, vcpu), f"vp{self.index}-vtl{level}")
+        self.host.spawn(self._task, f"vp{self.index}")
 
     def enabled_set(self) -> int:
         """Bit n: VTL n is enabled on this processor."""
@@ -111,74 +103,85 @@ class Vp:
         self._next_lower = dict(zip(levels[1:], levels, strict=False))
 
     def reset(self, retired: list[VcpuStatistics]) -> None:
-        """Back to VTL 0 alone. Tasks of higher VTLs are parked and return when they find their vCPU gone."""
-        retired.extend(vcpu.statistics for level, vcpu in self.vcpus.items() if level)
-        self.vcpus = {0: self.vcpus[0]}
-        self.vcpus[0].startup_blocked.store(False)
-        self._mp_states = {0: self._mp_states[0]}
+        """Back to VTL 0 alone. The task is parked; it destroys the vCPUs of higher VTLs when it goes on."""
+        vcpu = self.vcpus[0]
+        for level, other in self.vcpus.items():
+            if level:
+                retired.append(other.statistics)
+                self._retired.append(other)
+        self.vcpus = {0: vcpu}
+        vcpu.listen(None)
+        vcpu.vtl_inactive = False
+        vcpu.startup_blocked.store(False)
         self._relink()
         self.active.store(0)
-        self._donor.store(_NO_DONOR)
         for level in range(HV_MAX_VTLS):
-            self._wanted.clear(level)
-            self._sleeping.clear(level)
+            self._look.clear(level)
 
-    # --- a vCPU's task ----------------------------------------------------------------------------------------------
+    # --- the task ---------------------------------------------------------------------------------------------------
 
-    def _task(self, level: int, vcpu: Vcpu) -> None:
+    def _task(self) -> None:
         supervisor = self.partition.supervisor
         try:
             while not supervisor.ending():
                 if supervisor.must_park():
-                    self._park(vcpu)
-                elif self.vcpus.get(level) is not vcpu:
-                    break
+                    self._park()
                 elif self._stops.load():
                     self.host.wait_event(
                         self.queue, lambda: not self._stops.load() or self._interrupted(), interruptible=False
                     )
-                elif self.active.load() == level:
-                    self._run_active(level, vcpu)
-                elif self.active.load() < level:
-                    self._wait_above(level, vcpu)
                 else:
-                    self.host.wait_event(
-                        self.queue, lambda: self.active.load() <= level or self._interrupted(), interruptible=False
-                    )
+                    self._run()
         finally:
-            supervisor.task_finished(vcpu)
-            vcpu.close()
+            self._retired.extend(self.vcpus.values())
+            self._close_retired()
+            supervisor.task_finished()
 
     def _interrupted(self) -> bool:
         supervisor = self.partition.supervisor
         return supervisor.ending() or supervisor.must_park()
 
-    def _park(self, vcpu: Vcpu) -> None:
-        while (exit_ := vcpu.complete_exit()) is not None:
-            self._handle(self.active.load(), vcpu, exit_)
+    def _park(self) -> None:
+        while (exit_ := (vcpu := self.vcpus[level := self.active.load()]).complete_exit()) is not None:
+            self._handle(level, vcpu, exit_)
         self.partition.supervisor.park()
+        self._close_retired()
 
-    def _run_active(self, level: int, vcpu: Vcpu) -> None:
-        donor = self._donor.load()
-        if donor >= 0:
-            # Announced before the copy: who changed the donor's registers looks at the donor after that.
-            self._donor.store(_COPYING)
-            self.host.smp_mb()
-            vcpu.copy_shared_state(self.vcpus[donor])
-            self._donor.store_release(_NO_DONOR)
-            self._sleeping.clear(level)
-            # The event that this VTL may have asked for the processor for will be delivered now.
-            self._wanted.clear(level)
-            vcpu.set_mp_state(self._mp_states[level])
-        wanted = self._wanted.load() >> (level + 1)
-        if wanted:
-            self._switch_by_event(level, vcpu, level + wanted.bit_length())
+    def _close_retired(self) -> None:
+        retired, self._retired = self._retired, []
+        for vcpu in retired:
+            self.partition.supervisor.vcpu_finished(vcpu)
+            vcpu.close()
+
+    def _run(self) -> None:
+        """Run the active VTL, whichever that is, until a signal ends a run."""
+        active = self.active
+        while True:
+            level = active.load()
+            # Whoever sets a bit here, stops, parks or ends signals a vCPU after that.
+            if self._look.load() and self._switch_by_event(level):
+                continue
+            vcpu = self.vcpus[level]
+            exit_ = vcpu.run()
+            if isinstance(exit_, Intr):
+                return
+            self._handle(level, vcpu, exit_)
+
+    def _kicked(self, level: int) -> None:
+        """Somebody has kicked the vCPU of a VTL: if it is inactive, the task is to look at it. From any task."""
+        active = self.active.load()
+        if active == level:
+            # If the task leaves this VTL now, it looks at it after that.
             return
-        self._handle(level, vcpu, vcpu.run())
+        self._look.set(level)
+        self.host.smp_mb()
+        vcpu = self.vcpus.get(self.active.load())
+        if vcpu is not None:
+            vcpu.signal()
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """No task of the processor enters the guest meanwhile; one that is there is on its way out. From any task."""
+        """The processor's task stays out of the guest meanwhile; if it is there, it is on its way out. Any task."""
         self._stops.fetch_add(1)
         # The count before the signal: a task that has taken the signal sees the count.
         for vcpu in self.vcpus.values():
@@ -195,79 +198,64 @@ class Vp:
         May block while they are being handed over.
         """
         while True:
-            switches = self._switches.load_acquire()
-            active = self.active.load_acquire()
-            donor = self._donor.load_acquire()
-            token = (active, donor, switches)
-            if donor != _COPYING and self.shared_state_stayed(token):
-                return self.vcpus[active if donor == _NO_DONOR else donor], token
+            token = self._switches.load_acquire()
+            vcpu = self.vcpus.get(self.active.load_acquire())
+            if vcpu is not None and not token & 1 and self.shared_state_stayed(token):
+                return vcpu, token
             self.host.relax()
 
     def shared_state_stayed(self, token: SharedStateToken) -> bool:
         """Whether they have been there since; if not, what was read or written there meanwhile does not count."""
         self.host.smp_mb()
-        # Active VTL and donor take old values again, the count does not: it is looked at last.
-        now = self.active.load_acquire(), self._donor.load_acquire(), self._switches.load()
-        return now == token
-
-    def _wait_above(self, level: int, vcpu: Vcpu) -> None:
-        """Wait for a wake event of an inactive VTL above the active one, or for a switch to it."""
-        if self._wanted.test(level):
-            self.host.wait_event(
-                self.queue,
-                lambda: self.active.load() >= level or not self._wanted.test(level) or self._interrupted(),
-                interruptible=False,
-            )
-            return
-        if vcpu.get_mp_state() is not MpState.HV_INACTIVE_VTL:
-            vcpu.set_mp_state(MpState.HV_INACTIVE_VTL)
-        # The mark before the look: whoever makes this VTL active after the look sees the mark and ends the wait.
-        self._sleeping.set(level)
-        self.host.smp_mb()
-        if self.active.load() >= level or self._interrupted():
-            return
-        exit_ = vcpu.run()
-        if isinstance(exit_, SystemEventExit) and exit_.type is SystemEvent.WAKEUP:
-            self.request_switch(level)
+        return self._switches.load() == token
 
     # --- switching --------------------------------------------------------------------------------------------------
 
-    def request_switch(self, level: int) -> None:
-        """Ask the active VTL's task to give way to a higher one. From any task."""
-        self._wanted.set(level)
-        self.host.smp_mb()
-        active = self.active.load()
-        vcpu = self.vcpus.get(active)
-        if active < level and vcpu is not None:
-            vcpu.signal()
-
-    def _switch_by_event(self, level: int, vcpu: Vcpu, target: int) -> None:
+    def _switch_by_event(self, level: int) -> bool:
+        """Look at the VTLs that were kicked; switch to the highest one above `level` that has an event."""
+        look = self._look.load()
+        target = 0
+        for other in reversed(range(look.bit_length())):
+            if look >> other & 1:
+                # Taken before the look: what comes after it sets the bit anew.
+                self._look.test_and_clear(other)
+                vcpu = self.vcpus.get(other)
+                if not target and other > level and vcpu is not None and vcpu.wake_event_pending():
+                    target = other
+        if not target:
+            return False
+        vcpu = self.vcpus[level]
         while (exit_ := vcpu.complete_exit()) is not None:
             self._handle(level, vcpu, exit_)
             if self.active.load() != level:
                 # What was left of the instruction took the processor to a higher VTL already.
-                return
+                self._look.set(target)
+                return True
         self.switch(level, target, HvVtlEntryReason.HvVtlEntryInterrupt)
+        return True
 
     def switch(self, source: int, target: int, reason: HvVtlEntryReason | None = None) -> None:
-        """Make `target` the active VTL; called by the active one's task between two instructions.
+        """Make `target` the active VTL; called by the processor's task between two instructions.
 
         `reason` is the entry reason that a higher VTL finds in its VP assist page.
         """
-        # The count before the donor, the donor before the active VTL; pairs with shared_state.
-        self._switches.store(self._switches.load() + 1)
-        self.host.smp_wmb()
-        newcomer = self.vcpus[target]
-        self._mp_states[source] = self.vcpus[source].get_mp_state()
+        host, switches = self.host, self._switches
+        giver, newcomer = self.vcpus[source], self.vcpus[target]
         if reason is not None:
             newcomer.hv.assist.set_entry_reason(reason)
-        self._donor.store(source)
+        count = switches.load()
+        switches.store(count + 1)
+        # Announced before the copy: who changed the giver's registers looks at the count after that.
+        host.smp_mb()
+        with newcomer.mutex:
+            newcomer.copy_shared_state(giver)
+        giver.vtl_inactive, newcomer.vtl_inactive = True, False
         self.active.store_release(target)
-        # Orders the store of the active VTL before the load of the mark; pairs with _wait_above.
-        self.host.smp_mb()
-        if self._sleeping.test(target):
-            newcomer.signal()
-        self.queue.wake()
+        switches.store_release(count + 2)
+        # Orders the store of the active VTL before the loads of the VTL's events; pairs with the kick in `_kicked`.
+        host.smp_mb()
+        if source > target and giver.wake_event_pending():
+            self._look.set(source)
 
     # --- exits ------------------------------------------------------------------------------------------------------
 

@@ -232,7 +232,7 @@ def test_a_halted_vtl0_halts_on_after_an_excursion_to_vtl1() -> None:
         for _ in range(3):
             yield from guest.wrmsr(0x838, 100_000)
             yield from guest.vtl_return()
-            seen.append((guest.entry_reason, guest.rig.partition.vps[0]._mp_states[0]))
+            seen.append((guest.entry_reason, guest.rig.partition.vps[0].vcpus[0].get_mp_state()))
         vcpu = guest.rig.partition.vps[0].vcpus[0]
         vcpu.apic.accept_irq(0, VECTOR, 1, False)
         yield from guest.vtl_return()

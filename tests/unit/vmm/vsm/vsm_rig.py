@@ -363,8 +363,10 @@ class VsmRig:
     def task_started(self) -> None:
         self.tasks += 1
 
-    def task_finished(self, vcpu: Vcpu) -> None:
+    def task_finished(self) -> None:
         self.tasks -= 1
+
+    def vcpu_finished(self, vcpu: Vcpu) -> None: ...
 
     def handle(self, vp: Vp, vcpu: Vcpu, exit_: KvmRun) -> None:
         self.exits.append(exit_)

@@ -1,0 +1,67 @@
+"""A vCPU's time: its TSC, and what its guest's instructions cost on a deterministic host's clock. Mirrors the TSC part
+of arch/x86/kvm/x86.c (`kvm_synchronize_tsc`, `adjust_tsc_offset_guest`).
+
+Belongs to the vCPU's task; `guest_tsc` may be called by any.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from vtlkit.engine.api import Engine
+    from vtlkit.host.api import Host
+    from vtlkit.kvm.hyperv.vcpu import HvVcpu
+    from vtlkit.kvm.vm import Vm
+
+_U64: Final = 0xFFFFFFFFFFFFFFFF
+
+
+class VcpuTime:
+    """The part of `Vcpu` that has to do with time."""
+
+    vm: Vm
+    host: Host
+    engine: Engine
+    hv: HvVcpu
+    tsc_offset: int
+    tsc_adjust: int
+    clock_mark: int
+    """Instructions already accounted to the host's clock."""
+
+    def sync_clock(self, exits: int = 1) -> None:
+        """Account what the engine has executed, and `exits` exits, to a deterministic host's clock.
+
+        May let other tasks run.
+        """
+        executed = self.engine.instructions()
+        if executed is None:
+            return
+        delta = executed - self.clock_mark
+        self.clock_mark = executed
+        spent = delta * self.vm.ns_per_instruction
+        self.hv.runtime_ns += spent
+        self.host.consume_ns(spent + exits * self.vm.ns_per_exit)
+
+    def guest_tsc(self) -> int:
+        """The guest's time-stamp counter."""
+        return (self.vm.tsc_at(self.host.now_ns()) + self.tsc_offset) & _U64
+
+    def tsc_to_ns(self, guest_tsc: int) -> int:
+        """The host time at which the guest's TSC reads `guest_tsc`, rounded up."""
+        cycles = (guest_tsc - self.tsc_offset) & _U64
+        if cycles >> 63:
+            return 0
+        return -(-cycles * 1_000_000 // self.vm.tsc_khz)
+
+    def write_tsc(self, value: int) -> None:
+        """WRMSR to the TSC: it and TSC_ADJUST move by the same amount."""
+        self.write_tsc_adjust((self.tsc_adjust + value - self.guest_tsc()) & _U64, move_tsc=True)
+
+    def write_tsc_adjust(self, value: int, *, move_tsc: bool) -> None:
+        if move_tsc:
+            self.tsc_offset = (self.tsc_offset + value - self.tsc_adjust) & _U64
+        self.tsc_adjust = value
+        if self is self.vm.vcpus[0]:
+            # The reference counter follows the first vCPU's TSC.
+            self.vm.hv.tsc_changed()
