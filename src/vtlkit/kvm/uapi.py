@@ -12,7 +12,8 @@ from vtlkit.kvm.attributes import MemoryAttributes
 from vtlkit.kvm.control_registers import cr4_allowed
 from vtlkit.kvm.cpuid import CpuidEntry, for_vcpu
 from vtlkit.kvm.errors import GuestMemoryError, KvmError
-from vtlkit.kvm.hyperv.cpuid import HvFeatures, cpuid_leaves
+from vtlkit.kvm.hyperv.cpuid import cpuid_leaves
+from vtlkit.kvm.hyperv.features import HvFeatures
 from vtlkit.kvm.hyperv.parameters import HypercallParameters, decode_exit
 from vtlkit.kvm.hyperv.vp_set import ALL_VPS, sparse_set
 from vtlkit.kvm.kvm_run import (
@@ -87,7 +88,7 @@ def hv_cpuid_entries(features: HvFeatures) -> list[CpuidEntry]:
     """
     return [
         CpuidEntry(function, 0, eax, ebx, ecx, edx)
-        for function, eax, ebx, ecx, edx in cpuid_leaves(features, physical_address_bits=MAXPHYADDR)
+        for function, eax, ebx, ecx, edx in cpuid_leaves(features, physical_address_bits=MAXPHYADDR, max_vps=MAX_VCPUS)
     ]
 
 

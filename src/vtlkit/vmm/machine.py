@@ -21,7 +21,7 @@ from vtlkit.engine.api import EngineFactory, RamBlock
 from vtlkit.host.api import LockRank, RunnableHost
 from vtlkit.hvdef.identifiers import HV_MAX_VTLS
 from vtlkit.kvm import uapi
-from vtlkit.kvm.uapi import Kvm, KvmRun, MemoryRegion, Vcpu
+from vtlkit.kvm.uapi import HvFeatures, Kvm, KvmRun, MemoryRegion, Vcpu
 from vtlkit.vmm import acpi, firmware
 from vtlkit.vmm.devices.debugexit import exit_status
 from vtlkit.vmm.loaders import BootImage, LoadError, LoadOptions, open_image, ram_ranges, waking_vector_state
@@ -59,16 +59,25 @@ _STATUS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class MachineConfig:
-    """What the machine is made of. `memory` in bytes; `vtls` is how many VTLs the partition may enable, 1 to 16."""
+    """What the machine is made of. `memory` in bytes; `vtls` is how many VTLs the partition may enable, 1 to 16.
+
+    `hyperv` is what guests are offered of the Hyper-V interface, None for no such interface.
+
+    Raises:
+        ValueError: what the machine can not have.
+        KvmError: EINVAL, Hyper-V features that do not go together.
+    """
 
     cpus: int = 1
     memory: int = 256 << 20
     vtls: int = 2
     append: str = ""
     initrd: Path | None = None
-    hyperv: bool = True
+    hyperv: HvFeatures | None = field(default_factory=HvFeatures)
 
     def __post_init__(self) -> None:
+        if self.hyperv is not None:
+            self.hyperv.check()
         if not 1 <= self.cpus <= MAX_CPUS:
             raise ValueError(f"{self.cpus} processors: give 1 to {MAX_CPUS}")
         if not 1 <= self.vtls <= HV_MAX_VTLS:

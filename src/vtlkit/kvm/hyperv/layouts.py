@@ -14,6 +14,7 @@ from vtlkit.hvdef import hypercall_io as io
 from vtlkit.hvdef.cpuid import HvPartitionPrivilege as Privilege
 from vtlkit.hvdef.hypercalls import HvCallCode as Call
 from vtlkit.hvdef.register_values import HV_REGISTER_VALUE_SIZE
+from vtlkit.kvm.hyperv.privileges import CLUSTER_IPI, EX_MASKS, LONG_SPIN_WAIT, REMOTE_FLUSH
 
 _U32 = 4
 _U64 = 8
@@ -33,16 +34,20 @@ class HypercallLayout:
     vtl_switch: bool = False
     """VTL call or return: no parameters, no result, and #UD for what other calls answer with a status."""
     privilege: int = 0
-    """`HvPartitionPrivilege` bits, all of which the partition needs."""
+    """Bits of `privileges`, all of which the partition needs."""
 
 
 LAYOUTS: Final[Mapping[int, HypercallLayout]] = {
-    Call.HvCallFlushVirtualAddressSpace: HypercallLayout(io.HV_INPUT_FLUSH_VIRTUAL_ADDRESS_SPACE.SIZE),
-    Call.HvCallFlushVirtualAddressList: HypercallLayout(
-        io.HV_INPUT_FLUSH_VIRTUAL_ADDRESS_SPACE.SIZE, rep=True, input_element=_U64
+    Call.HvCallFlushVirtualAddressSpace: HypercallLayout(
+        io.HV_INPUT_FLUSH_VIRTUAL_ADDRESS_SPACE.SIZE, privilege=REMOTE_FLUSH
     ),
-    Call.HvCallNotifyLongSpinWait: HypercallLayout(io.HV_INPUT_NOTIFY_LONG_SPIN_WAIT.SIZE),
-    Call.HvCallSendSyntheticClusterIpi: HypercallLayout(io.HV_INPUT_SEND_SYNTHETIC_CLUSTER_IPI.SIZE),
+    Call.HvCallFlushVirtualAddressList: HypercallLayout(
+        io.HV_INPUT_FLUSH_VIRTUAL_ADDRESS_SPACE.SIZE, rep=True, input_element=_U64, privilege=REMOTE_FLUSH
+    ),
+    Call.HvCallNotifyLongSpinWait: HypercallLayout(io.HV_INPUT_NOTIFY_LONG_SPIN_WAIT.SIZE, privilege=LONG_SPIN_WAIT),
+    Call.HvCallSendSyntheticClusterIpi: HypercallLayout(
+        io.HV_INPUT_SEND_SYNTHETIC_CLUSTER_IPI.SIZE, privilege=CLUSTER_IPI
+    ),
     Call.HvCallModifyVtlProtectionMask: HypercallLayout(
         io.HV_INPUT_MODIFY_VTL_PROTECTION_MASK.SIZE, rep=True, input_element=_U64, privilege=Privilege.AccessVsm
     ),
@@ -53,13 +58,17 @@ LAYOUTS: Final[Mapping[int, HypercallLayout]] = {
     Call.HvCallVtlCall: HypercallLayout(vtl_switch=True, privilege=Privilege.AccessVsm),
     Call.HvCallVtlReturn: HypercallLayout(vtl_switch=True, privilege=Privilege.AccessVsm),
     Call.HvCallFlushVirtualAddressSpaceEx: HypercallLayout(
-        io.HV_INPUT_FLUSH_VIRTUAL_ADDRESS_SPACE_EX.SIZE, variable_header=True
+        io.HV_INPUT_FLUSH_VIRTUAL_ADDRESS_SPACE_EX.SIZE, variable_header=True, privilege=REMOTE_FLUSH | EX_MASKS
     ),
     Call.HvCallFlushVirtualAddressListEx: HypercallLayout(
-        io.HV_INPUT_FLUSH_VIRTUAL_ADDRESS_SPACE_EX.SIZE, rep=True, input_element=_U64, variable_header=True
+        io.HV_INPUT_FLUSH_VIRTUAL_ADDRESS_SPACE_EX.SIZE,
+        rep=True,
+        input_element=_U64,
+        variable_header=True,
+        privilege=REMOTE_FLUSH | EX_MASKS,
     ),
     Call.HvCallSendSyntheticClusterIpiEx: HypercallLayout(
-        io.HV_INPUT_SEND_SYNTHETIC_CLUSTER_IPI_EX.SIZE, variable_header=True
+        io.HV_INPUT_SEND_SYNTHETIC_CLUSTER_IPI_EX.SIZE, variable_header=True, privilege=CLUSTER_IPI | EX_MASKS
     ),
     Call.HvCallGetVpRegisters: HypercallLayout(
         io.HV_INPUT_GET_VP_REGISTERS.SIZE,

@@ -90,8 +90,8 @@ class HvVcpu:
         interface = found.get(HV_CPUID_FUNCTION_HV_INTERFACE, [0])[0]
         self.enabled = interface == HV_CPUID_INTERFACE_SIGNATURE
         eax, ebx, _, edx = found.get(HV_CPUID_FUNCTION_MS_HV_FEATURES, [0] * 4)
-        self.privileges = privilege_bits(eax, ebx, edx) if self.enabled else 0
-        _, _, ecx, _ = found.get(HV_CPUID_FUNCTION_MS_HV_ENLIGHTENMENT_INFORMATION, [0] * 4)
+        hints, spin_attempts, ecx, _ = found.get(HV_CPUID_FUNCTION_MS_HV_ENLIGHTENMENT_INFORMATION, [0] * 4)
+        self.privileges = privilege_bits(eax, ebx, edx, hints, spin_attempts) if self.enabled else 0
         bits = HV_IMPLEMENTED_PHYSICAL_ADDRESS_BITS.get(ecx)
         if self.enabled and bits:
             self.hv_vm.physical_address_bits = bits

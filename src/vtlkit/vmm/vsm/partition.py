@@ -10,6 +10,7 @@ processor alone touches (its active VTL, its switch requests) is `vp`'s.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from typing import Protocol
 
@@ -77,10 +78,16 @@ class Partition:
         *,
         cpus: int,
         vtls: int,
-        hyperv: bool,
+        hyperv: HvFeatures | None,
         supervisor: Supervisor,
     ) -> None:
-        """`regions` are RAM, which VTLs protect from each other; `roms` every VTL has as they are."""
+        """`regions` are RAM, which VTLs protect from each other; `roms` every VTL has as they are.
+
+        `hyperv`: what CPUID offers of the Hyper-V interface, None for no such interface. With one VTL there is no VSM.
+
+        Raises:
+            KvmError: EINVAL, features that do not go together.
+        """
         self.kvm = kvm
         self.host = kvm.host
         self.supervisor = supervisor
@@ -89,7 +96,7 @@ class Partition:
         self._regions = tuple(regions)
         self._roms = tuple(roms)
         self._cpus = cpus
-        self._features = HvFeatures(vsm=vtls > 1) if hyperv else None
+        self._features = None if hyperv is None else replace(hyperv, vsm=hyperv.vsm and vtls > 1)
         self._retired: list[VcpuStatistics] = []
         self.vtls: dict[int, Vtl] = {}
         self.vtl0 = self._create_vtl(0)

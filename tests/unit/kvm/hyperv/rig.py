@@ -12,7 +12,8 @@ from vtlkit.host.api import Host
 from vtlkit.host.sim import Simulator
 from vtlkit.hvdef.hypercalls import HV_HYPERCALL_RESULT_STATUS
 from vtlkit.hvdef.status import HvStatus
-from vtlkit.kvm.hyperv.cpuid import HvFeatures, cpuid_leaves
+from vtlkit.kvm.hyperv.cpuid import cpuid_leaves
+from vtlkit.kvm.hyperv.features import HvFeatures
 from vtlkit.kvm.hyperv.vcpu import HvVcpu
 from vtlkit.kvm.hyperv.vm import HvVm
 from vtlkit.kvm.ipi import IpiBus
@@ -26,7 +27,7 @@ from vtlkit.x86.apic import APIC_SPIV
 RAM_SIZE = 16 << 12
 CALL_LENGTH = 3
 REGISTERS = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16)), "rip")
-ALL_FEATURES = HvFeatures(vsm=True, start_vp=True)
+ALL_FEATURES = HvFeatures()
 XMM0 = 160
 
 

@@ -14,7 +14,7 @@ from vtlkit.hvdef.hypercalls import HvCallCode as Call
 from vtlkit.hvdef.status import HvStatus
 from vtlkit.hvdef.vp_set import encode_vp_set
 from vtlkit.kvm.hyperv import handlers
-from vtlkit.kvm.hyperv.cpuid import HvFeatures
+from vtlkit.kvm.hyperv.features import HvFeatures
 from vtlkit.kvm.hyperv.parameters import Hypercall, decode_exit
 from vtlkit.kvm.kvm_run import Hyperv
 from vtlkit.kvm.requests import Req
@@ -82,7 +82,7 @@ def test_the_result_of_a_32_bit_caller_is_in_edx_eax() -> None:
 
 
 def test_privileges() -> None:
-    cpu = FakeVm(features=HvFeatures()).cpu
+    cpu = FakeVm(features=HvFeatures(vsm=False, start_vp=False)).cpu
     assert cpu.status(Call.HvCallEnablePartitionVtl, INPUT) == HvStatus.ACCESS_DENIED
     assert cpu.status(Call.HvCallGetVpRegisters | reps(1), INPUT, OUTPUT) == HvStatus.ACCESS_DENIED
     assert cpu.status(Call.HvCallStartVirtualProcessor, INPUT) == HvStatus.ACCESS_DENIED
@@ -91,7 +91,7 @@ def test_privileges() -> None:
 
 
 def test_xmm_parameters_are_ud_where_they_are_not_offered() -> None:
-    cpu = FakeVm(features=HvFeatures(xmm_input=False, xmm_output=False, vsm=True)).cpu
+    cpu = FakeVm(features=HvFeatures(xmm_input=False, xmm_output=False)).cpu
     assert cpu.status(Call.HvCallSendSyntheticClusterIpi | FAST, 0x40, 1) == HvStatus.SUCCESS
     assert cpu.call(Call.HvCallFlushVirtualAddressSpace | FAST, 0, FLUSH_ALL) is None
     assert cpu.call(Call.HvCallTranslateVirtualAddress | FAST) is None

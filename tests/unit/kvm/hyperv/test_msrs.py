@@ -1,71 +1,21 @@
-"""Synthetic MSRs, their privileges, CPUID, the VP assist page and system events."""
+"""Synthetic MSRs, their privileges, the VP assist page and system events."""
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import pytest
 
-from tests.unit.kvm.hyperv.rig import ALL_FEATURES, FakeVm
+from tests.unit.kvm.hyperv.rig import FakeVm
 from vtlkit.hvdef import msrs
 from vtlkit.hvdef.vsm import HvVtlEntryReason
 from vtlkit.kvm.errors import KvmError
-from vtlkit.kvm.hyperv.cpuid import HvFeatures, cpuid_leaves, feature_names
+from vtlkit.kvm.hyperv.features import NOTHING
 from vtlkit.kvm.hyperv.msrs import MSRS
 from vtlkit.kvm.kvm_run import SystemEvent
 from vtlkit.kvm.requests import Req
 from vtlkit.x86 import apic as regs
 from vtlkit.x86.msr import X2APIC_ENABLE
-
-SWITCHES = [field.name for field in fields(HvFeatures) if field.name != "spinlocks"]
-NONE = replace(HvFeatures(spinlocks=0), **dict.fromkeys(SWITCHES, False))
-
-
-def leaf(features: HvFeatures, function: int) -> tuple[int, ...]:
-    return next(registers[1:] for registers in cpuid_leaves(features) if registers[0] == function)
-
-
-# --- CPUID --------------------------------------------------------------------------------------------------------
-
-
-def test_leaves() -> None:
-    leaves = cpuid_leaves(ALL_FEATURES, physical_address_bits=40, max_vps=16)
-    assert [registers[0] for registers in leaves] == list(range(0x40000000, 0x4000000B))
-    assert leaf(ALL_FEATURES, 0x40000000) == (0x4000000A, 0x7263694D, 0x666F736F, 0x76482074)
-    assert leaf(ALL_FEATURES, 0x40000001)[0] == 0x31237648
-    assert leaves[4][3] == 40
-    assert leaves[5][1] == 16
-
-
-def test_features_are_bits() -> None:
-    eax, ebx, _, edx = leaf(ALL_FEATURES, 0x40000003)
-    for bit in (0, 1, 2, 4, 5, 6, 7, 9, 10, 11):
-        assert eax >> bit & 1, bit
-    assert not eax >> 3 & 1  # no synthetic timers
-    assert ebx & (1 << 16 | 1 << 17 | 1 << 21) == 1 << 16 | 1 << 17 | 1 << 21
-    assert not ebx & (1 << 4 | 1 << 5)  # no ports
-    assert edx & (1 << 4 | 1 << 15 | 1 << 20) == 1 << 4 | 1 << 15 | 1 << 20
-    hints = leaf(ALL_FEATURES, 0x40000004)[0]
-    assert hints & (1 << 2 | 1 << 10 | 1 << 11) == 1 << 2 | 1 << 10 | 1 << 11
-    assert leaf(NONE, 0x40000003) == (1 << 5, 0, 0, 1 << 18)
-    assert leaf(NONE, 0x40000004) == (0, 0, 36, 0)
-
-
-def test_every_switch_changes_a_leaf() -> None:
-    assert cpuid_leaves(replace(NONE, spinlocks=1)) != cpuid_leaves(NONE)
-    needed = {"synic": ["vpindex"], "tlbflush_ext": ["vpindex", "tlbflush"], "vsm": ["vpindex", "synic"]}
-    for name in SWITCHES:
-        others = needed.get(name, [] if name == "vpindex" else ["vpindex"])
-        without = replace(NONE, **dict.fromkeys(others, True))
-        assert cpuid_leaves(replace(without, **{name: True})) != cpuid_leaves(without), name
-    assert "tlbflush-ext" in feature_names()
-
-
-def test_features_that_do_not_go_together() -> None:
-    with pytest.raises(KvmError, match="hv-vsm needs hv-synic"):
-        cpuid_leaves(replace(ALL_FEATURES, synic=False))
-    with pytest.raises(KvmError, match="32 bits"):
-        cpuid_leaves(HvFeatures(spinlocks=1 << 32))
 
 
 def test_nothing_without_the_interface() -> None:
@@ -76,10 +26,10 @@ def test_nothing_without_the_interface() -> None:
 
 
 def test_privileges_guard_the_msrs() -> None:
-    cpu = FakeVm(features=NONE).cpu
+    cpu = FakeVm(features=NOTHING).cpu
     allowed = {index for index in MSRS if cpu.rdmsr(index) is not None}
     assert allowed == {msrs.HV_X64_MSR_GUEST_OS_ID, msrs.HV_X64_MSR_HYPERCALL}
-    cpu = FakeVm(features=replace(NONE, vpindex=True, synic=True)).cpu
+    cpu = FakeVm(features=replace(NOTHING, vpindex=True, synic=True)).cpu
     assert cpu.rdmsr(msrs.HV_X64_MSR_SINT0) is not None
     assert cpu.rdmsr(msrs.HV_X64_MSR_CRASH_CTL) is None
 

@@ -10,7 +10,8 @@ from tests.unit.kvm.hyperv.rig import RAM_SIZE, FakeVm
 from vtlkit.engine.api import PAGE_SIZE, Access
 from vtlkit.host.sim import Simulator
 from vtlkit.hvdef import msrs
-from vtlkit.kvm.hyperv.cpuid import HvFeatures, cpuid_leaves
+from vtlkit.kvm.hyperv.cpuid import cpuid_leaves
+from vtlkit.kvm.hyperv.features import HvFeatures
 from vtlkit.kvm.hyperv.hypercall_page import hypercall_page
 from vtlkit.kvm.hyperv.overlays import OverlayPage, Overlays, Precedence
 

@@ -11,7 +11,7 @@ from tests.unit.vmm.vsm.vsm_rig import initial_context
 from vtlkit.engine.api import Access, RamBlock
 from vtlkit.engine.unicorn import UnicornFactory
 from vtlkit.host.sim import Simulator
-from vtlkit.kvm.uapi import Io, Kvm, KvmRun, MemoryRegion, Vcpu
+from vtlkit.kvm.uapi import HvFeatures, Io, Kvm, KvmRun, MemoryRegion, Vcpu
 from vtlkit.testing import guest_builder as layout
 from vtlkit.testing.assembler import Assembler, Mem
 from vtlkit.testing.guest_builder import Guest
@@ -42,7 +42,7 @@ class Rig:
         self.ram = RamBlock(RAM_SIZE)
         kvm = Kvm(self.host, self.factory)
         region = MemoryRegion(0, 0, RAM_SIZE, self.ram, 0)
-        self.partition = Partition(kvm, [region], cpus=1, vtls=2, hyperv=True, supervisor=self)
+        self.partition = Partition(kvm, [region], cpus=1, vtls=2, hyperv=HvFeatures(), supervisor=self)
         self.vp = self.partition.vps[0]
         self.vcpu = self.vp.vcpus[0]
         self.guest = Guest(self.vcpu.engine, self.ram, map_ram=False)

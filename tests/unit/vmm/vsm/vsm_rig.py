@@ -22,7 +22,7 @@ from vtlkit.hvdef.hypercalls import HvCallCode as Call
 from vtlkit.hvdef.identifiers import HV_PARTITION_ID_SELF, HV_VP_INDEX_SELF
 from vtlkit.hvdef.status import HvStatus
 from vtlkit.hvdef.vsm import HV_INITIAL_VP_CONTEXT, HV_X64_SEGMENT_REGISTER, HV_X64_TABLE_REGISTER
-from vtlkit.kvm.uapi import Kvm, KvmRun, MemoryRegion, Vcpu
+from vtlkit.kvm.uapi import HvFeatures, Kvm, KvmRun, MemoryRegion, Vcpu
 from vtlkit.vmm.vsm.partition import Partition
 from vtlkit.vmm.vsm.vp import Vp
 from vtlkit.x86.registers import RFLAGS_FIXED, Regs, Segment
@@ -42,6 +42,7 @@ CR4: Final = 0x20
 EFER: Final = 0x500
 PAT_RESET: Final = 0x0007040600070406
 U32: Final = 0xFFFFFFFF
+ALL_FEATURES: Final = HvFeatures()
 
 Script: TypeAlias = Generator[Op, int, Any]
 Body: TypeAlias = Callable[["Guest"], Script]
@@ -254,7 +255,7 @@ class VsmRig:
         cpus: int = 1,
         vtls: int = 2,
         host: RunnableHost | None = None,
-        hyperv: bool = True,
+        hyperv: HvFeatures | None = ALL_FEATURES,
     ) -> None:
         """`guests`: (VP, VTL) -> what runs there."""
         self.host = Simulator() if host is None else host
