@@ -22,6 +22,8 @@ def test_info_says_what_can_run_here() -> None:
     assert f"vtlkit    {vtlkit.__version__}" in text
     assert "unicorn  usable: Unicorn 2.1" in text
     assert "kvm      not usable: not implemented yet" in text
+    for feature in ("hv-vpindex", "hv-stimer-direct", "hv-spinlocks"):
+        assert f"\n  {feature} " in text
 
 
 def test_info_as_json() -> None:
@@ -32,6 +34,7 @@ def test_info_as_json() -> None:
     assert sorted(data["guests"]) == ["bench", "demo"]
     assert all(Path(path).is_file() for path in data["guests"].values())
     assert data["host"]["cores"] >= 1
+    assert data["hv"]["hv-avic"].endswith("(not in all)")
 
 
 def test_a_device_that_is_not_kvm_is_described(tmp_path: Path) -> None:
@@ -73,7 +76,18 @@ def test_bench_lists_its_rows(capsys: pytest.CaptureFixture[str]) -> None:
         (
             ["run", "--help"],
             [
-                *("GUEST", "--cpus", "--memory", "--engine", "--vtls", "--append", "--initrd", "--seed", "--realtime"),
+                *(
+                    "GUEST",
+                    "--cpus",
+                    "--memory",
+                    "--engine",
+                    "--vtls",
+                    "--hv",
+                    "--append",
+                    "--initrd",
+                    "--seed",
+                    "--realtime",
+                ),
                 *("--timeout", "--trace", "--json", "--quiet"),
             ],
         ),

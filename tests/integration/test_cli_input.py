@@ -79,6 +79,20 @@ def test_a_summary_that_cannot_be_written(tmp_path: Path) -> None:
     refused(cli_rig.run("demo", "--json", str(tmp_path / "no" / "file")), "--json", "No such file or directory")
 
 
+@pytest.mark.tlfs("discovery.selection")
+@pytest.mark.parametrize(
+    ("features", "part"),
+    [
+        ("hv-stimr", "did you mean hv-stimer?"),
+        ("hv-synic", "hv-synic needs hv-vpindex"),
+        ("hv-spinlocks=many", "is no number"),
+        ("all,hv-syndbg", "can not be had: there is no debugger to attach"),
+    ],
+)
+def test_features_that_can_not_be_selected(features: str, part: str) -> None:
+    refused(cli_rig.run("demo", f"--hv={features}"), "--hv: ", part)
+
+
 @pytest.mark.parametrize(
     ("words", "parts"),
     [

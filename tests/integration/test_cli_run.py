@@ -77,6 +77,21 @@ def test_the_console_is_the_guests_and_nothing_else() -> None:
     assert {"exits", "instructions", "time", "VTL", "to"} <= summary.keys()
 
 
+@pytest.mark.tlfs("discovery.selection")
+@pytest.mark.parametrize(
+    ("features", "line"),
+    [
+        ("none", "no VSM here: the hypervisor has no interface Hv#1"),
+        ("hv-vpindex,hv-synic", "no VSM here: the partition lacks the privileges AccessVsm and AccessVpRegisters"),
+        ("all,-hv-stimer", 'CPUID: hypervisor "Microsoft Hv", interface "Hv#1", VSM privileges present'),
+    ],
+)
+def test_features_of_the_hypervisor_are_selected(features: str, line: str) -> None:
+    done = run("demo", "--quiet", f"--hv={features}")
+    assert (done.status, done.errors) == (0, "")
+    assert f"[VTL0 VP0] {line}" in done.console.decode("ascii").splitlines()
+
+
 def test_a_guest_is_named_or_a_path(tmp_path: Path) -> None:
     from vtlkit import guests
 

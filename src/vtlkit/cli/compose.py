@@ -10,7 +10,7 @@ import enum
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -33,6 +33,13 @@ def parse_engine(text: str) -> EngineChoice:
     if text not in list(EngineChoice):
         raise typer.BadParameter(f"'{text}' is not one of {', '.join(EngineChoice)}")
     return EngineChoice(text)
+
+
+EngineOption = Annotated[
+    EngineChoice,
+    typer.Option(parser=parse_engine, metavar="auto|unicorn|kvm", help="What executes guest instructions."),
+]
+"""`--engine`."""
 
 
 class CannotCompose(Exception):

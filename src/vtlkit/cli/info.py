@@ -49,6 +49,7 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON ob
             "host": host,
             "guests": _guests(),
             "features": FEATURES,
+            "hv": hv_features(),
         }
         print(json.dumps(data, indent=1))
         return 0
@@ -57,6 +58,7 @@ def info(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON ob
     _section("host", {"system": str(host["system"]), "cores": str(host["cores"])})
     _section("guests", _guests())
     _section("features", FEATURES)
+    _section("Hyper-V features (--hv)", hv_features())
     return 0
 
 
@@ -83,6 +85,21 @@ def _guests() -> dict[str, str]:
     from vtlkit import guests
 
     return {name: f"{guests.path(name)}" for name in guests.names()}
+
+
+def hv_features() -> dict[str, str]:
+    """What `--hv` takes, and what each is; those that are off unless asked for say so."""
+    from vtlkit.kvm.hyperv.features import DESCRIPTIONS, EVERYTHING, VALUES, spelled
+
+    found = {}
+    for name, text in DESCRIPTIONS.items():
+        default = getattr(EVERYTHING, name)
+        if name in VALUES:
+            text += f" (default {default})"
+        elif not default:
+            text += " (not in all)"
+        found[spelled(name)] = text
+    return found
 
 
 def unicorn_state() -> EngineState:

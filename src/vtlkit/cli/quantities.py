@@ -20,6 +20,7 @@ SECONDS_MAXIMUM: Final = 1e8
 """About three years: far below what the kernel's timers take."""
 
 _NUMBER: Final = re.compile(r"[0-9]{1,20}")
+_ANY_NUMBER: Final = re.compile(r"0x[0-9a-f]{1,16}|[0-9]{1,20}", re.IGNORECASE)
 _SIZE: Final = re.compile(r"([0-9]{1,20})(?:([KMGT])(?:iB)?)?", re.IGNORECASE)
 _SHIFT: Final = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 _SECONDS: Final = re.compile(r"[0-9]{0,12}(?:\.[0-9]{0,12})?")
@@ -39,6 +40,11 @@ def count_parser(low: int, high: int) -> Callable[[str | int], int]:
         return number
 
     return parse_count
+
+
+def parse_number(text: str) -> int | None:
+    """A whole number in decimal, or in hexadecimal after 0x; None for anything else."""
+    return int(text, 16 if text[:2] in ("0x", "0X") else 10) if _ANY_NUMBER.fullmatch(text) else None
 
 
 def parse_memory(given: str | int) -> int:

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from vtlkit.cli.compose import CannotCompose, EngineChoice, Mode, composed, parse_engine
+from vtlkit.cli.compose import CannotCompose, EngineChoice, EngineOption, Mode, composed
 from vtlkit.cli.console import GuestOutput
+from vtlkit.cli.hv_features import HvOption, parse_hv
 from vtlkit.cli.interruption import Interruption
 from vtlkit.cli.quantities import MIB, SEED_MAXIMUM, count_parser, parse_memory, parse_seconds
 from vtlkit.cli.status import BadInput, Status, complain, report_bug
@@ -25,6 +26,7 @@ from vtlkit.hvdef.identifiers import HV_MAX_VTLS
 if TYPE_CHECKING:
     from typing import TextIO
 
+    from vtlkit.kvm.uapi import HvFeatures
     from vtlkit.vmm.machine import Machine, MachineConfig, RunResult
 
 COMMAND: Final = "vtlkit run"
@@ -44,10 +46,7 @@ def run(
     memory: Annotated[
         int, typer.Option(parser=parse_memory, metavar="SIZE", help="Guest memory, such as 64M or 1G.")
     ] = _DEFAULT_MEMORY,
-    engine: Annotated[
-        EngineChoice,
-        typer.Option(parser=parse_engine, metavar="auto|unicorn|kvm", help="What executes guest instructions."),
-    ] = EngineChoice.AUTO,
+    engine: EngineOption = EngineChoice.AUTO,
     vtls: Annotated[
         int,
         typer.Option(
@@ -56,6 +55,7 @@ def run(
             help=f"Virtual Trust Levels that the guest may enable, 1 to {HV_MAX_VTLS}.",
         ),
     ] = 2,
+    hv: HvOption = "all",
     append: Annotated[str, typer.Option(metavar="ARGS", help="The guest's command line.")] = "",
     initrd: Annotated[str, typer.Option(metavar="FILE", help="An initial RAM disk, or multiboot module.")] = "",
     seed: Annotated[
@@ -83,7 +83,8 @@ def run(
         raise BadInput(COMMAND, "--trace is not implemented yet; leave it out")
     from vtlkit.vmm.machine import MachineConfig
 
-    config = MachineConfig(cpus=cpus, memory=memory, vtls=vtls, append=append, initrd=Path(initrd) if initrd else None)
+    ramdisk = Path(initrd) if initrd else None
+    config = MachineConfig(cpus, memory, vtls, append, ramdisk, _hyperv(hv))
     mode = Mode(engine, realtime, seed)
     path = find_guest(guest)
     report = _open_report(json_file)
@@ -94,6 +95,14 @@ def run(
     finally:
         if report is not None:
             report.close()
+
+
+def _hyperv(text: str) -> HvFeatures | None:
+    """What `--hv` selects. Raises BadInput."""
+    try:
+        return parse_hv(text)
+    except ValueError as error:
+        raise BadInput(COMMAND, f"--hv: {error}") from None
 
 
 def find_guest(name: str) -> Path:

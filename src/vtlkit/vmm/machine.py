@@ -59,13 +59,8 @@ _STATUS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class MachineConfig:
-    """What the machine is made of. `memory` in bytes; `vtls` is how many VTLs the partition may enable, 1 to 16.
-
-    `hyperv` is what guests are offered of the Hyper-V interface, None for no such interface.
-
-    Raises:
-        ValueError: what the machine can not have.
-        KvmError: EINVAL, Hyper-V features that do not go together.
+    """What the machine is made of. `memory` in bytes; `vtls` is how many VTLs the partition may enable, 1 to 16;
+    `hyperv` what it is offered of the Hyper-V interface, None for none. Raises ValueError for what cannot be.
     """
 
     cpus: int = 1
@@ -76,8 +71,6 @@ class MachineConfig:
     hyperv: HvFeatures | None = field(default_factory=HvFeatures)
 
     def __post_init__(self) -> None:
-        if self.hyperv is not None:
-            self.hyperv.check()
         if not 1 <= self.cpus <= MAX_CPUS:
             raise ValueError(f"{self.cpus} processors: give 1 to {MAX_CPUS}")
         if not 1 <= self.vtls <= HV_MAX_VTLS:
