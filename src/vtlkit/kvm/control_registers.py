@@ -10,6 +10,12 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 from vtlkit.engine import api
+from vtlkit.hvdef.msrs import (
+    HV_NPIEP_PREVENT_SGDT,
+    HV_NPIEP_PREVENT_SIDT,
+    HV_NPIEP_PREVENT_SLDT,
+    HV_NPIEP_PREVENT_STR,
+)
 from vtlkit.kvm import kvm_run
 from vtlkit.kvm.kvm_run import KvmRun
 from vtlkit.kvm.memory_faults import memory_fault
@@ -71,6 +77,12 @@ _GPRS: Final = (
     *("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi"),
     *(f"r{number}" for number in range(8, 16)),
 )
+_NPIEP: Final = {
+    "sgdt": HV_NPIEP_PREVENT_SGDT,
+    "sidt": HV_NPIEP_PREVENT_SIDT,
+    "sldt": HV_NPIEP_PREVENT_SLDT,
+    "str": HV_NPIEP_PREVENT_STR,
+}
 
 
 def set_cr0(vcpu: Vcpu, value: int) -> bool:
@@ -178,7 +190,7 @@ def other(vcpu: Vcpu, exit_: api.Other) -> KvmRun | None:
     if name in ("lmsw", "smsw"):
         return _machine_status_word(vcpu, exit_)
     if name in ("sgdt", "sidt", "sldt", "str"):
-        # Intercepted only while CR4.UMIP is set, and the engine exits here at any CPL.
+        # Intercepted only while CR4.UMIP or NPIEP is on, and the engine exits here at any CPL.
         return _store_table(vcpu, exit_)
     if name in ("monitor", "mwait"):
         # Not offered in CPUID.
@@ -223,8 +235,8 @@ def _store_table(vcpu: Vcpu, exit_: api.Other) -> KvmRun | None:
 
 
 def _store(vcpu: Vcpu, exit_: api.Other, value: int, size: int) -> KvmRun | None:
-    """An instruction that UMIP keeps from user mode stores `value`."""
-    if vcpu.cpl() and vcpu.engine.get_sregs().cr4 & CR4_UMIP:
+    """An instruction that UMIP or NPIEP may keep from user mode stores `value`."""
+    if vcpu.cpl() and (vcpu.engine.cr4 & CR4_UMIP or vcpu.hv.npiep & _NPIEP.get(exit_.mnemonic, 0)):
         vcpu.queue_exception(Vector.GP, 0)
         return None
     fault = vcpu.engine.store_operand(value, size)

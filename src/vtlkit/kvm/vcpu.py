@@ -314,9 +314,11 @@ class Vcpu(VcpuTime):
         )
 
     def update_intercepts(self) -> None:
-        """Intercepts that follow guest state: UMIP is enforced by intercepting what it forbids, SMSW among it, a read
-        of CR0. Outside long mode SMSW is emulated always, as the embedded CPU stores 16 bits of 32."""
+        """Intercepts that follow guest state: UMIP and NPIEP are enforced by intercepting what they forbid, SMSW among
+        it, a read of CR0. Outside long mode SMSW is emulated always, as the embedded CPU stores 16 bits of 32."""
         intercepts = self.vendor.intercepts
+        if self.hv.npiep:
+            intercepts |= Intercept.DESCRIPTOR_TABLE_READ
         if self.engine.cr4 & CR4_UMIP:
             intercepts |= Intercept.DESCRIPTOR_TABLE_READ | Intercept.CR_READ
         elif not self.engine.get_msr(MSR_EFER) & EFER_LMA:

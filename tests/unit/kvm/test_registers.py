@@ -6,9 +6,10 @@ import pytest
 
 from vtlkit.engine.unicorn import UnicornFactory
 from vtlkit.host.sim import Simulator
+from vtlkit.hvdef.msrs import HV_X64_MSR_NPIEP_CONFIG
 from vtlkit.kvm.kvm_run import InternalErrorExit, Io
 from vtlkit.kvm.memslots import MemoryRegion
-from vtlkit.kvm.uapi import Kvm, Vcpu
+from vtlkit.kvm.uapi import HvFeatures, Kvm, Vcpu, hv_cpuid_entries
 from vtlkit.testing.guest_builder import CODE, FREE, RAM_SIZE, Guest
 from vtlkit.x86 import msr
 from vtlkit.x86.exceptions import Vector
@@ -89,6 +90,33 @@ def test_umip_follows_registers_that_user_space_sets() -> None:
             machine.vcpu.engine.rflags |= 3 << 12
             machine.vcpu.engine.regs.rbx = FREE
             assert machine.faults(code, Vector.GP) is umip, code.hex()
+
+
+NPIEP_CODE = {b"\x0f\x01\x03": 1, b"\x0f\x01\x0b": 2, b"\x0f\x00\x03": 4, b"\x0f\x00\x0b": 8}
+"""SGDT, SIDT, SLDT and STR [rbx], and the bit that forbids each."""
+
+
+@pytest.mark.tlfs("msrs.npiep")
+@pytest.mark.parametrize("config", range(16))
+def test_npiep_keeps_single_instructions_from_user_mode(config: int) -> None:
+    """Each bit makes its instruction #GP at CPL 3; at CPL 0 all of them store what they stored before."""
+    machine = Machine()
+    machine.vcpu.set_cpuid2(machine.vcpu.vm.get_supported_cpuid() + hv_cpuid_entries(HvFeatures()))
+    stored: dict[tuple[bytes, int], int] = {}
+    for npiep in (0, config):
+        assert machine.vcpu.set_msr(HV_X64_MSR_NPIEP_CONFIG, npiep)
+        for code, bit in NPIEP_CODE.items():
+            for cpl in (0, 3):
+                machine.guest.long_mode(cpl)
+                machine.vcpu.engine.rflags |= 3 << 12
+                machine.vcpu.engine.regs.rbx = FREE
+                machine.guest.put(FREE, 8, 0)
+                refused = machine.faults(code, Vector.GP)
+                assert refused is bool(cpl and npiep & bit), (code.hex(), cpl)
+                if not refused:
+                    value = machine.guest.read(FREE, 8)
+                    assert stored.setdefault((code, cpl), value) == value
+    assert any(stored.values())
 
 
 def test_smsw_of_a_32_bit_register_stores_32_bits() -> None:

@@ -28,7 +28,7 @@ class VpAssistPage:
     __slots__ = ("page", "register")
 
     def __init__(self, memory: GuestMemory) -> None:
-        self.page = OverlayPage(memory, Precedence.VP_ASSIST, Access.ALL)
+        self.page = OverlayPage(memory, Precedence.VP_ASSIST, Access.READ | Access.WRITE)
         self.register = 0
         """HV_X64_MSR_VP_ASSIST_PAGE."""
 

@@ -85,7 +85,7 @@ def cpuid_leaves(
         KvmError: EINVAL, features that do not go together.
     """
     features.check()
-    privileges = Privilege.AccessHypercallMsrs | _sum(_PRIVILEGES, features)
+    privileges = int(Privilege.AccessHypercallMsrs) | _sum(_PRIVILEGES, features)
     edx = Edx.HypercallMsrLockAvailable | _sum(_EDX, features)
     if features.vsm and features.tlbflush:
         edx |= Edx.CrossVtlFlushAvailable

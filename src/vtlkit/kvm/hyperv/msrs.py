@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 from vtlkit.hvdef import msrs
 from vtlkit.hvdef.cpuid import HvPartitionPrivilege as Privilege
 from vtlkit.hvdef.synic import HV_SYNIC_VERSION
-from vtlkit.kvm.hyperv.privileges import GUEST_CRASH
+from vtlkit.kvm.hyperv.privileges import GUEST_CRASH, NPIEP
 from vtlkit.kvm.hyperv.reference_time import REFERENCE_TICK_NS
 from vtlkit.kvm.lapic_timer import APIC_BUS_CYCLE_NS
 from vtlkit.x86.apic import APIC_EOI, APIC_ICR, APIC_ICR2, APIC_TASKPRI
@@ -211,6 +211,7 @@ MSRS: Final[Mapping[int, SyntheticMsr]] = {
     ),
     msrs.HV_X64_MSR_TSC_FREQUENCY: SyntheticMsr(_FREQUENCY, lambda hv: hv.vcpu.vm.tsc_khz * _KHZ),
     msrs.HV_X64_MSR_APIC_FREQUENCY: SyntheticMsr(_FREQUENCY, lambda _hv: _NS_PER_S // APIC_BUS_CYCLE_NS),
+    msrs.HV_X64_MSR_NPIEP_CONFIG: SyntheticMsr(NPIEP, lambda hv: hv.npiep, lambda hv, value: hv.set_npiep(value)),
     msrs.HV_X64_MSR_EOI: SyntheticMsr(_APIC, _write_only, _set_eoi, _ignored),
     msrs.HV_X64_MSR_ICR: SyntheticMsr(_APIC, _get_icr, _set_icr, _ignored),
     msrs.HV_X64_MSR_TPR: SyntheticMsr(_APIC, _get_tpr, _set_tpr, _ignored),
@@ -225,6 +226,10 @@ MSRS: Final[Mapping[int, SyntheticMsr]] = {
         for index in range(msrs.HV_X64_MSR_SINT0, msrs.HV_X64_MSR_SINT15 + 1)
     },
     msrs.HV_X64_MSR_GUEST_IDLE: SyntheticMsr(Privilege.AccessGuestIdleReg, _zero),
+    # No bit of CPUID tells of this one; it says that there is no debug device until a guest says otherwise.
+    msrs.HV_X64_MSR_DEBUG_DEVICE_OPTIONS: SyntheticMsr(
+        _HYPERCALL, lambda hv: hv.hv_vm.debug_options.load(), lambda hv, value: hv.hv_vm.set_debug_options(value)
+    ),
     **{
         index: _crash_parameter(index - msrs.HV_X64_MSR_CRASH_P0)
         for index in range(msrs.HV_X64_MSR_CRASH_P0, msrs.HV_X64_MSR_CRASH_P4 + 1)

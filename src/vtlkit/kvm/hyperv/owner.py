@@ -63,6 +63,9 @@ class VcpuOwner(Protocol):
     def request_tlb_flush(self) -> None:
         """Drop cached translations before the guest runs on; never blocks (any)."""
 
+    def update_intercepts(self) -> None:
+        """`HvVcpu.npiep` changed: what of it needs intercepts is to exit from now on."""
+
     def guest_tsc(self) -> int:
         """The guest's TSC now (any)."""
 

@@ -101,8 +101,8 @@ class SynIc:
         self._queues: list[deque[bytes]] = [deque() for _ in _SINTS]
         self._events = [0] * HV_SYNIC_SINT_COUNT
         """Event flags signalled and not set in the page yet, one integer per SINT."""
-        self.message_page = OverlayPage(memory, Precedence.MESSAGES, Access.ALL)
-        self.event_page = OverlayPage(memory, Precedence.EVENT_FLAGS, Access.ALL)
+        self.message_page = OverlayPage(memory, Precedence.MESSAGES, Access.READ | Access.WRITE)
+        self.event_page = OverlayPage(memory, Precedence.EVENT_FLAGS, Access.READ | Access.WRITE)
 
     # --- registers: the vCPU's own task ---------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from vtlkit.hvdef.cpuid import (
     HV_CPUID_INTERFACE_SIGNATURE,
     HV_IMPLEMENTED_PHYSICAL_ADDRESS_BITS,
 )
-from vtlkit.hvdef.msrs import HV_X64_MSR_GUEST_IDLE
+from vtlkit.hvdef.msrs import HV_NPIEP_ALL, HV_X64_MSR_GUEST_IDLE
 from vtlkit.hvdef.status import HvStatus
 from vtlkit.kvm.hyperv import hypercall as calls
 from vtlkit.kvm.hyperv.assist import VpAssistPage
@@ -48,6 +48,7 @@ class HvVcpu:
     vcpu: VcpuOwner
     hv_vm: HvVm
     vp_index: int
+    npiep: int
     runtime_ns: int
     synic: SynIc
     assist: VpAssistPage
@@ -58,6 +59,7 @@ class HvVcpu:
         "hv_vm",
         "hypercalls",
         "idle_requested",
+        "npiep",
         "privileges",
         "runtime_ns",
         "stimers",
@@ -77,6 +79,8 @@ class HvVcpu:
         """Statistic: hypercalls executed."""
         self.idle_requested = False
         """The guest read HV_X64_MSR_GUEST_IDLE: the run loop clears this and blocks until an interrupt is pending."""
+        self.npiep = 0
+        """HV_X64_MSR_NPIEP_CONFIG: HV_NPIEP_* of what is #GP at CPL > 0."""
         self.runtime_ns = 0
         """HV_X64_MSR_VP_RUNTIME in ns: the run loop adds what each stay in the guest took."""
         self.stimers: tuple[SyntheticTimer, ...] = ()
@@ -119,6 +123,14 @@ class HvVcpu:
 
     def _may_use(self, privilege: int) -> bool:
         return self.enabled and not privilege & ~self.privileges
+
+    def set_npiep(self, value: int) -> bool:
+        """Write HV_X64_MSR_NPIEP_CONFIG; False if reserved bits are set."""
+        if value & ~HV_NPIEP_ALL:
+            return False
+        self.npiep = value
+        self.vcpu.update_intercepts()
+        return True
 
     @property
     def hypercall_enabled(self) -> bool:
@@ -181,10 +193,11 @@ class HvVcpu:
         return SystemEventExit(SystemEvent.RESET)
 
     def reset(self, init_event: bool) -> None:
-        """RESET; INIT leaves synthetic state alone. May block."""
+        """RESET; INIT leaves synthetic state alone. May block. The caller updates intercepts."""
         if init_event:
             return
         self.idle_requested = False
+        self.npiep = 0
         self.synic.reset()
         self.assist.reset()
         for page in (self.synic.message_page, self.synic.event_page, self.assist.page):

@@ -68,6 +68,8 @@ class HvVm:
         self.crash_parameters = [0] * HV_X64_MSR_CRASH_PARAMETERS
         self.crash_control = 0
         self.stored_msrs: dict[int, int] = {}
+        self.debug_options: Cell[int] = vm.host.cell(0, "hv-debug-options")
+        """HV_X64_MSR_DEBUG_DEVICE_OPTIONS, one register for all VTLs of a partition (`share_registers`)."""
         self.reference_time = ReferenceTime(vm, time_origin_ns)
         self.overlays = Overlays(vm.host, vm.memory, self.lock)
         self._hypercall_page = OverlayPage(vm.memory, Precedence.HYPERCALL, Access.READ | Access.EXECUTE)
@@ -184,6 +186,14 @@ class HvVm:
             self.stored_msrs[index] = value
         return True
 
+    def set_debug_options(self, value: int) -> bool:
+        self.debug_options.store(value)
+        return True
+
+    def share_registers(self, other: HvVm) -> None:
+        """Have the registers that all VTLs of a partition share in common with `other`. Before any vCPU runs."""
+        self.debug_options = other.debug_options
+
     def crash_data(self) -> tuple[int, ...]:
         """P0 to P4, then what the guest wrote to HV_X64_MSR_CRASH_CTL."""
         with self.lock:
@@ -208,6 +218,7 @@ class HvVm:
             self.guest_os_id = self.hypercall = self.crash_control = 0
             self.crash_parameters = [0] * HV_X64_MSR_CRASH_PARAMETERS
             self.stored_msrs = {}
+            self.debug_options.store(0)
             self.reference_time.reset()
             self._claim_hypercall_page()
             self.overlays.claim(self.reference_time.page, None)

@@ -115,6 +115,7 @@ class Partition:
             vm.create_irqchip()
             vm.create_pit2()
         else:
+            vm.hv.share_registers(self.vtl0.vm.hv)
             # One TSC for all VTLs of a processor.
             vm.tsc_offset = self.vtl0.vm.tsc_offset
         vtl = Vtl(level, vm)

@@ -71,6 +71,7 @@ class FakeVcpu(Owner):
         self.exceptions: list[int] = []
         self.skipped = 0
         self.tsc = 0
+        self.intercepted = 0
         self.apic = LocalApic(self, vm.bus, apic_id=vcpu_id)
         self.apic.reset(init_event=False)
         write(self.apic, APIC_SPIV, SPIV_ON)
@@ -96,6 +97,9 @@ class FakeVcpu(Owner):
 
     def request_tlb_flush(self) -> None:
         self.requests.add(Req.TLB_FLUSH)
+
+    def update_intercepts(self) -> None:
+        self.intercepted = self.hv.npiep
 
     def guest_tsc(self) -> int:
         return self.tsc

@@ -139,6 +139,11 @@ def test_vsm_only_with_its_privileges(names: set[str]) -> None:
     assert ("vsm" in names) == (found & Privilege.AccessVsm != 0) == (found & vsm == vsm)
 
 
+def test_leaves_are_plain_numbers() -> None:
+    """A flag of an enumeration would lose bits when it is inverted."""
+    assert {type(word) for registers in cpuid_leaves(ALL_FEATURES) for word in registers} == {int}
+
+
 def test_names() -> None:
     assert spelled("tlbflush_ext") == "hv-tlbflush-ext"
     assert not {spelled(name) for name in (*SWITCHES, *VALUES)} & set(REFUSED)

@@ -28,15 +28,21 @@ def test_nothing_without_the_interface() -> None:
 def test_privileges_guard_the_msrs() -> None:
     cpu = FakeVm(features=NOTHING).cpu
     allowed = {index for index in MSRS if cpu.rdmsr(index) is not None}
-    assert allowed == {msrs.HV_X64_MSR_GUEST_OS_ID, msrs.HV_X64_MSR_HYPERCALL}
+    assert allowed == {
+        msrs.HV_X64_MSR_GUEST_OS_ID,
+        msrs.HV_X64_MSR_HYPERCALL,
+        msrs.HV_X64_MSR_DEBUG_DEVICE_OPTIONS,
+    }
     cpu = FakeVm(features=replace(NOTHING, vpindex=True, synic=True)).cpu
     assert cpu.rdmsr(msrs.HV_X64_MSR_SINT0) is not None
     assert cpu.rdmsr(msrs.HV_X64_MSR_CRASH_CTL) is None
 
 
+@pytest.mark.tlfs("msrs.debug")
 def test_indices_that_are_no_msr() -> None:
+    """No synthetic debugger (0xF1 to 0xF5), no interrupt response buffer (0x85)."""
     cpu = FakeVm().cpu
-    for index in (0x40000004, msrs.HV_X64_MSR_STIMER0_CONFIG, 0x400000A0, 0x400001FF):
+    for index in (0x40000004, 0x40000085, *range(0x400000F1, 0x400000F6), 0x400000A0, 0x400001FF):
         assert cpu.rdmsr(index) is None
         assert not cpu.wrmsr(index, 0)
         assert not cpu.hv.set_msr(index, 0, host_initiated=True)
@@ -75,6 +81,34 @@ def test_frequencies_and_runtime() -> None:
     cpu.hv.runtime_ns += 12_345
     assert cpu.rdmsr(msrs.HV_X64_MSR_VP_RUNTIME) == 123
     assert not cpu.wrmsr(msrs.HV_X64_MSR_VP_RUNTIME, 0)
+
+
+@pytest.mark.tlfs("msrs.npiep")
+def test_npiep() -> None:
+    cpu = FakeVm().cpu
+    assert cpu.rdmsr(msrs.HV_X64_MSR_NPIEP_CONFIG) == 0
+    assert cpu.wrmsr(msrs.HV_X64_MSR_NPIEP_CONFIG, 0xA)
+    assert cpu.rdmsr(msrs.HV_X64_MSR_NPIEP_CONFIG) == cpu.intercepted == 0xA
+    assert not cpu.wrmsr(msrs.HV_X64_MSR_NPIEP_CONFIG, 0x10)
+    assert not cpu.wrmsr(msrs.HV_X64_MSR_NPIEP_CONFIG, 1 << 63)
+    cpu.hv.reset(init_event=True)
+    assert cpu.rdmsr(msrs.HV_X64_MSR_NPIEP_CONFIG) == 0xA
+    cpu.hv.reset(init_event=False)
+    assert cpu.rdmsr(msrs.HV_X64_MSR_NPIEP_CONFIG) == 0
+
+
+@pytest.mark.tlfs("msrs.debug")
+def test_debug_device_options_are_the_virtual_machines() -> None:
+    vm = FakeVm(2)
+    first, second = vm.vcpus
+    assert first.rdmsr(msrs.HV_X64_MSR_DEBUG_DEVICE_OPTIONS) == 0
+    assert first.wrmsr(msrs.HV_X64_MSR_DEBUG_DEVICE_OPTIONS, 0x123456789ABCDEF0)
+    assert second.rdmsr(msrs.HV_X64_MSR_DEBUG_DEVICE_OPTIONS) == 0x123456789ABCDEF0
+    other = FakeVm()
+    other.hv.share_registers(vm.hv)
+    assert other.cpu.rdmsr(msrs.HV_X64_MSR_DEBUG_DEVICE_OPTIONS) == 0x123456789ABCDEF0
+    vm.hv.reset()
+    assert other.cpu.rdmsr(msrs.HV_X64_MSR_DEBUG_DEVICE_OPTIONS) == 0
 
 
 def test_idle() -> None:
