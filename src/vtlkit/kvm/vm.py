@@ -16,7 +16,7 @@ from vtlkit.kvm.errors import KvmError
 from vtlkit.kvm.hyperv.vm import HvVm
 from vtlkit.kvm.ioapic import IOAPIC_DEFAULT_BASE_ADDRESS, IOAPIC_MEM_LENGTH, IoApic
 from vtlkit.kvm.iobus import MmioBus, PortBus
-from vtlkit.kvm.ipi import IpiBus
+from vtlkit.kvm.ipi import IpiBus, Irq
 from vtlkit.kvm.memory import GuestMemory
 from vtlkit.kvm.memslots import MAXPHYADDR, MemoryRegion
 from vtlkit.kvm.pic import Pic, PicChip, PicState
@@ -203,6 +203,11 @@ class Vm:
         """A fixed interrupt to a set of virtual processors, a bit per VP index (-1: all). From any task."""
         for target in self.hv.vps(vp_indices):
             target.vcpu.apic.accept_irq(DeliveryMode.FIXED, vector, 1, False)
+
+    def destinations(self, dest_id: int, *, logical: bool) -> list[int]:
+        """VP indices of those that an interrupt for this local APIC destination (32 bits) reaches now."""
+        found = self.bus.destinations(Irq(0, dest_id=dest_id, logical=logical))
+        return [vcpu.hv.vp_index for vcpu in self.vcpus if vcpu.apic in found]
 
     def flush_tlbs(self, vp_indices: int) -> None:
         """Drop cached translations of a set of virtual processors, named as for `send_ipi`."""

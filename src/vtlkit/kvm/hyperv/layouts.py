@@ -14,10 +14,13 @@ from vtlkit.hvdef import hypercall_io as io
 from vtlkit.hvdef.cpuid import HvPartitionPrivilege as Privilege
 from vtlkit.hvdef.hypercalls import HvCallCode as Call
 from vtlkit.hvdef.register_values import HV_REGISTER_VALUE_SIZE
+from vtlkit.hvdef.vp_set import HV_VP_SET, HV_VP_SET_MAX_BANKS
 from vtlkit.kvm.hyperv.privileges import CLUSTER_IPI, EX_MASKS, LONG_SPIN_WAIT, REMOTE_FLUSH
 
 _U32 = 4
 _U64 = 8
+_VP_SET = HV_VP_SET.SIZE + HV_VP_SET_MAX_BANKS * _U64
+"""A VP set with every bank. (The TLFS's 4104 bytes would fit no page.)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +102,17 @@ LAYOUTS: Final[Mapping[int, HypercallLayout]] = {
     Call.HvCallGetVpIndexFromApicId: HypercallLayout(
         io.HV_INPUT_GET_VP_INDEX_FROM_APIC_ID.SIZE, rep=True, input_element=_U32, output_element=_U32
     ),
+    Call.HvCallGetVpSetFromMda: HypercallLayout(io.HV_INPUT_GET_VP_SET_FROM_MDA.SIZE, _VP_SET),
+    Call.HvCallCheckSparseGpaPageVtlAccess: HypercallLayout(
+        io.HV_INPUT_CHECK_SPARSE_GPA_PAGE_VTL_ACCESS.SIZE,
+        rep=True,
+        input_element=_U64,
+        output_element=_U64,
+        privilege=Privilege.AccessVsm,
+    ),
+    Call.HvCallRetargetDeviceInterrupt: HypercallLayout(
+        io.HV_INPUT_RETARGET_DEVICE_INTERRUPT.SIZE, variable_header=True
+    ),
 }
 
 VSM_CALLS: Final = frozenset(
@@ -114,6 +128,9 @@ VSM_CALLS: Final = frozenset(
         Call.HvCallTranslateVirtualAddressEx,
         Call.HvCallStartVirtualProcessor,
         Call.HvCallGetVpIndexFromApicId,
+        Call.HvCallGetVpSetFromMda,
+        Call.HvCallCheckSparseGpaPageVtlAccess,
+        Call.HvCallRetargetDeviceInterrupt,
     }
 )
 """Calls about VTLs, of which only user space knows: it answers them."""

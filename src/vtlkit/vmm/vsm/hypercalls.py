@@ -12,12 +12,9 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from vtlkit.engine.api import Access
 from vtlkit.hvdef import hypercall_io as io
 from vtlkit.hvdef.hypercalls import HvCallCode
-from vtlkit.hvdef.identifiers import HV_PARTITION_ID_SELF, HV_VP_INDEX_SELF
+from vtlkit.hvdef.identifiers import HV_PARTITION_ID_SELF
 from vtlkit.hvdef.status import HvStatus
 from vtlkit.hvdef.vsm import (
-    HV_INPUT_VTL_RESERVED_MASK,
-    HV_INPUT_VTL_TARGET_VTL,
-    HV_INPUT_VTL_USE_TARGET_VTL,
     HV_MAP_GPA_KERNEL_EXECUTABLE,
     HV_MAP_GPA_READABLE,
     HV_MAP_GPA_USER_EXECUTABLE,
@@ -27,7 +24,8 @@ from vtlkit.hvdef.vsm import (
     HvVtlEntryReason,
 )
 from vtlkit.kvm.uapi import HypercallParameters, Hyperv, Vcpu, cr4_allowed, decode_exit
-from vtlkit.vmm.vsm import context, other_vtls, vp_registers
+from vtlkit.vmm.vsm import context, device_interrupts, other_vtls, processor_ids, vp_registers, vtl_access
+from vtlkit.vmm.vsm.targets import input_vtl, target_vp
 from vtlkit.x86.exceptions import Vector
 
 if TYPE_CHECKING:
@@ -76,25 +74,8 @@ def dispatch(vp: Vp, level: int, vcpu: Vcpu, exit_: Hyperv) -> None:
     call.result(status, done)
 
 
-def input_vtl(value: int, level: int) -> int | None:
-    """The VTL that an HV_INPUT_VTL byte names, the caller's if it names none; None if it is malformed."""
-    if value & HV_INPUT_VTL_RESERVED_MASK:
-        return None
-    if HV_INPUT_VTL_USE_TARGET_VTL.get(value):
-        return HV_INPUT_VTL_TARGET_VTL.get(value)
-    return level
-
-
 def _own_partition(partition_id: int) -> bool:
     return partition_id == HV_PARTITION_ID_SELF
-
-
-def target_vp(vp: Vp, index: int) -> Vp | None:
-    """The processor of a VP index, HV_VP_INDEX_SELF included."""
-    if index == HV_VP_INDEX_SELF:
-        return vp
-    vps = vp.partition.vps
-    return vps[index] if index < len(vps) else None
 
 
 # --- switches -------------------------------------------------------------------------------------------------------
@@ -282,4 +263,8 @@ HANDLERS: Final[dict[int, Handler]] = {
     HvCallCode.HvCallFlushVirtualAddressList: other_vtls.flush,
     HvCallCode.HvCallFlushVirtualAddressSpaceEx: other_vtls.flush,
     HvCallCode.HvCallFlushVirtualAddressListEx: other_vtls.flush,
+    HvCallCode.HvCallGetVpIndexFromApicId: processor_ids.get_vp_index_from_apic_id,
+    HvCallCode.HvCallGetVpSetFromMda: processor_ids.get_vp_set_from_mda,
+    HvCallCode.HvCallCheckSparseGpaPageVtlAccess: vtl_access.check_sparse_gpa_page_vtl_access,
+    HvCallCode.HvCallRetargetDeviceInterrupt: device_interrupts.retarget_device_interrupt,
 }
