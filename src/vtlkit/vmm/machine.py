@@ -59,9 +59,7 @@ _STATUS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class MachineConfig:
-    """What the machine is made of. `memory` in bytes; `vtls` is how many VTLs the partition may enable, 1 to 16;
-    `hyperv` what it is offered of the Hyper-V interface, None for none. Raises ValueError for what cannot be.
-    """
+    """What the machine is made of. `memory` in bytes; `vtls` is how many VTLs the partition may enable, 1 to 16."""
 
     cpus: int = 1
     memory: int = 256 << 20
@@ -69,6 +67,7 @@ class MachineConfig:
     append: str = ""
     initrd: Path | None = None
     hyperv: HvFeatures | None = field(default_factory=HvFeatures)
+    """None: no Hyper-V interface."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.cpus <= MAX_CPUS:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from tests.unit.vmm.vsm.vsm_rig import Guest, Script, VsmRig, run_guests
 from vtlkit.engine.scripted import ops
+from vtlkit.kvm.uapi import SystemEvent, SystemEventExit
 from vtlkit.x86 import msr
 
 U64 = 0xFFFFFFFFFFFFFFFF
@@ -30,6 +33,7 @@ PRIVATE_SYNTHETIC = {
     0x40000000: 0x8100,
     0x40000001: 0x170000,
     0x40000021: 0x171000,
+    0x40000040: 0,
     0x40000073: 0x172000,
     0x40000080: 1,
     0x40000082: 0x173000,
@@ -98,6 +102,7 @@ def _with_bare_program(rig: VsmRig, create: Any, body: Any) -> Any:
     return make
 
 
+@pytest.mark.tlfs("msrs.private")
 def test_what_else_is_shared() -> None:
     """CR2, DR0 to DR3, the FPU and vector registers, XCR0; MTRRs and machine check status."""
     seen: list[Any] = []
@@ -141,6 +146,7 @@ def test_what_else_is_shared() -> None:
     assert seen[0] != seen[2]
 
 
+@pytest.mark.tlfs("msrs.private")
 def test_what_is_private() -> None:
     """Everything that the list names as private has a value of its own in each VTL."""
     seen: dict[tuple[int, int], Any] = {}
@@ -165,7 +171,7 @@ def test_what_is_private() -> None:
         for index, value in differ(PRIVATE_MSRS, 0x10 * salt if salt else 0).items():
             regs.set_msr(index, value & U64)
         for index, value in PRIVATE_SYNTHETIC.items():
-            yield from guest.wrmsr(index, value + (salt if 0x40000090 <= index < 0x400000A0 else 0))
+            yield from guest.wrmsr(index, value + (salt if index == 0x40000040 or index >= 0x40000090 else 0))
         yield from guest.wrmsr(0x40000072, 0x10 * (salt + 1))
 
     def look(guest: Guest, visit: int) -> Script:
@@ -202,6 +208,86 @@ def test_what_is_private() -> None:
         assert first != second
 
 
+@pytest.mark.tlfs("msrs.private")
+def test_debug_device_options_are_the_partitions() -> None:
+    """One register for all VTLs of all processors; a reset clears it."""
+    seen: list[int] = []
+
+    def vtl1(guest: Guest) -> Script:
+        seen.append((yield from guest.rdmsr(0x400000FF)))
+        yield from guest.wrmsr(0x400000FF, 0x22)
+        yield from guest.vtl_return()
+
+    def vtl0(guest: Guest) -> Script:
+        yield from guest.enable(1)
+        yield from guest.wrmsr(0x400000FF, 0x11)
+        yield from guest.vtl_call()
+        seen.append((yield from guest.rdmsr(0x400000FF)))
+        guest.note("written")
+        yield from guest.rdmsr(0x40000002)
+
+    def other(guest: Guest) -> Script:
+        while not guest.rig.log:
+            yield from guest.rdmsr(0x40000002)
+        seen.append((yield from guest.rdmsr(0x400000FF)))
+        yield from guest.end()
+
+    rig = run_guests({(0, 0): vtl0, (0, 1): vtl1, (1, 0): other}, cpus=2)
+    assert seen == [0x11, 0x22, 0x22]
+    rig.partition.reset()
+    assert rig.partition.vtl0.vm.hv.debug_options.load() == 0
+
+
+@pytest.mark.tlfs("msrs.private")
+@pytest.mark.parametrize("paged", [0, 1], ids=["VTL 0's page", "VTL 1's page"])
+def test_reference_time_has_one_origin(paged: int) -> None:
+    """At any moment all VTLs read one count; one that reads by a reference TSC page may be a tick behind."""
+    seen: list[tuple[int, int]] = []
+
+    def counts(guest: Guest) -> None:
+        first, second = (guest.rig.partition.vtls[vtl].vm.hv.reference_time.counter() for vtl in range(2))
+        seen.append((first, second))
+
+    def vtl1(guest: Guest) -> Script:
+        if paged:
+            yield from guest.wrmsr(0x40000021, 0x180001)
+        yield ops.Compute(123_457)
+        counts(guest)
+        yield from guest.vtl_return()
+
+    def vtl0(guest: Guest) -> Script:
+        yield ops.Compute(100_003)
+        yield from guest.enable(1)
+        counts(guest)
+        if not paged:
+            yield from guest.wrmsr(0x40000021, 0x181001)
+        yield from guest.vtl_call()
+        counts(guest)
+        yield from guest.end()
+
+    run_guests({(0, 0): vtl0, (0, 1): vtl1})
+    assert seen[0][0] == seen[0][1] > 0
+    assert all(abs(first - second) <= 1 for first, second in seen)
+    assert seen[1] > seen[0]
+
+
+@pytest.mark.tlfs("msrs.private")
+def test_a_reset_is_the_whole_partitions_from_any_vtl() -> None:
+    def vtl1(guest: Guest) -> Script:
+        yield from guest.wrmsr(0x40000003, 1)
+        yield from guest.end()
+
+    def vtl0(guest: Guest) -> Script:
+        yield from guest.enable(1)
+        yield from guest.vtl_call()
+
+    rig = run_guests({(0, 0): vtl0, (0, 1): vtl1})
+    (exit_,) = rig.exits
+    assert isinstance(exit_, SystemEventExit)
+    assert exit_.type is SystemEvent.RESET
+
+
+@pytest.mark.tlfs("msrs.private")
 def test_synthetic_registers_that_are_shared() -> None:
     """VP index, reference time: one for the processor, whichever VTL asks."""
     seen: list[Any] = []
