@@ -59,7 +59,7 @@ _STATUS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class MachineConfig:
-    """What the machine is made of. `memory` in bytes; `vtls` is how many VTLs the partition may enable, 1 to 16."""
+    """What the machine is made of. `memory` in bytes, `vtls` from 1 to 16; without `hyperv` no Hyper-V interface."""
 
     cpus: int = 1
     memory: int = 256 << 20
@@ -67,7 +67,6 @@ class MachineConfig:
     append: str = ""
     initrd: Path | None = None
     hyperv: HvFeatures | None = field(default_factory=HvFeatures)
-    """None: no Hyper-V interface."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.cpus <= MAX_CPUS:

@@ -15,6 +15,7 @@ from vtlkit.hvdef.status import HvStatus
 from vtlkit.hvdef.vp_set import HV_VP_SET, decode_sparse_banks, encode_vp_set
 
 
+@pytest.mark.tlfs("hypercalls.status")
 def test_status_codes() -> None:
     codes = {
         "INVALID_HYPERCALL_CODE": 2,

@@ -43,6 +43,7 @@ def vm(request: pytest.FixtureRequest) -> FakeVm:
 # --- modes and the input value ------------------------------------------------------------------------------------
 
 
+@pytest.mark.tlfs("hypercalls.caller")
 def test_ud_outside_cpl_0_of_protected_mode(vm: FakeVm) -> None:
     vm.cpu.privilege_level = 3
     assert vm.cpu.call(Call.HvCallNotifyLongSpinWait | FAST) is None
@@ -53,6 +54,7 @@ def test_ud_outside_cpl_0_of_protected_mode(vm: FakeVm) -> None:
 
 
 @pytest.mark.parametrize("bit", [27, 28, 29, 30, 31, 44, 47, 60, 63])
+@pytest.mark.tlfs("hypercalls.input-value")
 def test_reserved_bits_and_nested_calls(vm: FakeVm, bit: int) -> None:
     assert vm.cpu.status(Call.HvCallNotifyLongSpinWait | FAST | 1 << bit) == HvStatus.INVALID_HYPERCALL_INPUT
 
@@ -62,6 +64,7 @@ def test_codes_that_nobody_answers(vm: FakeVm, code: int) -> None:
     assert vm.cpu.status(code) == HvStatus.INVALID_HYPERCALL_CODE
 
 
+@pytest.mark.tlfs("hypercalls.long-spin-wait")
 def test_long_spin_wait(vm: FakeVm) -> None:
     assert vm.cpu.status(Call.HvCallNotifyLongSpinWait | FAST, 1000) == HvStatus.SUCCESS
     vm.put(INPUT, "<Q", 1000)
@@ -90,6 +93,7 @@ def test_privileges() -> None:
     assert cpu.exceptions == [Vector.UD]
 
 
+@pytest.mark.tlfs("hypercalls.xmm")
 def test_xmm_parameters_are_ud_where_they_are_not_offered() -> None:
     cpu = FakeVm(features=HvFeatures(xmm_input=False, xmm_output=False)).cpu
     assert cpu.status(Call.HvCallSendSyntheticClusterIpi | FAST, 0x40, 1) == HvStatus.SUCCESS
@@ -130,6 +134,7 @@ def test_user_space_decides_which_calls_are_its_own(vm: FakeVm) -> None:
     assert vm.cpu.status(Call.HvCallGetVpRegisters | reps(1)) == HvStatus.INVALID_HYPERCALL_CODE
 
 
+@pytest.mark.tlfs("hypercalls.continuation")
 def test_retry_leaves_rip_and_takes_over_the_start_index(vm: FakeVm) -> None:
     control = Call.HvCallSetVpRegisters | reps(3)
     answer = exit_of(vm, control, INPUT)
@@ -150,6 +155,7 @@ def test_incomplete_answers_touch_no_register(vm: FakeVm) -> None:
     assert vm.cpu.skipped == CALL_LENGTH
 
 
+@pytest.mark.tlfs("hypercalls.xmm")
 def test_fast_output_of_user_space_reaches_the_registers() -> None:
     vm = FakeVm()
     vm.cpu.fake_engine.xmm = b"x" * 96
@@ -164,6 +170,7 @@ def test_fast_output_of_user_space_reaches_the_registers() -> None:
     assert (vm.cpu.regs.rdx, vm.cpu.regs.r8, vm.cpu.regs.rax) == (0x11, 0x22, 2 << 32)
 
 
+@pytest.mark.tlfs("hypercalls.xmm")
 def test_a_call_without_output_leaves_its_fast_input_to_the_guest() -> None:
     """SetVpRegisters may change RDX of the caller itself: completion must not put the old value back."""
     vm = FakeVm()
@@ -198,6 +205,7 @@ def test_vtl_switches_carry_their_control_input(code: Call) -> None:
 # --- rep calls in the hypervisor ----------------------------------------------------------------------------------
 
 
+@pytest.mark.tlfs("hypercalls.continuation")
 def test_a_handler_that_stops_early_is_called_again(vm: FakeVm, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
@@ -301,6 +309,7 @@ def test_flush_by_mask(vm: FakeVm) -> None:
     assert flushed(vm) == [True] * 4
 
 
+@pytest.mark.tlfs("hypercalls.xmm")
 def test_fast_flush_by_mask_takes_the_mask_from_xmm0(vm: FakeVm) -> None:
     vm.cpu.fake_engine.xmm = struct.pack("<Q", 0b1000)
     assert vm.cpu.status(Call.HvCallFlushVirtualAddressSpace | FAST, 0, FLUSH_ALL_SPACES) == HvStatus.SUCCESS
@@ -348,6 +357,7 @@ CONTROLS = st.one_of(
 
 
 @given(CONTROLS, WORDS, WORDS, st.binary(max_size=96), st.sampled_from([32, 64]), st.binary(min_size=64, max_size=64))
+@pytest.mark.tlfs("hypercalls.input-value", "hypercalls.parameters")
 def test_hostile_hypercalls(control: int, first: int, second: int, xmm: bytes, bits: int, memory: bytes) -> None:
     vm, cpu = HOSTILE, HOSTILE.cpu
     cpu.bits = bits

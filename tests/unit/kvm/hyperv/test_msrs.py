@@ -61,6 +61,7 @@ def test_what_the_host_reads_it_may_write_back() -> None:
 # --- single registers ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.tlfs("msrs.vp-index")
 def test_vp_index() -> None:
     vm = FakeVm(3, vp_indices=[7, 1, 2])
     assert [cpu.rdmsr(msrs.HV_X64_MSR_VP_INDEX) for cpu in vm.vcpus] == [7, 1, 2]
@@ -160,6 +161,7 @@ def test_reenlightenment_registers() -> None:
 # --- system events ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.tlfs("msrs.crash")
 def test_crash() -> None:
     cpu = FakeVm().cpu
     for number in range(5):
@@ -175,6 +177,7 @@ def test_crash() -> None:
     assert event.data == (100, 101, 102, 103, 104, control)
 
 
+@pytest.mark.tlfs("msrs.reset")
 def test_reset() -> None:
     cpu = FakeVm().cpu
     assert cpu.wrmsr(msrs.HV_X64_MSR_RESET, 0)

@@ -39,6 +39,7 @@ def test_page_contents() -> None:
     assert page[-1] == 0xCC
 
 
+@pytest.mark.tlfs("msrs.guest-os-id", "msrs.hypercall")
 def test_the_page_needs_an_os_id_and_goes_with_it() -> None:
     vm = FakeVm()
     vm.put(0x3000, "<Q", 0x1122334455667788)
@@ -61,6 +62,7 @@ def test_the_page_needs_an_os_id_and_goes_with_it() -> None:
     assert vm.memory.read(0x4000, 4) == bytes(4)
 
 
+@pytest.mark.tlfs("msrs.hypercall")
 def test_a_locked_page_stays() -> None:
     cpu = FakeVm().cpu
     cpu.wrmsr(OS_ID, 1)
@@ -73,6 +75,7 @@ def test_a_locked_page_stays() -> None:
     assert cpu.vm.memory.overlay_at(0x3000) is None
 
 
+@pytest.mark.tlfs("msrs.hypercall")
 def test_a_page_beyond_the_gpa_space() -> None:
     vm = FakeVm()
     vm.cpu.hv.set_cpuid(cpuid_leaves(HvFeatures(), physical_address_bits=40))
@@ -84,6 +87,7 @@ def test_a_page_beyond_the_gpa_space() -> None:
     assert vm.memory.overlay_at(1 << 40) is None
 
 
+@pytest.mark.tlfs("msrs.overlay-contents")
 def test_contents_move_with_the_page_and_survive_disabling() -> None:
     vm = FakeVm()
     vm.cpu.wrmsr(msrs.HV_X64_MSR_SIMP, 0x5000 | ENABLE)
@@ -114,6 +118,7 @@ MOVES = st.lists(st.tuples(st.integers(0, 4), st.one_of(st.none(), st.integers(0
 
 
 @given(MOVES)
+@pytest.mark.tlfs("msrs.overlay-precedence")
 def test_precedence_against_an_oracle(moves: list[tuple[int, int | None]]) -> None:
     vm = FakeVm()
     overlays = Overlays(vm.host, vm.memory, vm.hv.lock)

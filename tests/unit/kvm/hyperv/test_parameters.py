@@ -76,10 +76,12 @@ def decode(control: int, first: int = 0, second: int = 0, xmm: bytes = b"") -> H
         (GET | FAST | reps(5), 0, 0, HvStatus.INVALID_HYPERCALL_INPUT),  # 48 in, 80 out
     ],
 )
+@pytest.mark.tlfs("hypercalls.input-value", "hypercalls.parameters")
 def test_status_of_decoding(control: int, first: int, second: int, status: HvStatus) -> None:
     assert decode(control, first, second, bytes(96)).status == status
 
 
+@pytest.mark.tlfs("hypercalls.parameters")
 def test_attributes_guard_parameters() -> None:
     memory, _ = make_memory()
     memory.set_attributes(0x1000, PAGE_SIZE, Access.NONE)
@@ -103,6 +105,7 @@ def test_elements_and_partial_output() -> None:
     assert bytes(ram.view[0x2000:0x2040]) == b"\xaa" * 16 + b"\x11" * 16 + b"\xaa" * 32
 
 
+@pytest.mark.tlfs("hypercalls.continuation")
 def test_rep_continuation_updates_the_start_index() -> None:
     call = decode(GET | reps(5, 1), 0x1000, 0x2000)
     call.result(HvStatus.SUCCESS, 3)
@@ -115,6 +118,7 @@ def test_rep_continuation_updates_the_start_index() -> None:
     assert call.exit.result == 5 << 32
 
 
+@pytest.mark.tlfs("hypercalls.xmm")
 def test_fast_output_follows_the_input_in_whole_pairs() -> None:
     xmm = bytes(range(96))
     call = decode(GET | FAST | reps(2), 0x1111, 0x2222, xmm)
@@ -127,6 +131,7 @@ def test_fast_output_follows_the_input_in_whole_pairs() -> None:
     assert call.exit.xmm == xmm[:16] + b"A" * 16 + b"B" * 16 + xmm[48:]
 
 
+@pytest.mark.tlfs("hypercalls.xmm")
 def test_no_fast_output_for_32_bit_callers() -> None:
     memory, _ = make_memory()
     call = Hypercall(TRANSLATE | FAST, 0, 0, memory, lambda: bytes(96), is_64bit=False)
@@ -135,6 +140,7 @@ def test_no_fast_output_for_32_bit_callers() -> None:
     assert call.measure(LAYOUTS[IPI_EX]) == HvStatus.SUCCESS
 
 
+@pytest.mark.tlfs("hypercalls.parameters")
 def test_memory_that_vanishes_between_check_and_use_is_a_status() -> None:
     class Vanishing:
         def check(self, gpa: int, size: int, access: Access) -> bool:
