@@ -34,11 +34,12 @@ _PRIVILEGES: Final[Mapping[str, Privilege]] = {
     "stimer": Privilege.AccessSyntheticTimerRegs,
     "frequencies": Privilege.AccessFrequencyRegs,
     "reenlightenment": Privilege.AccessReenlightenmentControls,
+    "tsc_invariant": Privilege.AccessTscInvariantControls,
     "guest_idle": Privilege.AccessGuestIdleReg,
     "tlbflush_ext": Privilege.EnableExtendedGvaRangesForFlushVirtualAddressList,
     "xmm_output": Privilege.FastHypercallOutput,
     "ports": Privilege.PostMessages | Privilege.SignalEvents | Privilege.CreatePort | Privilege.ConnectPort,
-    "ext_hypercalls": Privilege.EnableExtendedHypercalls,
+    "extended_hypercalls": Privilege.EnableExtendedHypercalls,
     "vsm": Privilege.AccessVsm | Privilege.AccessVpRegisters,
     "start_vp": Privilege.StartVirtualProcessor,
 }
@@ -46,6 +47,7 @@ _PRIVILEGES: Final[Mapping[str, Privilege]] = {
 _EDX: Final[Mapping[str, Edx]] = {
     "crash": Edx.GuestCrashRegsAvailable,
     "synic": Edx.SintPollingModeAvailable,
+    "stimer": Edx.SyntheticTimeUnhaltedTimerAvailable,
     "stimer_direct": Edx.DirectSyntheticTimers,
     "frequencies": Edx.FrequencyRegsAvailable,
     "guest_idle": Edx.GuestIdleAvailable,

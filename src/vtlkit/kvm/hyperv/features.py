@@ -29,7 +29,7 @@ def _value(text: str, default: int | str, maximum: int | None = None) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class HvFeatures:
-    """The default is everything that is true of this hypervisor.
+    """The default is everything that does not change what a guest sees elsewhere.
 
     Guest OS identity, hypercall page and debug device options come with any selection.
     """
@@ -42,10 +42,11 @@ class HvFeatures:
     reset: bool = _switch("HV_X64_MSR_RESET")
     time: bool = _switch("reference counter and reference TSC page")
     synic: bool = _switch("synthetic interrupt controller")
-    stimer: bool = _switch("synthetic timers")
+    stimer: bool = _switch("synthetic timers, and the one that counts time in the guest")
     stimer_direct: bool = _switch("synthetic timers that interrupt without a message")
     frequencies: bool = _switch("TSC and APIC frequency MSRs")
     reenlightenment: bool = _switch("reenlightenment MSRs")
+    tsc_invariant: bool = _switch("the invariant TSC is told of when the guest asks for it by MSR", on=False)
     guest_idle: bool = _switch("HV_X64_MSR_GUEST_IDLE")
     npiep: bool = _switch("SGDT, SIDT, SLDT and STR can be kept from user mode")
     tlbflush: bool = _switch("hypercalls that flush TLBs")
@@ -54,7 +55,7 @@ class HvFeatures:
     xmm_input: bool = _switch("hypercall input in XMM registers")
     xmm_output: bool = _switch("hypercall output in registers")
     ports: bool = _switch("HvCallPostMessage, HvCallSignalEvent, and ports to connect them")
-    ext_hypercalls: bool = _switch("extended hypercalls, from 0x8000 on")
+    extended_hypercalls: bool = _switch("extended hypercalls, from 0x8000 on")
     vsm: bool = _switch("virtual trust levels, if the machine has more than one")
     start_vp: bool = _switch("HvCallStartVirtualProcessor")
     avic: bool = _switch("advice: no SINT with auto-EOI", on=False)

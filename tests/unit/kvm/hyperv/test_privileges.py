@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from tests.unit.kvm.hyperv.rig import ALL_FEATURES, FakeVm
+from tests.unit.kvm.hyperv.rig import FakeVm
 from vtlkit.hvdef import msrs
 from vtlkit.hvdef.cpuid import HvFeaturesEdx, HvPartitionPrivilege
 from vtlkit.hvdef.hypercalls import HvCallCode as Call
 from vtlkit.hvdef.status import HvStatus
 from vtlkit.kvm.hyperv.cpuid import cpuid_leaves
-from vtlkit.kvm.hyperv.features import NEEDS, NOTHING, SWITCHES, HvFeatures
+from vtlkit.kvm.hyperv.features import EVERYTHING, NEEDS, NOTHING, SWITCHES, HvFeatures
 from vtlkit.kvm.hyperv.layouts import LAYOUTS
 from vtlkit.kvm.hyperv.msrs import MSRS
 from vtlkit.kvm.hyperv.privileges import privilege_bits
 from vtlkit.x86.exceptions import Vector
 
+ALL = EVERYTHING.changed(**dict.fromkeys(SWITCHES, True))
 INPUT, OUTPUT = 0x2000, 0x3000
-MEMORY_BASED = 0
 ALWAYS = {0x40000000, 0x40000001, 0x400000FF}
 MSRS_OF = {
     "vapic": {*range(0x40000070, 0x40000074)},
@@ -27,9 +27,10 @@ MSRS_OF = {
     "reset": {0x40000003},
     "time": {0x40000020, 0x40000021},
     "synic": {*range(0x40000080, 0x40000085), *range(0x40000090, 0x400000A0)},
-    "stimer": {*range(0x400000B0, 0x400000B8)},
+    "stimer": {*range(0x400000B0, 0x400000B8), 0x40000114, 0x40000115},
     "frequencies": {0x40000022, 0x40000023},
     "reenlightenment": {0x40000106, 0x40000107, 0x40000108},
+    "tsc_invariant": {0x40000118},
     "guest_idle": {0x400000F0},
     "npiep": {0x40000040},
 }
@@ -39,9 +40,8 @@ CALLS_OF = {
     "ports": {0x57, 0x58, 0x59, 0x5A, 0x5B, 0x5C, 0x5D, 0x95, 0x96},
     "vsm": {0x0C, 0x0D, 0x0F, 0x11, 0x12, 0x50, 0x51, 0x52, 0xAC},
     "start_vp": {0x99},
-    "ext_hypercalls": {0x8001, 0x8002},
+    "extended_hypercalls": {0x8001, 0x8002},
 }
-SWITCHES_OF_VTLS = {Call.HvCallVtlCall, Call.HvCallVtlReturn}
 
 
 def without(name: str) -> HvFeatures:
@@ -49,7 +49,7 @@ def without(name: str) -> HvFeatures:
     gone = {name}
     while more := {other for other, needs in NEEDS.items() if not gone.isdisjoint(needs)} - gone:
         gone |= more
-    return ALL_FEATURES.changed(**dict.fromkeys(gone, False))
+    return ALL.changed(**dict.fromkeys(gone, False))
 
 
 def gone_from(features: HvFeatures, table: dict[str, set[int]]) -> set[int]:
@@ -92,7 +92,7 @@ def test_every_msr_is_some_features() -> None:
     named = {index for indices in MSRS_OF.values() for index in indices}
     assert set(MSRS) >= ALWAYS
     assert accessible(NOTHING) == ALWAYS
-    assert accessible(ALL_FEATURES) == set(MSRS)
+    assert accessible(ALL) == set(MSRS)
     assert not named & ALWAYS
 
 
@@ -106,7 +106,7 @@ def test_an_msr_whose_privilege_is_missing_is_a_general_protection_fault(name: s
 @pytest.mark.tlfs("discovery.privileges-hypercall")
 @pytest.mark.parametrize("name", [*SWITCHES, "spinlocks"])
 def test_a_hypercall_whose_privilege_is_missing_is_denied(name: str) -> None:
-    features = ALL_FEATURES.changed(spinlocks=0xFFFFFFFF) if name == "spinlocks" else without(name)
+    features = ALL.changed(spinlocks=0xFFFFFFFF) if name == "spinlocks" else without(name)
     taken = gone_from(features, CALLS_OF)
     if name == "spinlocks":
         taken.add(Call.HvCallNotifyLongSpinWait)
@@ -117,11 +117,11 @@ def test_a_hypercall_whose_privilege_is_missing_is_denied(name: str) -> None:
     eax, ebx, _, edx = leaves[0x40000003]
     have = privilege_bits(eax, ebx, edx, *leaves[0x40000004][:2])
     assert found == {code for code, layout in LAYOUTS.items() if not layout.privilege & ~have}
-    assert offered(ALL_FEATURES) == set(LAYOUTS)
+    assert offered(ALL) == set(LAYOUTS)
 
 
 AWAITED = {"AccessSyntheticTimerRegs", "PostMessages", "SignalEvents", "CreatePort", "ConnectPort"}
-AWAITED |= {"EnableExtendedHypercalls"}
+AWAITED |= {"EnableExtendedHypercalls", "AccessTscInvariantControls"}
 ELSEWHERE = (
     HvPartitionPrivilege.FastHypercallOutput
     | HvPartitionPrivilege.EnableExtendedGvaRangesForFlushVirtualAddressList
@@ -140,7 +140,7 @@ ELSEWHERE = (
     ],
 )
 def test_a_privilege_is_announced_if_something_needs_it(bit: HvPartitionPrivilege) -> None:
-    eax, ebx, _, _ = cpuid_leaves(ALL_FEATURES)[3][1:]
+    eax, ebx, _, _ = cpuid_leaves(ALL)[3][1:]
     announced = (eax | ebx << 32) & bit
     needed = any(msr.privilege & bit for msr in MSRS.values()) or any(
         layout.privilege & bit for layout in LAYOUTS.values()
