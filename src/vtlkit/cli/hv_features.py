@@ -72,8 +72,8 @@ def _one(item: str, features: HvFeatures) -> Mapping[str, Any]:
     if left_out:
         if has_value:
             raise ValueError(f"'{item}': what is left out has no value; write -{word}")
-        if getattr(features, name) == getattr(NOTHING, name):
-            raise ValueError(f"'{item}' leaves out what is not there: begin with all, as in all,{item}")
+        if features == NOTHING:
+            raise ValueError(f"'{item}' leaves out of nothing: begin with all, as in all,{item}")
         return {name: getattr(NOTHING, name)} if name in VALUES else _without(name)
     if name in VALUES:
         return {name: _value(word, name, value)}

@@ -38,6 +38,8 @@ def test_all_but_one() -> None:
     assert parsed("all,-hv-stimer") == EVERYTHING.changed(stimer=False, stimer_direct=False)
     assert parsed("all,hv-reset=off") == EVERYTHING.changed(reset=False)
     assert parsed("all,-hv-reset,hv-reset") == EVERYTHING
+    # What is off already may be left out.
+    assert parsed("all,-hv-avic") == EVERYTHING
 
 
 @pytest.mark.parametrize("name", [name for name in SWITCHES if getattr(EVERYTHING, name)])
@@ -77,7 +79,7 @@ def test_names_of_qemu_for_what_is_so_anyway() -> None:
         ("hv-stimer,hv-time,hv-synic", "hv-synic needs hv-vpindex"),
         ("hv-ports,hv-vsm,hv-vpindex,hv-vapic", "hv-ports, hv-vsm need hv-synic"),
         ("none,hv-synic", "none stands alone: it is no Hyper-V interface at all"),
-        ("-hv-vsm", "'-hv-vsm' leaves out what is not there: begin with all, as in all,-hv-vsm"),
+        ("-hv-vsm", "'-hv-vsm' leaves out of nothing: begin with all, as in all,-hv-vsm"),
         ("all,-hv-spinlocks=1", "'-hv-spinlocks=1': what is left out has no value; write -hv-spinlocks"),
         ("hv-vapic=maybe", "hv-vapic is on or off, not 'maybe'"),
         ("hv-spinlocks", "hv-spinlocks takes a value: write hv-spinlocks=0xfff"),

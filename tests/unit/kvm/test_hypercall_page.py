@@ -25,7 +25,7 @@ WRMSR = b"\x0f\x30"
 
 
 class Guest(Machine):
-    """64-bit code in a virtual machine that offers all of the interface; RBX holds `page`."""
+    """64-bit code in a virtual machine that offers all of the interface; RBX points at the page that lies at `gpa`."""
 
     def __init__(self, gpa: int) -> None:
         super().__init__()
