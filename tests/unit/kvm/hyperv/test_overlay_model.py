@@ -20,7 +20,7 @@ REGISTERS = (
     (msrs.HV_X64_MSR_SIMP, 4, True),
 )
 """(MSR, precedence, writable by the guest). The hypercall page is the virtual machine's, the others a vCPU's."""
-FIRST_PAGE, PAGES = 3, 4
+FIRST_PAGE, PAGES = 3, 2
 BEYOND = 99
 """A slot where no memory is."""
 PLACE = 0x100
@@ -61,9 +61,11 @@ class Model:
 
 
 SLOTS = st.sampled_from([None, *range(PAGES), BEYOND])
+PLACING = st.tuples(st.just("place"), st.integers(0, 1), st.sampled_from(range(len(REGISTERS))), SLOTS)
 STEPS = st.lists(
     st.one_of(
-        st.tuples(st.just("place"), st.integers(0, 1), st.sampled_from(range(len(REGISTERS))), SLOTS),
+        PLACING,
+        PLACING,
         st.tuples(st.just("write"), st.sampled_from([*range(PAGES), BEYOND]), st.integers(1, 255), st.none()),
         st.tuples(st.just("identity"), st.integers(0, 1), st.none(), st.none()),
         st.tuples(st.just("reset"), st.integers(0, 1), st.booleans(), st.none()),
@@ -76,14 +78,7 @@ STEPS = st.lists(
 @settings(max_examples=150)
 @given(STEPS)
 def test_overlays(steps: list[tuple[str, int, int, int | None]]) -> None:
-    vm = FakeVm(2)
-    vm.cpu.wrmsr(msrs.HV_X64_MSR_GUEST_OS_ID, 1)
-    model = Model()
-    for vcpu in range(2):
-        for number, (_, precedence, writable) in enumerate(REGISTERS):
-            owner = vcpu if writable else 0
-            code = bytes(MARK_SIZE) if writable else b"\xcc" * MARK_SIZE
-            model.pages.setdefault((owner, number), Page(precedence, code))
+    vm, model = _begin()
     for action, first, second, slot in steps:
         if action == "place":
             _place(vm, model, first, second, slot)
@@ -101,6 +96,22 @@ def test_overlays(steps: list[tuple[str, int, int, int | None]]) -> None:
                     model.claim((first, number), None)
                     model.pages[first, number].contents = bytes(MARK_SIZE)
         _compare(vm, model)
+
+
+def _begin() -> tuple[FakeVm, Model]:
+    """Every page disabled, and no two of the same contents."""
+    vm, model = FakeVm(2), Model()
+    vm.cpu.wrmsr(msrs.HV_X64_MSR_GUEST_OS_ID, 1)
+    model.pages[0, 0] = Page(REGISTERS[0][1], b"\xcc" * MARK_SIZE)
+    for vcpu in range(2):
+        for number, (index, precedence, writable) in enumerate(REGISTERS):
+            if writable:
+                contents = bytes([0xF0 | vcpu << 3 | number]) * MARK_SIZE
+                assert vm.vcpus[vcpu].wrmsr(index, gpa_of(0) | ENABLE)
+                vm.memory.write(gpa_of(0) + PLACE, contents)
+                assert vm.vcpus[vcpu].wrmsr(index, 0)
+                model.pages[vcpu, number] = Page(precedence, contents)
+    return vm, model
 
 
 def _place(vm: FakeVm, model: Model, vcpu: int, number: int, slot: int | None) -> None:
