@@ -12,8 +12,9 @@ from vtlkit.kvm.attributes import MemoryAttributes
 from vtlkit.kvm.control_registers import cr4_allowed
 from vtlkit.kvm.cpuid import CpuidEntry, for_vcpu
 from vtlkit.kvm.errors import GuestMemoryError, KvmError
-from vtlkit.kvm.hyperv.cpuid import cpuid_leaves
+from vtlkit.kvm.hyperv.cpuid import HvFeatures, cpuid_leaves
 from vtlkit.kvm.hyperv.features import HvFeatures
+from vtlkit.kvm.hyperv.message_buffers import MessageBuffers
 from vtlkit.kvm.hyperv.parameters import HypercallParameters, decode_exit
 from vtlkit.kvm.hyperv.vp_set import ALL_VPS, sparse_set
 from vtlkit.kvm.kvm_run import (
@@ -60,6 +61,7 @@ __all__ = [
     "MemoryAttributes",
     "MemoryFault",
     "MemoryRegion",
+    "MessageBuffers",
     "Mmio",
     "MpState",
     "Rdmsr",

@@ -1,9 +1,9 @@
 """The synthetic interrupt controller of one vCPU (TLFS, "SynIC Messages", "SynIC Event Flags", "SynIC Registers"; the
 synic half of arch/x86/kvm/hyperv.c).
 
-Promise: a message that `post` accepted reaches its slot, in order, unless the vCPU is reset: at once, or when the guest
-ends the message or the interrupt before it. An event flag that `signal_event` accepted is set before the vCPU next runs
-guest code.
+Promise: a message that `post` accepted reaches its slot, in order, unless the vCPU is reset or its port deleted: at
+once, or when the guest ends the message or the interrupt before it. An event flag that `signal_event` accepted is set
+before the vCPU next runs guest code, and `test_and_signal_event` says truly whether it was clear.
 
 Registers, queues and pages are protected by `lock` (rank SYNIC; never held together with another of that rank, nor
 around a call to a vCPU). `vectors` and `auto_eoi_vectors` are written under it and read without by the vCPU's own task,
@@ -17,13 +17,15 @@ the only one that writes SINTs. Against the guest there is no lock:
 Without the second look, the guest may empty the slot and miss the flag in between, and nobody would deliver. The flag
 is a byte of its own, stored whole, so that it can not undo the guest's store to the type. Event flags share bytes with
 flags that the guest clears: they are set by the vCPU's own task outside guest code, where the guest's read-modify-write
-is either done or not begun.
+is either done or not begun. Until then a signalled flag is in `_events`; only that task moves it to the page, under the
+lock, so a signaller that holds the lock and finds the flag in neither place is the one that sets it.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from vtlkit.engine.api import Access
 from vtlkit.host.api import LockRank
@@ -48,10 +50,14 @@ from vtlkit.kvm.requests import Req
 from vtlkit.x86.apic import DeliveryMode
 
 if TYPE_CHECKING:
+    from vtlkit.kvm.hyperv.message_buffers import MessageBuffers
     from vtlkit.kvm.hyperv.owner import VcpuOwner
 
+    Queue: TypeAlias = deque[tuple[bytes, MessageBuffers | None]]
+    """Messages, each with the port's buffers that it has one of."""
+
 MESSAGE_BUFFERS: Final = 16
-"""Messages that may be queued to one SINT (TLFS, "Guest Message Buffers": sixteen)."""
+"""Messages that belong to no port (intercepts, messages posted directly) that may be queued to one SINT."""
 _NO_VECTOR: Final = -1
 _FLAGS_OFFSET: Final = HV_MESSAGE_HEADER.OFFSETS["MessageFlags"]
 _TYPE_SIZE: Final = 4
@@ -98,7 +104,7 @@ class SynIc:
         """A bit per vector that an unmasked SINT uses."""
         self.auto_eoi_vectors = 0
         """Those of them whose SINT has auto-EOI."""
-        self._queues: list[deque[bytes]] = [deque() for _ in _SINTS]
+        self._queues: list[Queue] = [deque() for _ in _SINTS]
         self._events = [0] * HV_SYNIC_SINT_COUNT
         """Event flags signalled and not set in the page yet, one integer per SINT."""
         self.message_page = OverlayPage(memory, Precedence.MESSAGES, Access.READ | Access.WRITE)
@@ -154,8 +160,8 @@ class SynIc:
             self.sints = [HV_SYNIC_SINT_RESET] * HV_SYNIC_SINT_COUNT
             self.vectors = self.auto_eoi_vectors = 0
             self._events = [0] * HV_SYNIC_SINT_COUNT
-            for queue in self._queues:
-                queue.clear()
+            for sint in _SINTS:
+                self._keep(sint, lambda _buffers: False)
             self.message_page.clear()
             self.event_page.clear()
 
@@ -179,22 +185,51 @@ class SynIc:
         self._interrupt(vector)
         return HvStatus.SUCCESS
 
-    def post(self, sint: int, message: bytes) -> HvStatus:
-        """Deliver a message (HV_MESSAGE, 256 bytes), or queue it behind those before it.
+    def post(self, sint: int, message: bytes, buffers: MessageBuffers | None = None) -> HvStatus:
+        """Deliver a message (HV_MESSAGE, 256 bytes), or queue it behind those before it, in a buffer of its port's.
 
-        INVALID_SYNIC_STATE as `deliver_message`; INSUFFICIENT_BUFFERS if the queue is full.
+        INVALID_SYNIC_STATE as `deliver_message`; INVALID_PORT_ID if the buffers are closed; INSUFFICIENT_BUFFERS if
+        none is free: of the port's, or, if it belongs to no port, of the SINT's own.
         """
         assert len(message) == HV_MESSAGE_SIZE
         with self.lock:
+            if buffers is not None and buffers.closed:
+                return HvStatus.INVALID_PORT_ID
             if not self._accepts_messages() or self.sints[sint] & _PROXY:
                 return HvStatus.INVALID_SYNIC_STATE
             queue = self._queues[sint]
-            if len(queue) >= MESSAGE_BUFFERS:
+            if not buffers.take() if buffers is not None else self._own_buffers_full(queue):
                 return HvStatus.INSUFFICIENT_BUFFERS
-            queue.append(message)
+            queue.append((message, buffers))
             vector = self._deliver_queued(sint)
         self._interrupt(vector)
         return HvStatus.SUCCESS
+
+    @staticmethod
+    def _own_buffers_full(queue: Queue) -> bool:
+        return sum(buffers is None for _, buffers in queue) >= MESSAGE_BUFFERS
+
+    def accepts_messages(self) -> bool:
+        """Whether messages may be posted to this vCPU: SynIC and message page are enabled."""
+        with self.lock:
+            return self._accepts_messages()
+
+    def drop_messages(self, buffers: MessageBuffers) -> None:
+        """Forget the queued messages of a port whose buffers are closed."""
+        with self.lock:
+            for sint in _SINTS:
+                self._keep(sint, lambda other: other is not buffers)
+
+    def _keep(self, sint: int, wanted: Callable[[MessageBuffers | None], bool]) -> None:
+        """Forget the queued messages of all other buffers. The caller holds the lock."""
+        queue = self._queues[sint]
+        kept: Queue = deque()
+        for entry in queue:
+            if wanted(entry[1]):
+                kept.append(entry)
+            elif entry[1] is not None:
+                entry[1].give()
+        self._queues[sint] = kept
 
     def queued(self, sint: int) -> int:
         """How many messages wait for the slot."""
@@ -216,7 +251,10 @@ class SynIc:
         vector = _NO_VECTOR
         # Another round, if the guest emptied the slot before it could see that more is to come.
         while queue and self._accepts_messages() and self._slot_free(sint):
-            vector = self._fill_slot(sint, queue.popleft())
+            message, buffers = queue.popleft()
+            vector = self._fill_slot(sint, message)
+            if buffers is not None:
+                buffers.give()
         return vector
 
     def _slot_free(self, sint: int) -> bool:
@@ -245,17 +283,30 @@ class SynIc:
         INVALID_SYNIC_STATE: SynIC or event flags page disabled, or SINT masked or proxied. INVALID_PARAMETER: there is
         no such flag.
         """
+        outcome = self.test_and_signal_event(sint, flag)
+        return outcome if isinstance(outcome, HvStatus) else HvStatus.SUCCESS
+
+    def test_and_signal_event(self, sint: int, flag: int) -> bool | HvStatus:
+        """As `signal_event`; whether the flag was clear before, in place of SUCCESS."""
         if not 0 <= flag < HV_EVENT_FLAGS_COUNT:
             return HvStatus.INVALID_PARAMETER
+        # What the signaller has stored is to be seen by a guest that clears the flag after the look below.
+        self._vcpu.host.smp_mb()
         with self.lock:
             register = self.sints[sint]
             enabled = self.scontrol & HV_SYNIC_SCONTROL_ENABLE and self.siefp & HV_MSR_PAGE_ENABLE
             if not enabled or register & _PROXY or register & (_MASKED | _POLLING) == _MASKED:
                 return HvStatus.INVALID_SYNIC_STATE
+            if (self._events[sint] | self._flags_in_page(sint)) >> flag & 1:
+                return False
             self._events[sint] |= 1 << flag
         self._vcpu.make_request(Req.HV_STIMER)
         self._vcpu.kick()
-        return HvStatus.SUCCESS
+        return True
+
+    def _flags_in_page(self, sint: int) -> int:
+        start = sint * HV_EVENT_FLAGS_BYTE_COUNT
+        return int.from_bytes(self.event_page.view[start : start + HV_EVENT_FLAGS_BYTE_COUNT], "little")
 
     def process_events(self) -> None:
         """Set the flags that were signalled (Req.HV_STIMER). The vCPU's own task, outside guest code."""
@@ -274,13 +325,11 @@ class SynIc:
         """Whether one of `flags` was clear before."""
         if not self.siefp & HV_MSR_PAGE_ENABLE:
             return False
-        start = sint * HV_EVENT_FLAGS_BYTE_COUNT
-        view = self.event_page.view
-        before = int.from_bytes(view[start : start + HV_EVENT_FLAGS_BYTE_COUNT], "little")
+        before = self._flags_in_page(sint)
         after = before | flags
         if after == before:
             return False
-        self.event_page.write(start, after.to_bytes(HV_EVENT_FLAGS_BYTE_COUNT, "little"))
+        self.event_page.write(sint * HV_EVENT_FLAGS_BYTE_COUNT, after.to_bytes(HV_EVENT_FLAGS_BYTE_COUNT, "little"))
         return True
 
     def set_irq(self, sint: int) -> int:
