@@ -29,6 +29,7 @@ class LockRank(enum.IntEnum):
 
     PARTITION = 4
     BUS = 6
+    PORTS = 8
     VM = 10
     VCPU = 20
     MEMORY_TRANSACTION = 30

@@ -362,13 +362,29 @@ class HV_INPUT_POST_MESSAGE_DIRECT(Struct, size=280, offsets={"Vtl": 12, "Sint":
 
 
 class HV_INPUT_SIGNAL_EVENT_DIRECT(Struct, size=16, offsets={"TargetVtl": 12, "TargetSint": 13, "FlagNumber": 14}):
-    """Output: one byte, whether the flag was clear before."""
-
     TargetPartition: u64 = 0
     TargetVp: u32 = 0
     TargetVtl: u8 = 0
     TargetSint: u8 = 0
     FlagNumber: u16 = 0
+
+
+class HV_OUTPUT_SIGNAL_EVENT_DIRECT(Struct, size=8):
+    """`NewlySignaled`: whether the flag was clear before. Padded as OpenVMM's hvdef has it."""
+
+    NewlySignaled: u8 = 0
+    RsvdZ: Annotated[bytes, Bytes(7)] = bytes(7)
+
+
+HV_EXT_OUTPUT_BOOT_ZEROED_MEMORY_SIZE: Final = 0xFF8
+HV_EXT_BOOT_ZEROED_MEMORY_MAX_RANGES: Final = 255
+
+
+class HV_EXT_OUTPUT_BOOT_ZEROED_MEMORY_RANGE(Struct, size=16):
+    """Elements of HvExtCallGetBootZeroedMemory's output, after a 64-bit count. In pages of 4 KiB."""
+
+    StartGpa: u64 = 0
+    PageCount: u64 = 0
 
 
 class HV_INPUT_NOTIFY_LONG_SPIN_WAIT(Struct, size=8):

@@ -12,7 +12,7 @@ from vtlkit.kvm.attributes import MemoryAttributes
 from vtlkit.kvm.control_registers import cr4_allowed
 from vtlkit.kvm.cpuid import CpuidEntry, for_vcpu
 from vtlkit.kvm.errors import GuestMemoryError, KvmError
-from vtlkit.kvm.hyperv.cpuid import HvFeatures, cpuid_leaves
+from vtlkit.kvm.hyperv.cpuid import cpuid_leaves
 from vtlkit.kvm.hyperv.features import HvFeatures
 from vtlkit.kvm.hyperv.message_buffers import MessageBuffers
 from vtlkit.kvm.hyperv.parameters import HypercallParameters, decode_exit

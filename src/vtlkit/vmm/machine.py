@@ -124,7 +124,8 @@ class Machine:
         self.partition = Partition(
             self.kvm, self._regions(), [rom], cpus=config.cpus, vtls=config.vtls, hyperv=config.hyperv, supervisor=self
         )
-        self.pc = Pc(host, self.partition.vtl0.vm, self.ram, cpus=config.cpus, events=self, console=console)
+        vm, ports = self.partition.vtl0.vm, self.partition.ports
+        self.pc = Pc(host, vm, self.ram, ports, cpus=config.cpus, events=self, console=console)
 
     def _regions(self) -> list[MemoryRegion]:
         regions = []

@@ -13,7 +13,18 @@ from vtlkit.engine.api import Access, RamBlock
 from vtlkit.host.api import Host, LockRank
 from vtlkit.kvm.uapi import GuestMemoryError, Vm
 from vtlkit.vmm import acpi, firmware
-from vtlkit.vmm.devices import acpi_pm, cmos, debugcon, debugexit, fw_cfg, i8042, pci, testdev, uart16550
+from vtlkit.vmm.devices import (
+    acpi_pm,
+    cmos,
+    debugcon,
+    debugexit,
+    fw_cfg,
+    hyperv_testdev,
+    i8042,
+    pci,
+    testdev,
+    uart16550,
+)
 from vtlkit.vmm.devices.bus import MmioBus, PortBus
 from vtlkit.vmm.devices.events import MachineEvents
 from vtlkit.vmm.irq_lines import IrqLines, SintLines
@@ -28,13 +39,14 @@ I8042_IRQ: Final = 1
 
 
 class Pc:
-    """Devices of one machine. `vm` is where device interrupts go: VTL 0's."""
+    """Devices of one machine. `vm` is where device interrupts go: VTL 0's; `connections` are the partition's."""
 
     def __init__(
         self,
         host: Host,
         vm: Vm,
         ram: RamBlock,
+        connections: hyperv_testdev.Connections,
         *,
         cpus: int,
         events: MachineEvents,
@@ -46,7 +58,7 @@ class Pc:
         self.ports = PortBus(lock)
         self.mmio = MmioBus(lock)
         self.lines = IrqLines(host, vm.irq_line)
-        self.sint_lines = SintLines(vm)
+        self.hyperv_testdev = hyperv_testdev.HypervTestDevice(SintLines(vm), connections)
         low = min(ram.size, LOW_RAM_MAX)
         direct, deferred = self.lines.direct, self.lines.deferred
 
@@ -80,7 +92,7 @@ class Pc:
         ports.register(testdev.IRQ_LINE_PORT, 24, testdev.TestIrqLines(self._test_line))
         ports.register(testdev.SCRATCH_PORT, testdev.SCRATCH_PORTS, testdev.ScratchPorts())
         ports.register(testdev.FLUSH_PAGE_PORT, testdev.FLUSH_PAGE_PORTS, testdev.FlushPagePort(self._flush_page))
-        ports.register(testdev.SYNIC_PORT, testdev.SYNIC_PORTS, testdev.SynicPort(self.sint_lines))
+        ports.register(hyperv_testdev.SYNIC_PORT, hyperv_testdev.SYNIC_PORTS, self.hyperv_testdev)
         ports.register(firmware.FIRMWARE_PORT, 1, firmware.FirmwarePort(events))
         ports.register(fw_cfg.FW_CFG_PORT, fw_cfg.FW_CFG_PORTS, self.fw_cfg)
         ports.register(cmos.CMOS_PORT, cmos.CMOS_PORTS, self.rtc)
@@ -136,5 +148,5 @@ class Pc:
         with self.lock:
             for device in (self.uart, self.fw_cfg, self.pm, self.gpe, self.smi, self.rtc, self.i8042):
                 device.reset()
-            self.sint_lines.reset()
+            self.hyperv_testdev.reset()
             self.pci.reset()

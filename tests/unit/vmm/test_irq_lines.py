@@ -9,12 +9,31 @@ from vtlkit.host.api import LockRank
 from vtlkit.host.sim import Simulator
 from vtlkit.hvdef.msrs import HV_X64_MSR_SCONTROL, HV_X64_MSR_SINT0
 from vtlkit.kvm.uapi import HvFeatures, Kvm, Vm, hv_cpuid_entries
-from vtlkit.vmm.devices import testdev
+from vtlkit.vmm.devices import hyperv_testdev
 from vtlkit.vmm.devices.bus import PortBus
 from vtlkit.vmm.irq_lines import SintLines
 from vtlkit.x86 import apic
 
-CREATE, DESTROY, PULSE = testdev.SynicControl
+CREATE, DESTROY, PULSE, *_ = hyperv_testdev.Control
+
+
+class NoConnections:
+    """What makes connections, and is not asked to."""
+
+    def connect_messages(self, connection_id: int, target_vp: int, sint: int) -> bool:
+        raise AssertionError
+
+    def connect_events(self, connection_id: int, target_vp: int, sint: int, flag: int) -> bool:
+        raise AssertionError
+
+    def disconnect_messages(self, connection_id: int) -> None:
+        raise AssertionError
+
+    def disconnect_events(self, connection_id: int) -> None:
+        raise AssertionError
+
+    def disconnect_devices(self) -> None:
+        raise AssertionError
 
 
 class Rig:
@@ -30,7 +49,11 @@ class Rig:
             vcpu.apic.mmio_write(apic.APIC_SPIV, 4, apic.APIC_SPIV_APIC_ENABLED | 0xFF)
         self.lines = SintLines(self.vm)
         self.bus = PortBus(self.host.lock("bus", LockRank.BUS))
-        self.bus.register(testdev.SYNIC_PORT, testdev.SYNIC_PORTS, testdev.SynicPort(self.lines))
+        self.bus.register(
+            hyperv_testdev.SYNIC_PORT,
+            hyperv_testdev.SYNIC_PORTS,
+            hyperv_testdev.HypervTestDevice(self.lines, NoConnections()),
+        )
 
     def sint(self, index: int, sint: int, vector: int) -> None:
         vcpu = self.vm.vcpus[index]
@@ -42,7 +65,7 @@ class Rig:
         self.do(body)
 
     def write(self, control: int, vp_index: int, sint: int) -> None:
-        self.do(lambda: self.bus.write(testdev.SYNIC_PORT, 4, control << 16 | vp_index << 8 | sint))
+        self.do(lambda: self.bus.write(hyperv_testdev.SYNIC_PORT, 4, control << 16 | vp_index << 8 | sint))
 
     def do(self, body: Callable[[], None]) -> None:
         self.host.spawn(body, "vcpu")
@@ -79,7 +102,7 @@ def test_lines_that_are_not_there_do_nothing() -> None:
         rig.write(DESTROY, 0, 3)
     rig.write(PULSE, 0, 3)
     assert not rig.pending(0, 0x61)
-    for control, vp_index, sint in ((CREATE, 0, 16), (CREATE, 9, 1), (PULSE, 9, 1), (7, 0, 3), (0, 0, 3)):
+    for control, vp_index, sint in ((CREATE, 0, 16), (CREATE, 9, 1), (PULSE, 9, 1), (8, 0, 3), (0, 0, 3)):
         rig.write(control, vp_index, sint)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from vtlkit.hvdef import hypercall_io as io
+from vtlkit.hvdef import ports
 from vtlkit.hvdef.cpuid import HvPartitionPrivilege as Privilege
 from vtlkit.hvdef.hypercalls import HvCallCode as Call
 from vtlkit.hvdef.register_values import HV_REGISTER_VALUE_SIZE
@@ -113,6 +114,24 @@ LAYOUTS: Final[Mapping[int, HypercallLayout]] = {
     Call.HvCallRetargetDeviceInterrupt: HypercallLayout(
         io.HV_INPUT_RETARGET_DEVICE_INTERRUPT.SIZE, variable_header=True
     ),
+    Call.HvCallCreatePort: HypercallLayout(ports.HV_INPUT_CREATE_PORT.SIZE, privilege=Privilege.CreatePort),
+    Call.HvCallDeletePort: HypercallLayout(ports.HV_INPUT_DELETE_PORT.SIZE, privilege=Privilege.CreatePort),
+    Call.HvCallConnectPort: HypercallLayout(ports.HV_INPUT_CONNECT_PORT.SIZE, privilege=Privilege.ConnectPort),
+    Call.HvCallDisconnectPort: HypercallLayout(ports.HV_INPUT_DISCONNECT_PORT.SIZE, privilege=Privilege.ConnectPort),
+    Call.HvCallPostMessage: HypercallLayout(io.HV_INPUT_POST_MESSAGE.SIZE, privilege=Privilege.PostMessages),
+    Call.HvCallSignalEvent: HypercallLayout(io.HV_INPUT_SIGNAL_EVENT.SIZE, privilege=Privilege.SignalEvents),
+    Call.HvCallPostMessageDirect: HypercallLayout(
+        io.HV_INPUT_POST_MESSAGE_DIRECT.SIZE, privilege=Privilege.PostMessages
+    ),
+    Call.HvCallSignalEventDirect: HypercallLayout(
+        io.HV_INPUT_SIGNAL_EVENT_DIRECT.SIZE,
+        io.HV_OUTPUT_SIGNAL_EVENT_DIRECT.SIZE,
+        privilege=Privilege.SignalEvents,
+    ),
+    Call.HvExtCallQueryCapabilities: HypercallLayout(output_size=_U64, privilege=Privilege.EnableExtendedHypercalls),
+    Call.HvExtCallGetBootZeroedMemory: HypercallLayout(
+        output_size=io.HV_EXT_OUTPUT_BOOT_ZEROED_MEMORY_SIZE, privilege=Privilege.EnableExtendedHypercalls
+    ),
 }
 
 VSM_CALLS: Final = frozenset(
@@ -131,6 +150,16 @@ VSM_CALLS: Final = frozenset(
         Call.HvCallGetVpSetFromMda,
         Call.HvCallCheckSparseGpaPageVtlAccess,
         Call.HvCallRetargetDeviceInterrupt,
+        Call.HvCallCreatePort,
+        Call.HvCallDeletePort,
+        Call.HvCallConnectPort,
+        Call.HvCallDisconnectPort,
+        Call.HvCallPostMessage,
+        Call.HvCallSignalEvent,
+        Call.HvCallPostMessageDirect,
+        Call.HvCallSignalEventDirect,
+        Call.HvExtCallQueryCapabilities,
+        Call.HvExtCallGetBootZeroedMemory,
     }
 )
-"""Calls about VTLs, of which only user space knows: it answers them."""
+"""Calls about VTLs, ports and the machine's memory, of which only user space knows: it answers them."""

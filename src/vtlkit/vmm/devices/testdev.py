@@ -1,23 +1,19 @@
-"""The test devices of kvm-unit-tests (QEMU's hw/misc/pc-testdev.c and hyperv_testdev.c).
+"""The test devices of kvm-unit-tests (QEMU's hw/misc/pc-testdev.c); the one for Hyper-V is `hyperv_testdev`.
 
-Five independent parts, each registered where kvm-unit-tests looks for it:
+Four independent parts, each registered where kvm-unit-tests looks for it:
 * ports 0x2000 + n, n in 0..23: a write sets ISA interrupt line n to (value != 0);
 * ports 0xE0..0xE3: four bytes that read back what was written, at any size and offset;
 * ports 0xE4..0xE7: a 32-bit guest-physical address whose page the VMM unmaps and maps again, so that whatever caches a
   translation of it (shadow pages, the embedded CPU's TLB) must take it anew. Contents do not change;
-* MMIO 0xFF000000, 64 KiB: memory that the hypervisor sees as MMIO;
-* port 0x3000: lines to the synthetic interrupt sources of virtual processors. Message and event connections, which the
-  same port makes in QEMU, are not there: nothing answers the guest's HvCallPostMessage and HvCallSignalEvent.
+* MMIO 0xFF000000, 64 KiB: memory that the hypervisor sees as MMIO.
 Called under the bus's lock.
 """
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final
 
-from vtlkit.hvdef.synic import HV_SYNIC_SINT_COUNT
 from vtlkit.vmm.devices.bus import ALL_ONES
 
 IRQ_LINE_PORT: Final = 0x2000
@@ -28,28 +24,7 @@ FLUSH_PAGE_PORT: Final = 0xE4
 FLUSH_PAGE_PORTS: Final = 4
 MMIO_BASE: Final = 0xFF000000
 MMIO_SIZE: Final = 0x10000
-SYNIC_PORT: Final = 0x3000
-SYNIC_PORTS: Final = 4
 _PAGE_MASK: Final = 0xFFFFF000
-
-
-class SynicControl(enum.IntEnum):
-    """What byte 2 of a write to SYNIC_PORT asks for."""
-
-    SINT_ROUTE_CREATE = 1
-    SINT_ROUTE_DESTROY = 2
-    SINT_ROUTE_SET_SINT = 3
-
-
-class SintLines(Protocol):
-    """Lines to SINTs, named by VP index and SINT; what does not exist is left alone."""
-
-    def create(self, vp_index: int, sint: int) -> None: ...
-
-    def destroy(self, vp_index: int, sint: int) -> None: ...
-
-    def pulse(self, vp_index: int, sint: int) -> None:
-        """A rising edge."""
 
 
 class TestIrqLines:
@@ -100,29 +75,6 @@ class FlushPagePort:
 
     def write(self, port: int, size: int, value: int) -> None:
         self._flush_page(value & _PAGE_MASK)
-
-
-class SynicPort:
-    """A write of 4 bytes: the SINT, the VP index, a `SynicControl`, a connection."""
-
-    __slots__ = ("_lines",)
-
-    def __init__(self, lines: SintLines) -> None:
-        self._lines = lines
-
-    def read(self, port: int, size: int) -> int:
-        return 0
-
-    def write(self, port: int, size: int, value: int) -> None:
-        sint, vp_index, control = value & 0xFF, value >> 8 & 0xFF, value >> 16 & 0xFF
-        if sint >= HV_SYNIC_SINT_COUNT:
-            return
-        if control == SynicControl.SINT_ROUTE_CREATE:
-            self._lines.create(vp_index, sint)
-        elif control == SynicControl.SINT_ROUTE_DESTROY:
-            self._lines.destroy(vp_index, sint)
-        elif control == SynicControl.SINT_ROUTE_SET_SINT:
-            self._lines.pulse(vp_index, sint)
 
 
 class ScratchMmio:

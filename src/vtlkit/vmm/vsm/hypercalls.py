@@ -24,7 +24,16 @@ from vtlkit.hvdef.vsm import (
     HvVtlEntryReason,
 )
 from vtlkit.kvm.uapi import HypercallParameters, Hyperv, Vcpu, cr4_allowed, decode_exit
-from vtlkit.vmm.vsm import context, device_interrupts, other_vtls, processor_ids, vp_registers, vtl_access
+from vtlkit.vmm.vsm import (
+    context,
+    device_interrupts,
+    extended_calls,
+    other_vtls,
+    port_calls,
+    processor_ids,
+    vp_registers,
+    vtl_access,
+)
 from vtlkit.vmm.vsm.targets import input_vtl, target_vp
 from vtlkit.x86.exceptions import Vector
 
@@ -267,4 +276,14 @@ HANDLERS: Final[dict[int, Handler]] = {
     HvCallCode.HvCallGetVpSetFromMda: processor_ids.get_vp_set_from_mda,
     HvCallCode.HvCallCheckSparseGpaPageVtlAccess: vtl_access.check_sparse_gpa_page_vtl_access,
     HvCallCode.HvCallRetargetDeviceInterrupt: device_interrupts.retarget_device_interrupt,
+    HvCallCode.HvCallCreatePort: port_calls.create_port,
+    HvCallCode.HvCallDeletePort: port_calls.delete_port,
+    HvCallCode.HvCallConnectPort: port_calls.connect_port,
+    HvCallCode.HvCallDisconnectPort: port_calls.disconnect_port,
+    HvCallCode.HvCallPostMessage: port_calls.post_message,
+    HvCallCode.HvCallSignalEvent: port_calls.signal_event,
+    HvCallCode.HvCallPostMessageDirect: port_calls.post_message_direct,
+    HvCallCode.HvCallSignalEventDirect: port_calls.signal_event_direct,
+    HvCallCode.HvExtCallQueryCapabilities: extended_calls.query_capabilities,
+    HvCallCode.HvExtCallGetBootZeroedMemory: extended_calls.get_boot_zeroed_memory,
 }

@@ -29,6 +29,7 @@ from vtlkit.kvm.uapi import (
     for_vcpu,
     hv_cpuid_entries,
 )
+from vtlkit.vmm.vsm.ports import Ports
 from vtlkit.vmm.vsm.vp import Vp
 
 
@@ -98,6 +99,7 @@ class Partition:
         self._cpus = cpus
         self._features = None if hyperv is None else replace(hyperv, vsm=hyperv.vsm and vtls > 1)
         self._retired: list[VcpuStatistics] = []
+        self.ports = Ports(self)
         self.vtls: dict[int, Vtl] = {}
         self.vtl0 = self._create_vtl(0)
         self.vps = [Vp(self, index) for index in range(cpus)]
@@ -221,11 +223,12 @@ class Partition:
     # --- reset ------------------------------------------------------------------------------------------------------
 
     def reset(self) -> None:
-        """A partition reset: VTL 0 only, nothing protected. Every task is parked, or is the one that calls this.
+        """A partition reset: VTL 0 only, nothing protected, no ports. Every task is parked, or is the one that calls.
 
         Memory is zeroed first if a higher VTL has not said otherwise: what it had protected is nobody's to read.
         """
         zero = any(HV_VSM_PARTITION_CONFIG_ZERO_MEMORY_ON_RESET.get(vtl.config) for vtl in self.vtls.values())
+        self.ports.reset()
         for vp in self.vps:
             vp.reset(self._retired)
         self.vtls = {0: self.vtl0}
