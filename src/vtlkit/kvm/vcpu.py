@@ -149,6 +149,10 @@ class Vcpu(VcpuTime):
         if self.apic.pending_timer():
             with self.mutex:
                 self.apic.inject_pending_timer()
+        if self.check_request(Req.HV_STIMER):
+            # What was signalled or has expired may come to an interrupt, or to none that can be taken.
+            with self.mutex:
+                self.hv.process_stimers()
         return has_events(self)
 
     def kick_running(self) -> None:

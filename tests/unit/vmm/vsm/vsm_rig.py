@@ -256,6 +256,7 @@ class VsmRig:
         vtls: int = 2,
         host: RunnableHost | None = None,
         hyperv: HvFeatures | None = ALL_FEATURES,
+        ram: int = RAM_SIZE,
     ) -> None:
         """`guests`: (VP, VTL) -> what runs there."""
         self.host = Simulator() if host is None else host
@@ -269,9 +270,9 @@ class VsmRig:
         self._guests = guests
         programs = {self.entry(vp, vtl): self._program for vp in range(cpus) for vtl in range(vtls)}
         self.factory = ScriptedFactory(programs, dict.fromkeys(range(256), self._handler))
-        self.ram = RamBlock(RAM_SIZE)
+        self.ram = RamBlock(ram)
         self.kvm = Kvm(self.host, self.factory)
-        region = MemoryRegion(0, 0, RAM_SIZE, self.ram, 0)
+        region = MemoryRegion(0, 0, ram, self.ram, 0)
         self.partition = Partition(self.kvm, [region], cpus=cpus, vtls=vtls, hyperv=hyperv, supervisor=self)
         self.tasks = 0
         for vp in range(cpus):
