@@ -121,11 +121,10 @@ class Machine:
         self._instructions = 0
         self.kvm = Kvm(host, engines)
         rom = MemoryRegion(_ROM_SLOT, firmware.ROM_GPA, firmware.ROM_SIZE, RamBlock(firmware.ROM_SIZE))
-        self.partition = Partition(
+        self.partition = partition = Partition(
             self.kvm, self._regions(), [rom], cpus=config.cpus, vtls=config.vtls, hyperv=config.hyperv, supervisor=self
         )
-        vm, ports = self.partition.vtl0.vm, self.partition.ports
-        self.pc = Pc(host, vm, self.ram, ports, cpus=config.cpus, events=self, console=console)
+        self.pc = Pc(host, partition.vtl0.vm, self.ram, partition.ports, cpus=config.cpus, events=self, console=console)
 
     def _regions(self) -> list[MemoryRegion]:
         regions = []

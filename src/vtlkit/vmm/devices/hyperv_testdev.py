@@ -1,9 +1,9 @@
 """The Hyper-V test device of kvm-unit-tests (QEMU's hw/hyperv/hyperv_testdev.c), at port 0x3000.
 
 A 32-bit write is a command: SINT, VP index, `Control`, connection number, a byte each from the lowest. It makes and
-uses lines to synthetic interrupt sources, and connections over which the guest's HvCallPostMessage and HvCallSignalEvent
-come back to it: a message to the SINT as it was posted, an event as the flag with the connection's number. What does not
-exist is left alone. Called under the bus's lock.
+uses lines to synthetic interrupt sources, and connections over which the guest's HvCallPostMessage and
+HvCallSignalEvent come back to it: a message to the SINT as it was posted, an event as the flag with the connection's
+number. What does not exist is left alone. Called under the bus's lock.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from vtlkit.host.sim import Simulator
 from vtlkit.hvdef import msrs
 from vtlkit.hvdef.messages import HvMessageType, make_message
 from vtlkit.hvdef.status import HvStatus
+from vtlkit.kvm.hyperv.message_buffers import MessageBuffers
 from vtlkit.kvm.hyperv.overlays import OverlayPage, Precedence
 from vtlkit.kvm.hyperv.synic import MESSAGE_BUFFERS
 from vtlkit.kvm.requests import Req
@@ -304,6 +305,52 @@ def test_event_flags() -> None:
     assert vm.cpu.hv.synic.signal_event(6, 0) == HvStatus.INVALID_SYNIC_STATE  # masked
     vm.cpu.wrmsr(msrs.HV_X64_MSR_SIEFP, 0)
     assert vm.cpu.hv.synic.signal_event(5, 1) == HvStatus.INVALID_SYNIC_STATE
+
+
+@pytest.mark.tlfs("synic.direct")
+def test_whether_a_flag_was_clear() -> None:
+    """It is set from the signal on, in the page or on its way there, until the guest clears it."""
+    vm = make_vm()
+    vm.cpu.wrmsr(SINT0 + 5, 0x60)
+    synic = vm.cpu.hv.synic
+    assert [synic.test_and_signal_event(5, 9) for _ in range(2)] == [True, False]
+    vm.cpu.hv.process_stimers()
+    assert synic.test_and_signal_event(5, 9) is False
+    assert synic.test_and_signal_event(5, 10) is True
+    vm.memory.write(FLAGS + 5 * 256 + 1, b"\0")
+    assert synic.test_and_signal_event(5, 9) is True
+    assert synic.test_and_signal_event(5, 2048) is HvStatus.INVALID_PARAMETER
+    assert synic.test_and_signal_event(6, 0) is HvStatus.INVALID_SYNIC_STATE
+    vm.cpu.hv.reset(init_event=False)
+    assert synic.test_and_signal_event(5, 9) is HvStatus.INVALID_SYNIC_STATE
+
+
+def test_messages_of_a_port_wait_in_its_buffers() -> None:
+    """On any SINT, not counted as the SINT's own; a reset gives the buffers back, closing refuses and drops."""
+    vm = make_vm()
+    synic = vm.cpu.hv.synic
+    buffers = MessageBuffers(vm.host, 3, "port")
+    vm.cpu.wrmsr(SINT0 + 4, 0x60)
+    vm.cpu.wrmsr(SINT0 + 5, 0x61)
+    for sint in (4, 5):
+        assert synic.post(sint, message(0)) == HvStatus.SUCCESS
+    statuses = [synic.post(sint, message(sint), buffers) for sint in (4, 5, 4, 5)]
+    assert statuses == [HvStatus.SUCCESS] * 3 + [HvStatus.INSUFFICIENT_BUFFERS]
+    assert (buffers.free, synic.queued(4), synic.queued(5)) == (0, 2, 1)
+    for number in range(MESSAGE_BUFFERS):
+        assert synic.post(4, message(number)) == HvStatus.SUCCESS
+    assert synic.post(4, message(9)) == HvStatus.INSUFFICIENT_BUFFERS
+    empty(vm, 5)
+    synic.end_of_message()
+    assert (buffers.free, synic.queued(5)) == (1, 0)
+    buffers.close()
+    assert synic.post(5, message(9), buffers) == HvStatus.INVALID_PORT_ID
+    synic.drop_messages(buffers)
+    assert (buffers.free, synic.queued(4)) == (3, MESSAGE_BUFFERS)
+    others = MessageBuffers(vm.host, 3, "other")
+    assert synic.post(4, message(9), others) == HvStatus.SUCCESS
+    vm.cpu.hv.reset(init_event=False)
+    assert (others.free, synic.queued(4)) == (3, 0)
 
 
 @given(st.lists(st.tuples(st.integers(0, 15), st.integers(0, 2047)), max_size=20))
