@@ -209,6 +209,13 @@ class Vm:
         found = self.bus.destinations(Irq(0, dest_id=dest_id, logical=logical))
         return [vcpu.hv.vp_index for vcpu in self.vcpus if vcpu.apic in found]
 
+    def deliver_interrupt(
+        self, mode: DeliveryMode, vector: int, dest_id: int, *, logical: bool = False, level_triggered: bool = False
+    ) -> int:
+        """An interrupt message as a chip would send it; how many local APICs accepted it. From any task."""
+        irq = Irq(vector, mode, dest_id, logical, trig_level=level_triggered)
+        return max(self.bus.deliver(irq), 0)
+
     def flush_tlbs(self, vp_indices: int) -> None:
         """Drop cached translations of a set of virtual processors, named as for `send_ipi`."""
         for target in self.hv.vps(vp_indices):

@@ -128,6 +128,7 @@ LAYOUTS: Final[Mapping[int, HypercallLayout]] = {
         io.HV_OUTPUT_SIGNAL_EVENT_DIRECT.SIZE,
         privilege=Privilege.SignalEvents,
     ),
+    Call.HvCallAssertVirtualInterrupt: HypercallLayout(io.HV_INPUT_ASSERT_VIRTUAL_INTERRUPT.SIZE),
     Call.HvExtCallQueryCapabilities: HypercallLayout(output_size=_U64, privilege=Privilege.EnableExtendedHypercalls),
     Call.HvExtCallGetBootZeroedMemory: HypercallLayout(
         output_size=io.HV_EXT_OUTPUT_BOOT_ZEROED_MEMORY_SIZE, privilege=Privilege.EnableExtendedHypercalls
@@ -158,6 +159,7 @@ VSM_CALLS: Final = frozenset(
         Call.HvCallSignalEvent,
         Call.HvCallPostMessageDirect,
         Call.HvCallSignalEventDirect,
+        Call.HvCallAssertVirtualInterrupt,
         Call.HvExtCallQueryCapabilities,
         Call.HvExtCallGetBootZeroedMemory,
     }

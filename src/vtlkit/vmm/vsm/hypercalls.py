@@ -25,6 +25,7 @@ from vtlkit.hvdef.vsm import (
 )
 from vtlkit.kvm.uapi import HypercallParameters, Hyperv, Vcpu, cr4_allowed, decode_exit
 from vtlkit.vmm.vsm import (
+    assert_interrupt,
     context,
     device_interrupts,
     extended_calls,
@@ -284,6 +285,7 @@ HANDLERS: Final[dict[int, Handler]] = {
     HvCallCode.HvCallSignalEvent: port_calls.signal_event,
     HvCallCode.HvCallPostMessageDirect: port_calls.post_message_direct,
     HvCallCode.HvCallSignalEventDirect: port_calls.signal_event_direct,
+    HvCallCode.HvCallAssertVirtualInterrupt: assert_interrupt.assert_virtual_interrupt,
     HvCallCode.HvExtCallQueryCapabilities: extended_calls.query_capabilities,
     HvCallCode.HvExtCallGetBootZeroedMemory: extended_calls.get_boot_zeroed_memory,
 }

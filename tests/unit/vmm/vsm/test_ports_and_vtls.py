@@ -29,6 +29,7 @@ from vtlkit.hvdef.ports import HvPortType
 from vtlkit.hvdef.status import HvStatus
 from vtlkit.hvdef.synic import HV_SYNIC_SINT_POLLING
 from vtlkit.hvdef.vsm import HvVtlEntryReason
+from vtlkit.vmm.vsm.ports import MessagePort
 
 MESSAGE, EVENT = HvPortType.HvPortTypeMessage, HvPortType.HvPortTypeEvent
 OK, PARAMETER, DENIED = HvStatus.SUCCESS, HvStatus.INVALID_PARAMETER, HvStatus.ACCESS_DENIED
@@ -134,26 +135,25 @@ def test_ports_of_a_vtl_that_a_processor_does_not_have() -> None:
 
 @pytest.mark.tlfs("synic.ports")
 def test_a_reset_forgets_ports_and_connections() -> None:
+    """The guest's and the devices'; the numbers are free again."""
     rig = VsmRig({})
-    ports = rig.partition.ports
-    assert ports.connect_messages(1, 0, SINT)
+    partition = rig.partition
+    ports = partition.ports
+    statuses: list[HvStatus] = []
 
-    def body(guest: Guest) -> Script:
-        yield from connected(guest, 2, message_port(vp=0))
-        yield from guest.end()
+    def make() -> None:
+        port = MessagePort(2, 0, 0, HV_ANY_VP, SINT, ports.message_buffers("test"))
+        statuses.append(ports.create_port(port))
+        statuses.append(ports.connect(2, 0, 2, MessagePort))
+        assert ports.connect_messages(1, 0, SINT)
 
-    running = VsmRig({(0, 0): body})
-    running.run()
-    for each, connection in ((rig, 1), (running, 2)):
-        ports = each.partition.ports
-        statuses: list[HvStatus] = []
+    def task() -> None:
+        make()
+        statuses.extend(ports.post_message(connection, 0, 1, b"") for connection in (1, 2))
+        partition.reset()
+        statuses.extend(ports.post_message(connection, 0, 1, b"") for connection in (1, 2))
+        make()
 
-        def task(each: VsmRig = each, connection: int = connection, statuses: list[HvStatus] = statuses) -> None:
-            ports = each.partition.ports
-            statuses.append(ports.post_message(connection, 0, 1, b""))
-            ports.reset()
-            statuses.append(ports.post_message(connection, 0, 1, b""))
-
-        each.host.spawn(task, "task")
-        each.host.run()
-        assert statuses == [NO_SYNIC, BAD_CONNECTION]
+    rig.host.spawn(task, "task")
+    rig.host.run()
+    assert statuses == [OK, OK, NO_SYNIC, BAD_VP, BAD_CONNECTION, BAD_CONNECTION, OK, OK]
