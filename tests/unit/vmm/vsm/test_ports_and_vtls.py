@@ -29,7 +29,8 @@ from vtlkit.hvdef.ports import HvPortType
 from vtlkit.hvdef.status import HvStatus
 from vtlkit.hvdef.synic import HV_SYNIC_SINT_POLLING
 from vtlkit.hvdef.vsm import HvVtlEntryReason
-from vtlkit.vmm.vsm.ports import MessagePort
+from vtlkit.vmm.vsm import ports as ports_module
+from vtlkit.vmm.vsm.ports import EventPort, MessagePort
 
 MESSAGE, EVENT = HvPortType.HvPortTypeMessage, HvPortType.HvPortTypeEvent
 OK, PARAMETER, DENIED = HvStatus.SUCCESS, HvStatus.INVALID_PARAMETER, HvStatus.ACCESS_DENIED
@@ -130,7 +131,31 @@ def test_ports_of_a_vtl_that_a_processor_does_not_have() -> None:
     assert seen == [HvStatus.INVALID_VTL_STATE, (NO_SYNIC, BAD_VP)]
 
 
-# --- reset ----------------------------------------------------------------------------------------------------------
+# --- limits and reset -------------------------------------------------------------------------------------------------
+
+
+def test_a_guest_exhausts_its_pool_and_not_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ports_module, "POOL", 3)
+    statuses: list[HvStatus] = []
+    rig = VsmRig({})
+    ports = rig.partition.ports
+
+    def make(number: int) -> None:
+        port = EventPort(number, 0, 0, HV_ANY_VP, SINT, 0, 1)
+        statuses.append(ports.create_port(port))
+        statuses.append(ports.connect(number, 0, min(number, 2), EventPort))
+
+    def task() -> None:
+        for number in range(4):
+            make(number)
+        ports.delete_port(1, 0)
+        ports.disconnect(1, 0)
+        make(3)
+
+    rig.host.spawn(task, "task")
+    rig.host.run()
+    full = HvStatus.INSUFFICIENT_MEMORY
+    assert statuses == [*[OK] * 6, full, full, OK, OK]
 
 
 @pytest.mark.tlfs("synic.ports")
