@@ -15,7 +15,6 @@ from vtlkit.hvdef.identifiers import (
     HV_MAX_VTLS,
     HV_PARTITION_ID_INVALID,
     HV_PARTITION_ID_SELF,
-    HV_VP_INDEX_SELF,
 )
 from vtlkit.hvdef.messages import (
     HV_MESSAGE,
@@ -29,6 +28,7 @@ from vtlkit.hvdef.status import HvStatus
 from vtlkit.hvdef.synic import HV_EVENT_FLAGS_COUNT, HV_SYNIC_INTERCEPTION_SINT_INDEX, HV_SYNIC_SINT_COUNT
 from vtlkit.kvm.uapi import HypercallParameters, Vcpu
 from vtlkit.vmm.vsm.ports import EventPort, MessagePort, Port
+from vtlkit.vmm.vsm.targets import target_vp
 
 if TYPE_CHECKING:
     from vtlkit.vmm.vsm.vp import Vp
@@ -163,14 +163,13 @@ def _direct_target(vp: Vp, level: int, partition_id: int, vp_index: int, vtl: in
     """The vCPU that a direct call names: of the caller's VTL or a lower one."""
     if partition_id != HV_PARTITION_ID_SELF:
         return HvStatus.INVALID_PARTITION_ID
-    vps = vp.partition.vps
-    if vp_index != HV_VP_INDEX_SELF and vp_index >= len(vps):
+    target = target_vp(vp, vp_index)
+    if target is None:
         return HvStatus.INVALID_VP_INDEX
     if vtl >= HV_MAX_VTLS:
         return HvStatus.INVALID_PARAMETER
     if vtl > level:
         return HvStatus.ACCESS_DENIED
-    target = vp if vp_index == HV_VP_INDEX_SELF else vps[vp_index]
     return target.vcpus.get(vtl) or HvStatus.INVALID_VTL_STATE
 
 

@@ -93,29 +93,6 @@ def test_privileges() -> None:
     assert cpu.exceptions == [Vector.UD]
 
 
-PORT_CALLS = (
-    Call.HvCallCreatePort,
-    Call.HvCallDeletePort,
-    Call.HvCallConnectPort,
-    Call.HvCallDisconnectPort,
-    Call.HvCallPostMessage,
-    Call.HvCallSignalEvent,
-    Call.HvCallPostMessageDirect,
-    Call.HvCallSignalEventDirect,
-)
-EXTENDED_CALLS = (Call.HvExtCallQueryCapabilities, Call.HvExtCallGetBootZeroedMemory)
-
-
-@pytest.mark.tlfs("synic.ports", "synic.direct", "synic.post-message", "synic.signal-event", "hypercalls.extended")
-@pytest.mark.parametrize("code", [*PORT_CALLS, *EXTENDED_CALLS])
-def test_ports_and_extended_calls_need_their_privileges(code: int) -> None:
-    """With them the call goes to user space, which knows the ports and the memory."""
-    vm = FakeVm(features=HvFeatures(ports=code not in PORT_CALLS, extended_hypercalls=code not in EXTENDED_CALLS))
-    assert vm.cpu.status(code, INPUT, OUTPUT) == HvStatus.ACCESS_DENIED
-    vm = FakeVm(features=HvFeatures())
-    assert isinstance(vm.cpu.call(code, INPUT, OUTPUT), Hyperv)
-
-
 @pytest.mark.tlfs("hypercalls.xmm")
 def test_xmm_parameters_are_ud_where_they_are_not_offered() -> None:
     cpu = FakeVm(features=HvFeatures(xmm_input=False, xmm_output=False)).cpu

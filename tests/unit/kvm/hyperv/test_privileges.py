@@ -14,6 +14,7 @@ from vtlkit.kvm.hyperv.features import EVERYTHING, NEEDS, NOTHING, SWITCHES, HvF
 from vtlkit.kvm.hyperv.layouts import LAYOUTS
 from vtlkit.kvm.hyperv.msrs import MSRS
 from vtlkit.kvm.hyperv.privileges import privilege_bits
+from vtlkit.kvm.kvm_run import Hyperv
 from vtlkit.x86.exceptions import Vector
 
 ALL = EVERYTHING.changed(**dict.fromkeys(SWITCHES, True))
@@ -120,8 +121,17 @@ def test_a_hypercall_whose_privilege_is_missing_is_denied(name: str) -> None:
     assert offered(ALL) == set(LAYOUTS)
 
 
-AWAITED = {"AccessSyntheticTimerRegs", "PostMessages", "SignalEvents", "CreatePort", "ConnectPort"}
-AWAITED |= {"EnableExtendedHypercalls", "AccessTscInvariantControls"}
+@pytest.mark.tlfs("synic.ports", "synic.direct", "synic.post-message", "synic.signal-event", "hypercalls.extended")
+@pytest.mark.parametrize("code", sorted(CALLS_OF["ports"] & LAYOUTS.keys() | CALLS_OF["extended_hypercalls"]))
+def test_ports_and_extended_calls_need_their_privileges(code: int) -> None:
+    """With them the call goes to user space, which knows the ports and the memory."""
+    feature = "ports" if code in CALLS_OF["ports"] else "extended_hypercalls"
+    cpu = FakeVm(features=HvFeatures().changed(**{feature: False})).cpu
+    assert cpu.status(code, INPUT, OUTPUT) == HvStatus.ACCESS_DENIED
+    assert isinstance(FakeVm(features=HvFeatures()).cpu.call(code, INPUT, OUTPUT), Hyperv)
+
+
+AWAITED = {"AccessSyntheticTimerRegs", "AccessTscInvariantControls"}
 ELSEWHERE = (
     HvPartitionPrivilege.FastHypercallOutput
     | HvPartitionPrivilege.EnableExtendedGvaRangesForFlushVirtualAddressList
