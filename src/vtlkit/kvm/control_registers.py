@@ -54,6 +54,10 @@ from vtlkit.x86.registers import (
     CR4_UMIP,
     EFER_LMA,
     EFER_LME,
+    GENERAL_REGISTERS,
+    XCR0_AVX,
+    XCR0_SSE,
+    XCR0_X87,
 )
 
 if TYPE_CHECKING:
@@ -61,6 +65,7 @@ if TYPE_CHECKING:
     from vtlkit.kvm.vcpu import Vcpu
 
 _U32: Final = 0xFFFFFFFF
+_XSAVE_LEAF: Final = 0xD
 _CR0_KNOWN: Final = CR0_PE | CR0_MP | CR0_EM | CR0_TS | CR0_ET | CR0_NE | CR0_WP | CR0_AM | CR0_NW | CR0_CD | CR0_PG
 _CR4_ALWAYS: Final = CR4_TSD | CR4_DE | CR4_PSE | CR4_PAE | CR4_MCE | CR4_PGE | CR4_PCE | CR4_OSFXSR | CR4_OSXMMEXCPT
 _CR4_BY_FEATURE: Final = (
@@ -72,10 +77,6 @@ _CR4_BY_FEATURE: Final = (
     (CR4_UMIP, 7, "ecx", bits.CPUID_7_0_ECX_UMIP),
     (CR4_PKE, 7, "ecx", bits.CPUID_7_0_ECX_PKU),
     (CR4_LA57, 7, "ecx", bits.CPUID_7_0_ECX_LA57),
-)
-_GPRS: Final = (
-    *("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi"),
-    *(f"r{number}" for number in range(8, 16)),
 )
 _NPIEP: Final = {
     "sgdt": HV_NPIEP_PREVENT_SGDT,
@@ -146,10 +147,36 @@ def set_cr4(vcpu: Vcpu, value: int) -> bool:
     return True
 
 
+def set_cr3(vcpu: Vcpu, value: int) -> bool:
+    """MOV to CR3, without the bit that keeps translations; False is #GP(0)."""
+    if value >> vcpu.cpuid.maxphyaddr():
+        return False
+    sregs = vcpu.engine.get_sregs()
+    sregs.cr3 = value
+    vcpu.engine.set_sregs(sregs)
+    return True
+
+
+def xcr0_allowed(vcpu: Vcpu) -> int:
+    """XCR0 bits that this vCPU's CPUID offers; 0 without XSAVE."""
+    components = vcpu.cpuid.find(_XSAVE_LEAF)
+    if components is None or not vcpu.cpuid.has(1, "ecx", bits.CPUID_1_ECX_XSAVE):
+        return 0
+    return components.eax | components.edx << 32
+
+
+def set_xcr0(vcpu: Vcpu, value: int) -> bool:
+    """XSETBV of XCR0 (`__kvm_set_xcr`); False is #GP(0)."""
+    if value & ~xcr0_allowed(vcpu) or not value & XCR0_X87 or (value & XCR0_AVX and not value & XCR0_SSE):
+        return False
+    vcpu.engine.xcr0 = value
+    return True
+
+
 def access(vcpu: Vcpu, exit_: api.ControlRegister) -> KvmRun | None:
     """MOV to or from CR0, CR4, CR8."""
     engine = vcpu.engine
-    name = _GPRS[exit_.gpr]
+    name = GENERAL_REGISTERS[exit_.gpr]
     wide = vcpu.is_64bit()
     if not exit_.write:
         if exit_.register == 8:

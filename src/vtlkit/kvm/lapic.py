@@ -102,7 +102,8 @@ class LocalApic(LapicCore):
 
     # Registers
 
-    def _read(self, offset: int) -> int:
+    def read(self, offset: int) -> int:
+        """The register at an offset of the xAPIC page, whatever mode the APIC is in."""
         if offset in _VECTOR_REGS:
             if offset < regs.APIC_TMR:
                 return vector_reg(self._isr, offset)
@@ -130,7 +131,7 @@ class LocalApic(LapicCore):
         register = offset - byte
         if byte + size > 4 or offset > _MAX_REG_OFFSET or not self._readable(register):
             return 0
-        return self._read(register) >> 8 * byte & ((1 << 8 * size) - 1)
+        return self.read(register) >> 8 * byte & ((1 << 8 * size) - 1)
 
     def mmio_write(self, offset: int, size: int, value: int) -> None:
         """Store to the page. Only aligned 32-bit stores to registers count; KVM ignores others, and so does this.
@@ -150,7 +151,7 @@ class LocalApic(LapicCore):
             return None
         if offset == regs.APIC_ICR:
             return self._reg(regs.APIC_ICR) | self._reg(regs.APIC_ICR2) << 32
-        return self._read(offset)
+        return self.read(offset)
 
     def x2apic_msr_write(self, index: int, value: int) -> bool:
         """WRMSR of an x2APIC register; False is #GP."""
@@ -159,9 +160,10 @@ class LocalApic(LapicCore):
             return False
         if offset == regs.APIC_ICR:
             return self._x2apic_icr_write(value)
-        return not value >> 32 and self._write(offset, value)
+        return not value >> 32 and self.write(offset, value)
 
-    def _write(self, offset: int, value: int) -> bool:
+    def write(self, offset: int, value: int) -> bool:
+        """Write it (32 bits) as the guest does; False if the present mode has no such register to write."""
         handler = _WRITE_HANDLERS.get(offset)
         return handler is not None and handler(self, value)
 

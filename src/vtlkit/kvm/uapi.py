@@ -9,7 +9,7 @@ from __future__ import annotations
 from vtlkit.engine.api import EngineFactory
 from vtlkit.host.api import Host
 from vtlkit.kvm.attributes import MemoryAttributes
-from vtlkit.kvm.control_registers import cr4_allowed
+from vtlkit.kvm.control_registers import cr4_allowed, set_cr0, set_cr3, set_cr4, set_xcr0, xcr0_allowed
 from vtlkit.kvm.cpuid import CpuidEntry, for_vcpu
 from vtlkit.kvm.errors import GuestMemoryError, KvmError
 from vtlkit.kvm.hyperv.cpuid import cpuid_leaves
@@ -78,7 +78,12 @@ __all__ = [
     "default_routing",
     "for_vcpu",
     "hv_cpuid_entries",
+    "set_cr0",
+    "set_cr3",
+    "set_cr4",
+    "set_xcr0",
     "sparse_set",
+    "xcr0_allowed",
 ]
 
 

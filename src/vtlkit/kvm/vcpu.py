@@ -33,13 +33,14 @@ from vtlkit.kvm.vcpu_time import VcpuTime
 from vtlkit.kvm.wait import has_events
 from vtlkit.x86 import cpuid as cpuid_bits
 from vtlkit.x86.msr import APICBASE_BASE, APICBASE_ENABLE, MSR_EFER, X2APIC_ENABLE
-from vtlkit.x86.registers import CR0_PE, CR4_UMIP, EFER_LMA, RFLAGS_FIXED, Regs, Sregs
+from vtlkit.x86.registers import CR0_PE, CR4_UMIP, EFER_LMA, GENERAL_REGISTERS, RFLAGS_FIXED, Regs, Sregs
 
 if TYPE_CHECKING:
     from vtlkit.kvm.vendor.svm import SvmVendor
     from vtlkit.kvm.vm import Vm
 
 _HYPERVISOR_LEAVES: Final = 4
+_REGISTERS: Final = (*GENERAL_REGISTERS, "rip")
 
 
 class Mode(enum.IntEnum):
@@ -290,6 +291,7 @@ class Vcpu(VcpuTime):
         instructions."""
         self.engine.copy_shared_state(source.engine)
         self.msrs.shared = source.msrs.shared
+        self.hv.runtime_ns = source.hv.runtime_ns
 
     def get_sregs(self) -> Sregs:
         """KVM_GET_SREGS."""
@@ -372,10 +374,3 @@ class Vcpu(VcpuTime):
         self.apic.destroy()
         self.vm.memory.unfollow(self.map)
         self.engine.close()
-
-
-_REGISTERS: Final = (
-    *("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi"),
-    *(f"r{number}" for number in range(8, 16)),
-    "rip",
-)

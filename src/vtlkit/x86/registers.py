@@ -136,6 +136,12 @@ SEGMENT_DB: Final = 1 << 10
 SEGMENT_G: Final = 1 << 11
 SEGMENT_ATTRIBUTES: Final = 0xFFF
 
+GENERAL_REGISTERS: Final = (
+    *("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi"),
+    *(f"r{number}" for number in range(8, 16)),
+)
+"""The general registers in the processor's numbering, as fields of `Regs`."""
+
 _APIC_BASE_RESET: Final = 0xFEE00800
 _CPUID_SIGNATURE_RESET: Final = 0x600
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from vtlkit.x86 import msr
-from vtlkit.x86.registers import RFLAGS_FIXED, Sregs
+from vtlkit.x86.registers import GENERAL_REGISTERS, RFLAGS_FIXED, Sregs
 
-GPRS: Final = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{number}" for number in range(8, 16)))
 FPU_SIZE: Final = 512
 _FCW_RESET: Final = b"\x40\x00"
 _MXCSR_RESET: Final = b"\x80\x1f\x00\x00"
@@ -33,7 +32,7 @@ NATIVE_MSRS: Final = frozenset(_VALUES) | {msr.MSR_EFER, msr.MSR_FS_BASE, msr.MS
 class State:
     """`RegisterFile`, and what lies beside it."""
 
-    __slots__ = (*GPRS, "dr", "fpu", "msrs", "pkru", "rflags", "rip", "sregs", "xcr0")
+    __slots__ = (*GENERAL_REGISTERS, "dr", "fpu", "msrs", "pkru", "rflags", "rip", "sregs", "xcr0")
 
     rax: int
     rcx: int
@@ -53,7 +52,7 @@ class State:
     r15: int
 
     def __init__(self) -> None:
-        for name in GPRS:
+        for name in GENERAL_REGISTERS:
             setattr(self, name, 0)
         self.rip = 0xFFF0
         self.rflags = RFLAGS_FIXED
@@ -90,7 +89,7 @@ class State:
 
     def copy_shared(self, source: State) -> None:
         """What all VTLs of a VP share (TLFS): RAX..R15 but RSP, CR2, DR0..DR3, the FPU image and XCR0."""
-        for name in GPRS:
+        for name in GENERAL_REGISTERS:
             if name != "rsp":
                 setattr(self, name, getattr(source, name))
         self.sregs.cr2 = source.sregs.cr2

@@ -15,15 +15,11 @@ from vtlkit.engine.unicorn.linear import GuestFault, PhysicalFault
 from vtlkit.engine.unicorn.state import HF_CS64
 from vtlkit.x86.exceptions import Vector
 from vtlkit.x86.paging import READ, WRITE, is_canonical
-from vtlkit.x86.registers import CR4_LA57
+from vtlkit.x86.registers import CR4_LA57, GENERAL_REGISTERS
 
 if TYPE_CHECKING:
     from vtlkit.engine.unicorn.instance import Instance
 
-_GPRS = (
-    *("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi"),
-    *(f"r{number}" for number in range(8, 16)),
-)
 _SEGMENTS = ("ES", "CS", "SS", "DS", "FS", "GS")
 
 
@@ -70,14 +66,14 @@ class Operand:
 
     def _gpr(self, register: int) -> int:
         ext = _iced().RegisterExt
-        value: int = getattr(self._engine.regs, _GPRS[ext.number(register)])
+        value: int = getattr(self._engine.regs, GENERAL_REGISTERS[ext.number(register)])
         return value & ((1 << 8 * int(ext.size(register))) - 1)
 
     def store(self, value: int, size: int) -> Event | MemoryFault | None:
         """Store to memory, with the privilege of the guest, or to a register; why not, if it cannot be."""
         if self._is_register:
             register = self._instruction.op_register(0)
-            name = _GPRS[_iced().RegisterExt.number(register)]
+            name = GENERAL_REGISTERS[_iced().RegisterExt.number(register)]
             width = _iced().RegisterExt.size(register)
             old = getattr(self._engine.regs, name) if width == 2 else 0
             setattr(self._engine.regs, name, (old & ~0xFFFF if width == 2 else 0) | value & ((1 << 8 * width) - 1))

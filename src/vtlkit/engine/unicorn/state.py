@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from vtlkit.engine.api import EngineError
 from vtlkit.engine.unicorn.binding import Library
-from vtlkit.x86.registers import CR0_ET, CR0_PE, EFER_LMA, EFER_LME, RFLAGS_FIXED
+from vtlkit.x86.registers import CR0_ET, CR0_PE, EFER_LMA, EFER_LME, GENERAL_REGISTERS, RFLAGS_FIXED
 
 CC_OP_EFLAGS: Final = 1
 """Value of `cc_op` that says: the arithmetic flags are in `cc_src`."""
@@ -60,10 +60,8 @@ class SegmentCache(ctypes.Structure):
     ]
 
 
-_GPRS: Final = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16)))
-
 _LAYOUT: Final[list[tuple[int, str, Any]]] = [
-    *((8 * number, name, ctypes.c_uint64) for number, name in enumerate(_GPRS)),
+    *((8 * number, name, ctypes.c_uint64) for number, name in enumerate(GENERAL_REGISTERS)),
     (128, "rip", ctypes.c_uint64),
     (136, "eflags", ctypes.c_uint64),
     (152, "cc_src", ctypes.c_uint64),

@@ -10,6 +10,7 @@ from vtlkit.testing.engine_conformance.suite import DATA, IO, Bench, Need, Runni
 from vtlkit.testing.guest_builder import RING0_STACK, STACK
 from vtlkit.x86.exceptions import Vector
 from vtlkit.x86.paging import PTE_P, PTE_U, PTE_W
+from vtlkit.x86.registers import GENERAL_REGISTERS
 
 PAGE = 0x70000
 RW = Access.READ | Access.WRITE
@@ -240,10 +241,7 @@ def _faulting_store(bench: Bench, name: str, code: bytes) -> None:
     assert (regs.r9, guest.read(DATA, 8)) == (1, 1), name
 
 
-REGISTERS = (
-    *("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "rip"),
-    *(f"r{number}" for number in range(8, 16)),
-)
+REGISTERS = (*GENERAL_REGISTERS, "rip")
 
 
 @case(Need.MACHINE_CODE)

@@ -11,9 +11,7 @@ from vtlkit.testing.guest_builder import Guest
 from vtlkit.x86 import msr
 from vtlkit.x86.exceptions import PFERR_PK, PFERR_PRESENT, PFERR_USER, Vector
 from vtlkit.x86.paging import PKRU_AD, PTE_P, PTE_PKEY_SHIFT, PTE_U, PTE_W
-from vtlkit.x86.registers import CR4_PKE, RFLAGS_FIXED, RFLAGS_IF, RFLAGS_VM
-
-GENERAL = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{number}" for number in range(8, 16)))
+from vtlkit.x86.registers import CR4_PKE, GENERAL_REGISTERS, RFLAGS_FIXED, RFLAGS_IF, RFLAGS_VM
 
 
 @case()
@@ -21,10 +19,10 @@ def general_registers(bench: Bench) -> None:
     """64 bits each, in place; an exit changes none."""
     running = bench.start(ops.Cpuid())
     regs = running.engine.regs
-    for number, name in enumerate(GENERAL):
+    for number, name in enumerate(GENERAL_REGISTERS):
         setattr(regs, name, 0xFEDCBA9800000000 + number)
     running.run(api.Cpuid)
-    assert [getattr(regs, name) for name in GENERAL] == [0xFEDCBA9800000000 + number for number in range(16)]
+    assert [getattr(regs, name) for name in GENERAL_REGISTERS] == [0xFEDCBA9800000000 + number for number in range(16)]
 
 
 @case()
@@ -189,7 +187,7 @@ def bad_fpu_images_are_refused(bench: Bench) -> None:
 
 
 def _mark(engine: Engine, number: int) -> None:
-    for offset, name in enumerate(GENERAL):
+    for offset, name in enumerate(GENERAL_REGISTERS):
         setattr(engine.regs, name, number << 32 | offset)
     engine.regs.rip = 0x1000 * number
     sregs = engine.get_sregs()
@@ -210,7 +208,7 @@ def state_that_vtls_share(bench: Bench) -> None:
     _mark(source, 1)
     _mark(target, 2)
     target.copy_shared_state(source)
-    for offset, name in enumerate(GENERAL):
+    for offset, name in enumerate(GENERAL_REGISTERS):
         assert getattr(target.regs, name) == (2 if name == "rsp" else 1) << 32 | offset
     sregs = target.get_sregs()
     assert (sregs.cr2, sregs.gs.base, target.regs.rip) == (0x5000, 0xC000, 0x2000)

@@ -127,6 +127,7 @@ class Vp:
                 if supervisor.must_park():
                     self._park()
                 elif self._stops.load():
+                    self._finish_instruction()
                     self.host.wait_event(
                         self.queue, lambda: not self._stops.load() or self._interrupted(), interruptible=False
                     )
@@ -142,10 +143,15 @@ class Vp:
         return supervisor.ending() or supervisor.must_park()
 
     def _park(self) -> None:
-        while (exit_ := (vcpu := self.vcpus[level := self.active.load()]).complete_exit()) is not None:
-            self._handle(level, vcpu, exit_)
+        self._finish_instruction()
         self.partition.supervisor.park()
         self._close_retired()
+
+    def _finish_instruction(self) -> None:
+        """Bring the active VTL's vCPU between two instructions, and tell whoever waits for that."""
+        while (exit_ := (vcpu := self.vcpus[level := self.active.load()]).complete_exit()) is not None:
+            self._handle(level, vcpu, exit_)
+        self.queue.wake()
 
     def _close_retired(self) -> None:
         retired, self._retired = self._retired, []
@@ -191,6 +197,15 @@ class Vp:
         finally:
             self._stops.fetch_add(-1)
             self.queue.wake()
+
+    def wait_for_boundary(self, vcpu: Vcpu) -> bool:
+        """Wait, the processor being stopped, until its vCPU has finished its instruction; False if the run ends first.
+
+        The caller holds no lock that a device may need.
+        """
+        supervisor = self.partition.supervisor
+        self.host.wait_event(self.queue, lambda: vcpu.engine.at_boundary or supervisor.ending(), interruptible=False)
+        return vcpu.engine.at_boundary
 
     def shared_state(self) -> tuple[Vcpu, SharedStateToken]:
         """The vCPU that has the registers which the VTLs share, and a token for `shared_state_stayed`.
