@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 
+from vtlkit.engine.api import Engine
+
 
 class KvmError(Exception):
     """The caller asked for something that KVM refuses. `errno` is KVM's; what a guest does is never this exception."""
@@ -18,6 +20,16 @@ class KvmError(Exception):
     def strerror(self) -> str:
         """The system's words for the errno."""
         return os.strerror(self.errno)
+
+
+def require_boundary(engine: Engine) -> None:
+    """Refuse to write registers in the middle of an I/O instruction, which would finish with what it began with.
+
+    Raises:
+        KvmError: EBUSY. KVM_RUN with `immediate_exit`, here `Vcpu.complete_exit`, finishes the instruction.
+    """
+    if not engine.at_boundary:
+        raise KvmError(errno.EBUSY, "the vCPU has an I/O instruction to finish before its registers can be set")
 
 
 class GuestMemoryError(Exception):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from vtlkit.engine.api import Event, EventType
 from vtlkit.kvm.mpstate import MpState
 from vtlkit.kvm.requests import Req
+from vtlkit.kvm.windows import NONE, Windows
 from vtlkit.x86.exceptions import DOUBLE_FAULT, HAS_ERROR_CODE, SHUTDOWN, Vector, combine
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ class EventQueue:
         self.interrupted: Event | None = None
         """Cut short by an exit; delivered again first (EXITINTINFO)."""
         self.exception: Event | None = None
+        self.external: int | None = None
+        """A vector that user space gives the vCPU as an external interrupt, from none of its controllers."""
+        self.windows: Windows = NONE
         self.nmi_queued = host.cell(0, f"{name}-nmi-queued")
         """NMIs that have been sent and not been looked at yet."""
         self.nmi_pending = 0
@@ -45,6 +49,8 @@ class EventQueue:
     def reset(self) -> None:
         self.interrupted = None
         self.exception = None
+        self.external = None
+        self.windows = NONE
         self.nmi_queued.store(0)
         self.nmi_pending = 0
 
@@ -70,6 +76,11 @@ class EventQueue:
         self.exception = Event(EventType.EXCEPTION, vector, error_code)
         self._vcpu.make_request(Req.EVENT)
 
+    def queue_interrupt(self, vector: int) -> None:
+        """An external interrupt that none of the vCPU's controllers has (KVM_INTERRUPT); a second replaces it."""
+        self.external = vector
+        self._vcpu.make_request(Req.EVENT)
+
     def queue_nmi(self) -> None:
         """From any task."""
         self.nmi_queued.fetch_add(1)
@@ -82,12 +93,18 @@ class EventQueue:
         self._vcpu.make_request(Req.EVENT)
 
     def has_events(self) -> bool:
-        """Whether something but an interrupt waits to be delivered."""
-        return self.exception is not None or self.interrupted is not None or bool(self.nmi_pending)
+        """Whether something but an interrupt waits to be delivered, or someone waits for that to be possible."""
+        return self.waiting() or bool(self.nmi_pending) or bool(self.windows)
+
+    def waiting(self) -> bool:
+        """Whether there is an event that nothing can hold up."""
+        return self.exception is not None or self.interrupted is not None
 
 
 def has_interrupt(vcpu: Vcpu) -> bool:
-    """An interrupt that the interrupt controllers would deliver now (`kvm_cpu_has_injectable_intr`)."""
+    """An interrupt that the interrupt controllers, or user space, would deliver (`kvm_cpu_has_injectable_intr`)."""
+    if vcpu.events.external is not None:
+        return True
     pic = vcpu.vm.pic
     if pic is not None and pic.output.load() and vcpu.apic.accept_pic_intr():
         return True
@@ -96,6 +113,9 @@ def has_interrupt(vcpu: Vcpu) -> bool:
 
 def _next_vector(vcpu: Vcpu) -> int:
     """Take the interrupt out of its controller (`kvm_cpu_get_interrupt`); -1 if it has gone meanwhile."""
+    external, vcpu.events.external = vcpu.events.external, None
+    if external is not None:
+        return external
     pic = vcpu.vm.pic
     if pic is not None and pic.output.load() and vcpu.apic.accept_pic_intr():
         return pic.read_irq()

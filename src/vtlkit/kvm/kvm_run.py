@@ -108,6 +108,17 @@ class Intr(KvmRun):
 
 
 @dataclass(slots=True)
+class IrqWindowOpen(KvmRun):
+    """KVM_EXIT_IRQ_WINDOW_OPEN: the vCPU can take what user space asked for (`windows.Windows`)."""
+
+    reason: ClassVar[str] = "IRQ_WINDOW_OPEN"
+    interrupt: bool
+    nmi: bool
+    sints: int
+    """A bit per SINT whose message slot has room."""
+
+
+@dataclass(slots=True)
 class Shutdown(KvmRun):
     """KVM_EXIT_SHUTDOWN: triple fault."""
 

@@ -265,10 +265,15 @@ class LapicCore:
         in_service = isr.bit_length() - 1 & _PRIORITY_CLASS
         return tpr if tpr & _PRIORITY_CLASS >= in_service else in_service
 
+    @property
+    def ppr(self) -> int:
+        """The processor priority: what it lets through has a higher class (bits 7:4)."""
+        return self._ppr
+
     def _update_ppr(self) -> None:
         old = self._ppr
         self._ppr = new = self._compute_ppr()
-        if new < old and self.has_interrupt() >= 0:
+        if new < old and (self.has_interrupt() >= 0 or self._owner.wants_windows()):
             self._owner.make_request(Req.EVENT)
 
     def has_interrupt(self) -> int:

@@ -70,5 +70,8 @@ class ApicOwner(TimerOwner, Protocol):
     def eoi_ioapic(self, vector: int) -> None:
         """Broadcast the EOI of a level-triggered vector to the I/O APIC."""
 
+    def wants_windows(self) -> bool:
+        """Whether someone asks when the vCPU can take an interrupt: a lower PPR is news to him."""
+
     def hv_auto_eoi(self, vector: int) -> bool:
         """Whether a SynIC SINT with auto-EOI uses `vector`."""

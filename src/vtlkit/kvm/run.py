@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from vtlkit.engine import api as engine_api
-from vtlkit.kvm import events, exits
+from vtlkit.kvm import events, exits, windows
 from vtlkit.kvm.kvm_run import Intr, KvmRun, Shutdown, SystemEvent, SystemEventExit
 from vtlkit.kvm.mpstate import MpState
 from vtlkit.kvm.requests import Req
@@ -58,6 +58,8 @@ def complete_only(vcpu: Vcpu) -> KvmRun | None:
 def _wait(vcpu: Vcpu) -> KvmRun | None:
     if vcpu.take_signal():
         return Intr()
+    if vcpu.events.windows and vcpu.mp_state is MpState.HALTED and (window := windows.opened(vcpu)) is not None:
+        return window
     runnable = wait_for_event(vcpu)
     if runnable and vcpu.mp_state is MpState.HV_INACTIVE_VTL:
         return SystemEventExit(SystemEvent.WAKEUP)
@@ -112,6 +114,8 @@ def _enter_guest(vcpu: Vcpu) -> KvmRun | None:
             force_immediate_exit = True
         force_immediate_exit = force_immediate_exit or vcpu.force_immediate_exit
         vcpu.force_immediate_exit = False
+    if vcpu.events.windows and engine.at_boundary and (window := windows.opened(vcpu)) is not None:
+        return window
 
     budget_ns = vcpu.host.guest_budget_ns()
     budget = None if budget_ns is None else budget_ns // vcpu.vm.ns_per_instruction or 1

@@ -23,6 +23,7 @@ from vtlkit.kvm.kvm_run import (
     InternalErrorExit,
     Intr,
     Io,
+    IrqWindowOpen,
     KvmRun,
     MemoryFault,
     Mmio,
@@ -38,6 +39,7 @@ from vtlkit.kvm.routing import KVM_MAX_IRQ_ROUTES, HvSintRoute, Route, default_r
 from vtlkit.kvm.statistics import VcpuStatistics
 from vtlkit.kvm.vcpu import Vcpu
 from vtlkit.kvm.vm import MAX_VCPUS, Vm
+from vtlkit.kvm.windows import Windows
 
 __all__ = [
     "ALL_VPS",
@@ -55,6 +57,7 @@ __all__ = [
     "InternalErrorExit",
     "Intr",
     "Io",
+    "IrqWindowOpen",
     "Kvm",
     "KvmError",
     "KvmRun",
@@ -72,6 +75,7 @@ __all__ = [
     "Vcpu",
     "VcpuStatistics",
     "Vm",
+    "Windows",
     "Wrmsr",
     "cr4_allowed",
     "decode_exit",

@@ -19,6 +19,7 @@ from vtlkit.host.api import LockRank, Task
 from vtlkit.kvm import run as run_loop
 from vtlkit.kvm.cpuid import CpuidEntry, CpuidTable
 from vtlkit.kvm.device_pages import VcpuDevices
+from vtlkit.kvm.errors import require_boundary
 from vtlkit.kvm.events import PENDING_INIT, PENDING_SIPI, EventQueue
 from vtlkit.kvm.hyperv.vcpu import HvVcpu
 from vtlkit.kvm.kvm_run import KvmRun
@@ -224,6 +225,9 @@ class Vcpu(VcpuTime):
         if self.vm.ioapic is not None:
             self.vm.ioapic.eoi(self.vcpu_id, vector)
 
+    def wants_windows(self) -> bool:
+        return bool(self.events.windows)
+
     def hv_auto_eoi(self, vector: int) -> bool:
         return self.hv.auto_eoi(vector)
 
@@ -280,6 +284,7 @@ class Vcpu(VcpuTime):
 
     def put_regs(self, regs: Regs) -> None:
         """The general registers alone."""
+        require_boundary(self.engine)
         live = self.engine.regs
         for name in _REGISTERS:
             setattr(live, name, getattr(regs, name))
@@ -302,6 +307,7 @@ class Vcpu(VcpuTime):
 
     def set_sregs(self, sregs: Sregs) -> None:
         """KVM_SET_SREGS."""
+        require_boundary(self.engine)
         self.engine.set_sregs(sregs)
         self.update_intercepts()
         if sregs.apic_base:

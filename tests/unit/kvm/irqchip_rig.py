@@ -46,6 +46,9 @@ class Owner:
     def tsc_to_ns(self, guest_tsc: int) -> int:
         return guest_tsc
 
+    def wants_windows(self) -> bool:
+        return False
+
     def deliver_nmi(self) -> None:
         self.events.append("nmi")
 

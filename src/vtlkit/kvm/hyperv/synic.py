@@ -231,6 +231,11 @@ class SynIc:
                 entry[1].give()
         self._queues[sint] = kept
 
+    def has_room(self, sint: int) -> bool:
+        """Whether a message would go into its slot now; if not for want of room, the guest is asked for an EOM."""
+        with self.lock:
+            return self._accepts_messages() and not self._queues[sint] and self._slot_free(sint)
+
     def queued(self, sint: int) -> int:
         """How many messages wait for the slot."""
         with self.lock:

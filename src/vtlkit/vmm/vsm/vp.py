@@ -22,12 +22,13 @@ from vtlkit.hvdef.vsm import HvVtlEntryReason
 from vtlkit.kvm.uapi import (
     Hyperv,
     Intr,
+    IrqWindowOpen,
     KvmRun,
     MemoryFault,
     Vcpu,
     VcpuStatistics,
 )
-from vtlkit.vmm.vsm import hypercalls, intercepts
+from vtlkit.vmm.vsm import deliverability, hypercalls, intercepts
 
 if TYPE_CHECKING:
     from vtlkit.vmm.vsm.partition import Partition
@@ -50,6 +51,8 @@ class Vp:
         self._look = host.bitmap(f"vp{index}-look-at-vtls")
         self._stops = host.cell(0, f"vp{index}-stops")
         self._switches = host.cell(0, f"vp{index}-switches")
+        self.notified: dict[int, int] = {}
+        """Which VTL is told when a lower one can take an interrupt (`deliverability`)."""
         self._next_higher: dict[int, int] = {}
         self._next_lower: dict[int, int] = {}
         self._retired: list[Vcpu] = []
@@ -113,6 +116,7 @@ class Vp:
         vcpu.listen(None)
         vcpu.vtl_inactive = False
         vcpu.startup_blocked.store(False)
+        self.notified = {}
         self._relink()
         self.active.store(0)
         for level in range(HV_MAX_VTLS):
@@ -281,5 +285,7 @@ class Vp:
             hypercalls.dispatch(self, level, vcpu, exit_)
         elif isinstance(exit_, MemoryFault):
             intercepts.memory_fault(self, level, vcpu, exit_)
+        elif isinstance(exit_, IrqWindowOpen):
+            deliverability.opened(self, level, vcpu, exit_)
         else:
             self.partition.supervisor.handle(self, vcpu, exit_)

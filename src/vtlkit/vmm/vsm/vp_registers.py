@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from vtlkit.hvdef.registers import HvRegisterName as Name
 from vtlkit.hvdef.status import HvStatus
 from vtlkit.kvm.uapi import Vcpu
+from vtlkit.vmm.vsm import deliverability
 from vtlkit.vmm.vsm.registers import apic, control, debug, events, fpu, general, msrs, segments, synthetic, vsm
 from vtlkit.vmm.vsm.registers.table import Get, Register, Scope, Set
 
@@ -31,6 +33,7 @@ _REGISTERS: Final[dict[int, Register]] = {
     **msrs.REGISTERS,
     **apic.REGISTERS,
     **synthetic.REGISTERS,
+    Name.HvRegisterDeliverabilityNotifications: Register(deliverability.read),
 }
 _GETTERS: Final[dict[int, Get]] = {name: register.get for name, register in _REGISTERS.items()}
 _SETTERS: Final[dict[int, Set]] = {
@@ -82,6 +85,8 @@ def get(caller: Vp, vp: Vp, level: int, name: int) -> int | HvStatus:
 def set(caller: Vp, vp: Vp, level: int, name: int, value: int) -> HvStatus:  # noqa: A001
     """Write the register; as `get`. INVALID_VP_STATE: the run ended before the processor was between instructions."""
     setter = _SETTERS.get(name)
+    if name == Name.HvRegisterDeliverabilityNotifications:
+        setter = partial(deliverability.write, caller.active.load())
     if setter is None:
         return HvStatus.ACCESS_DENIED if name in _GETTERS else HvStatus.INVALID_PARAMETER
     scope = _SCOPES.get(name, Scope.VTL)

@@ -1,5 +1,5 @@
-"""The local APIC of a VTL by its x2APIC names, in whatever mode it is: HvX64RegisterApic<offset> is the register at that
-offset of the xAPIC page (SDM volume 3, table 12-6).
+"""The local APIC of a VTL by its x2APIC names, in whatever mode it is (SDM volume 3, table 12-6): the low byte of a
+name is the offset in the xAPIC page, in units of 16 bytes.
 
 A write does what the guest's own does, an end of interrupt or an IPI included; reserved bits are refused rather than
 dropped. In-service, request and trigger mode registers, PPR, ID, version and current count are read-only, as is LDR in

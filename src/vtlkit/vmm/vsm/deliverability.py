@@ -1,0 +1,95 @@
+"""HvRegisterDeliverabilityNotifications: a VTL is told when a lower one can take an interrupt, an NMI or a message.
+
+The hypervisor reports the moment (`Windows`, exit IrqWindowOpen); what comes of it is an intercept: a message
+HvMessageTypeX64InterruptionDeliverable or HvMessageTypeSynicSintDeliverable to the VTL that asked, which then runs. A
+notification is given once: its bits are clear when the message is read.
+
+Who asked is `Vp.notified`: written by whoever holds the mutex of the lower VTL's vCPU, as the request itself is.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from vtlkit.engine.api import Access
+from vtlkit.hvdef.messages import (
+    HV_X64_INTERRUPTION_DELIVERABLE_MESSAGE,
+    HV_X64_SYNIC_SINT_DELIVERABLE_MESSAGE,
+    HvMessageType,
+    make_message,
+)
+from vtlkit.hvdef.register_values import (
+    HV_DELIVERABILITY_INTERRUPT_NOTIFICATION,
+    HV_DELIVERABILITY_INTERRUPT_PRIORITY,
+    HV_DELIVERABILITY_NMI_NOTIFICATION,
+    HV_DELIVERABILITY_SINTS,
+    HvX64PendingInterruptionType,
+)
+from vtlkit.hvdef.status import HvStatus
+from vtlkit.hvdef.vsm import HvVtlEntryReason
+from vtlkit.kvm.uapi import IrqWindowOpen, Vcpu, Windows
+from vtlkit.vmm.vsm import intercepts
+
+if TYPE_CHECKING:
+    from vtlkit.vmm.vsm.vp import Vp
+
+_KNOWN: Final = (
+    HV_DELIVERABILITY_NMI_NOTIFICATION.mask
+    | HV_DELIVERABILITY_INTERRUPT_NOTIFICATION.mask
+    | HV_DELIVERABILITY_INTERRUPT_PRIORITY.mask
+    | HV_DELIVERABILITY_SINTS.mask
+)
+_PARTITION_ID: Final = 1
+
+
+def read(_vp: Vp, _level: int, vcpu: Vcpu) -> int:
+    """The notifications that have not been given yet."""
+    windows = vcpu.events.windows
+    return (
+        HV_DELIVERABILITY_NMI_NOTIFICATION.make(windows.nmi)
+        | HV_DELIVERABILITY_INTERRUPT_NOTIFICATION.make(windows.interrupt)
+        | HV_DELIVERABILITY_INTERRUPT_PRIORITY.make(windows.priority)
+        | HV_DELIVERABILITY_SINTS.make(windows.sints)
+    )
+
+
+def write(asker: int, vp: Vp, level: int, vcpu: Vcpu, value: int) -> HvStatus:
+    """VTL `asker`, which must be above `level` and enabled on this processor, asks to be told."""
+    if asker <= level:
+        return HvStatus.ACCESS_DENIED
+    if asker not in vp.vcpus:
+        return HvStatus.INVALID_VTL_STATE
+    if value & ~_KNOWN:
+        return HvStatus.INVALID_REGISTER_VALUE
+    vp.notified[level] = asker
+    vcpu.events.windows = Windows(
+        interrupt=bool(HV_DELIVERABILITY_INTERRUPT_NOTIFICATION.get(value)),
+        priority=HV_DELIVERABILITY_INTERRUPT_PRIORITY.get(value),
+        nmi=bool(HV_DELIVERABILITY_NMI_NOTIFICATION.get(value)),
+        sints=HV_DELIVERABILITY_SINTS.get(value),
+    )
+    return HvStatus.SUCCESS
+
+
+def opened(vp: Vp, level: int, vcpu: Vcpu, exit_: IrqWindowOpen) -> None:
+    """Tell the VTL that asked, and switch to it."""
+    asker = vp.notified[level]
+    header = intercepts.header(vp, level, vcpu, Access.READ, 0)
+    for present, kind in (
+        (exit_.interrupt, HvX64PendingInterruptionType.HvX64PendingInterrupt),
+        (exit_.nmi, HvX64PendingInterruptionType.HvX64PendingNmi),
+    ):
+        if present:
+            payload = HV_X64_INTERRUPTION_DELIVERABLE_MESSAGE(header, kind).pack()
+            _tell(vp.vcpus[asker], HvMessageType.HvMessageTypeX64InterruptionDeliverable, payload)
+    if exit_.sints:
+        payload = HV_X64_SYNIC_SINT_DELIVERABLE_MESSAGE(header, exit_.sints).pack()
+        _tell(vp.vcpus[asker], HvMessageType.HvMessageTypeSynicSintDeliverable, payload)
+    vp.switch(level, asker, HvVtlEntryReason.HvVtlEntryIntercept)
+
+
+def _tell(higher: Vcpu, kind: HvMessageType, payload: bytes) -> None:
+    message = make_message(kind, payload, sender=_PARTITION_ID).pack()
+    if higher.hv.synic.post(intercepts.INTERCEPT_SINT, message):
+        # No message page, or a full queue: the VTL that is entered finds it in its VP assist page.
+        higher.hv.assist.set_intercept_message(message)
