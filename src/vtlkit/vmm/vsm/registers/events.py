@@ -1,7 +1,8 @@
 """Events that wait to be delivered, as registers: one VTL injects into another, and sees what it had cut short.
 
 TLFS, HV_REGISTER_VALUE and HV_X64_PENDING_EXCEPTION_EVENT; the layouts that it does not publish are those of OpenVMM's
-hvdef. A value that is written in any other way than it would be read is refused.
+hvdef. An event that is written in any other way than it would be read is refused; where
+none is pending, the rest of the value does not count.
 
 `HvRegisterPendingEvent0` is what comes next at the present instruction: an exception, or an external interrupt, which
 waits until the processor takes interrupts. `HvRegisterPendingInterruption` is an event whose delivery an intercept cut

@@ -46,9 +46,9 @@ def _get_rflags(_vp: Vp, _level: int, vcpu: Vcpu) -> int:
 
 def _set_rflags(_vp: Vp, _level: int, vcpu: Vcpu, value: int) -> HvStatus:
     virtual_8086_in_long_mode = value & RFLAGS_VM and vcpu.get_sregs().efer & EFER_LMA
-    if value & ~RFLAGS_VALID or virtual_8086_in_long_mode:
+    if value & ~RFLAGS_VALID or not value & RFLAGS_FIXED or virtual_8086_in_long_mode:
         return HvStatus.INVALID_REGISTER_VALUE
-    vcpu.engine.rflags = value | RFLAGS_FIXED
+    vcpu.engine.rflags = value
     return HvStatus.SUCCESS
 
 
