@@ -104,16 +104,14 @@ def _enter_guest(vcpu: Vcpu) -> KvmRun | None:
         events.accept_apic_events(vcpu)
         if vcpu.mp_state is not MpState.RUNNABLE:
             return None
-    force_immediate_exit = vcpu.force_immediate_exit
-    vcpu.force_immediate_exit = False
     if vcpu.check_request(Req.EVENT) or vcpu.events.has_events():
         if engine.at_boundary:
             events.inject_pending(vcpu)
         else:
             vcpu.make_request(Req.EVENT)
-            force_immediate_exit = True
-        force_immediate_exit = force_immediate_exit or vcpu.force_immediate_exit
-        vcpu.force_immediate_exit = False
+            vcpu.force_immediate_exit = True
+    force_immediate_exit = vcpu.force_immediate_exit
+    vcpu.force_immediate_exit = False
     if vcpu.events.windows and engine.at_boundary and (window := windows.opened(vcpu)) is not None:
         return window
 

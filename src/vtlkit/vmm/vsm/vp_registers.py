@@ -70,6 +70,9 @@ def _on_holder(
                 if not vp.wait_for_boundary(vcpu):
                     return result
             elif token is None or vp.shared_state_stayed(token):
+                if write and vp is not caller:
+                    # The write may let an interrupt through to an inactive VTL.
+                    vcpu.kick()
                 return result
 
 

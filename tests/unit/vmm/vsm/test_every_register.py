@@ -80,7 +80,10 @@ class Bare:
     def task_started(self) -> None:
         raise AssertionError
 
-    def task_finished(self, vcpu: Vcpu) -> None:
+    def task_finished(self) -> None:
+        raise AssertionError
+
+    def vcpu_finished(self, vcpu: Vcpu) -> None:
         raise AssertionError
 
     def handle(self, vp: Vp, vcpu: Vcpu, exit_: KvmRun) -> None:
@@ -97,6 +100,9 @@ def bare(request: pytest.FixtureRequest) -> Iterator[Bare]:
     machine.engines.close()
 
 
+@pytest.mark.tlfs("hypercalls.get-set-registers")
+@pytest.mark.tlfs("hypercalls.registers-architectural")
+@pytest.mark.tlfs("hypercalls.registers-synthetic")
 def test_every_name_is_somewhere() -> None:
     to_come = {name for name in Name if "VsmVina" in name.name or "SecureConfig" in name.name}
     to_come |= {name for name in Name if "WaitForTlbLock" in name.name or "CrIntercept" in name.name}
@@ -106,6 +112,9 @@ def test_every_name_is_somewhere() -> None:
     assert set(vp_registers._SETTERS) <= known
 
 
+@pytest.mark.tlfs("hypercalls.get-set-registers")
+@pytest.mark.tlfs("hypercalls.registers-architectural")
+@pytest.mark.tlfs("hypercalls.registers-synthetic")
 def test_what_is_not_there_is_an_unknown_name(bare: Bare) -> None:
     for name in (*UNAVAILABLE, 0x00FFFFFF, U32):
         assert bare.get(name) == HvStatus.INVALID_PARAMETER, name
@@ -197,6 +206,9 @@ def write(machine: Bare, name: int, data: Any) -> None:
         assert after == expected
 
 
+@pytest.mark.tlfs("hypercalls.get-set-registers")
+@pytest.mark.tlfs("hypercalls.registers-architectural")
+@pytest.mark.tlfs("hypercalls.registers-synthetic")
 @pytest.mark.parametrize("engine", sorted(ENGINES))
 def test_what_a_register_reads_as_it_can_be_set_to(engine: str) -> None:
     """Saved and restored: at power-on, each register takes its own value."""

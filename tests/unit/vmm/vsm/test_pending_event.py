@@ -22,6 +22,7 @@ def pending(vector: int, error_code: int | None = None, parameter: int = 0) -> i
     return 1 | flags | vector << 16 | (error_code or 0) << 32 | parameter << 64
 
 
+@pytest.mark.tlfs("intercepts.pending-events")
 def test_an_injected_exception_is_taken_before_the_next_instruction() -> None:
     order: list[Any] = []
 
@@ -46,6 +47,7 @@ def test_an_injected_exception_is_taken_before_the_next_instruction() -> None:
     assert order == [(0, pending(13, 0x50)), (13, 0x50), "next instruction"]
 
 
+@pytest.mark.tlfs("intercepts.pending-events")
 def test_an_injected_page_fault_brings_its_address() -> None:
     seen: list[Any] = []
 
@@ -68,6 +70,7 @@ def test_an_injected_page_fault_brings_its_address() -> None:
     assert seen == [(2, 0xDEAD000)]
 
 
+@pytest.mark.tlfs("intercepts.pending-events")
 def test_a_pending_event_can_be_taken_back() -> None:
     def vtl1(guest: Guest) -> Script:
         yield from guest.set(Name.HvRegisterPendingEvent0, pending(13, 0), vtl=input_vtl(0))

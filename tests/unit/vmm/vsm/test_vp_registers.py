@@ -45,6 +45,7 @@ def in_vtl1(body: Any, *, below: Any = None, cpus: int = 1, vtls: int = 2) -> Vs
     return run_guests({(0, 0): vtl0, (0, 1): vtl1, (0, 2): returning}, cpus=cpus, vtls=vtls)
 
 
+@pytest.mark.tlfs("hypercalls.get-set-registers")
 def test_target_statuses() -> None:
     seen: list[int] = []
 
@@ -82,6 +83,7 @@ def test_target_statuses() -> None:
     ]
 
 
+@pytest.mark.tlfs("hypercalls.get-set-registers")
 def test_reserved_fields_of_the_input() -> None:
     seen: list[int] = []
 
@@ -105,6 +107,7 @@ def test_reserved_fields_of_the_input() -> None:
     assert seen == [wrong, wrong, wrong, wrong | 1 << 32, HvStatus.INVALID_HYPERCALL_INPUT]
 
 
+@pytest.mark.tlfs("hypercalls.get-set-registers")
 def test_several_registers_in_one_call() -> None:
     seen: list[Any] = []
 
@@ -133,6 +136,7 @@ def test_several_registers_in_one_call() -> None:
     ]
 
 
+@pytest.mark.tlfs("hypercalls.get-set-registers")
 def test_read_only_and_unknown_registers() -> None:
     seen: list[Any] = []
     read_only = [
@@ -159,6 +163,7 @@ def test_every_register_that_can_be_written_can_be_read() -> None:
     assert set(vp_registers._SETTERS) <= set(vp_registers._GETTERS)
 
 
+@pytest.mark.tlfs("vsm.status-registers")
 def test_status_registers() -> None:
     seen: list[Any] = []
 
@@ -174,6 +179,7 @@ def test_status_registers() -> None:
     assert seen == [(1, 0, both | 1, partition), (1, 1, both | 1, partition), (0, 0, both, partition)]
 
 
+@pytest.mark.tlfs("vsm.status-registers")
 def test_capabilities_offer_what_there_is() -> None:
     seen: list[Any] = []
 
@@ -190,6 +196,7 @@ def test_capabilities_offer_what_there_is() -> None:
 # --- architectural registers ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.tlfs("vsm.private-registers")
 def test_private_registers_of_the_lower_vtl() -> None:
     """What VTL1 sets there VTL0 runs with, and what VTL0 had VTL1 reads."""
     seen: dict[Any, Any] = {}
@@ -234,6 +241,7 @@ def test_private_registers_of_the_lower_vtl() -> None:
     assert [seen[name] for name in controls] == [0x80010033, 0x8000, 0x20, 0x500]
 
 
+@pytest.mark.tlfs("vsm.shared-registers")
 def test_shared_registers_are_the_same_under_every_vtl() -> None:
     """RBX is one register: VTL0's, set by VTL1, is VTL1's own, and VTL0 finds it."""
     seen: list[Any] = []
@@ -254,6 +262,7 @@ def test_shared_registers_are_the_same_under_every_vtl() -> None:
     assert seen == [(0, 0x51), HvStatus.SUCCESS, 0x52, (0, 0x5000), 0x52]
 
 
+@pytest.mark.tlfs("hypercalls.get-set-registers")
 def test_another_processors_registers() -> None:
     """VP 1 is running, halted or not started: its registers are read and set between two of its instructions."""
     seen: list[Any] = []
