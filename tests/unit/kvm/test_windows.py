@@ -12,7 +12,7 @@ from tests.unit.kvm.irqchip_rig import write
 from vtlkit.engine.scripted import ops
 from vtlkit.hvdef import msrs as hv_msrs
 from vtlkit.kvm.uapi import Io, IrqWindowOpen, KvmError, Vcpu, Windows
-from vtlkit.x86.apic import APIC_TASKPRI, DeliveryMode
+from vtlkit.x86.apic import APIC_DEFAULT_PHYS_BASE, APIC_TASKPRI, DeliveryMode
 from vtlkit.x86.registers import RFLAGS_IF
 
 VECTOR = 0x51
@@ -60,6 +60,17 @@ def test_the_priority_that_the_tpr_lets_through(tpr: int, priority: int, open_: 
     write(machine.vcpu.apic, APIC_TASKPRI, tpr)
     machine.vcpu.events.windows = Windows(interrupt=True, priority=priority)
     assert isinstance(machine.vcpu.run(), IrqWindowOpen) == open_
+
+
+def test_a_tpr_that_the_guest_lowers_without_an_exit() -> None:
+    """A store to the APIC page: the APIC has no interrupt of its own, so only the window makes the guest exit."""
+    machine = Machine(
+        script(ops.Write(APIC_DEFAULT_PHYS_BASE + APIC_TASKPRI, 4, 0x40), ops.Compute(9), ops.Out(DONE, 1, 0))
+    )
+    machine.cpu.rflags |= RFLAGS_IF
+    write(machine.vcpu.apic, APIC_TASKPRI, 0x50)
+    machine.vcpu.events.windows = Windows(interrupt=True, priority=5)
+    assert machine.vcpu.run() == INTERRUPT
 
 
 def test_nmis() -> None:

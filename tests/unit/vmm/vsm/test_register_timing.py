@@ -1,4 +1,4 @@
-"""Registers of a processor that is doing something else: in the middle of an I/O instruction, in a switch, asleep."""
+"""Registers of a processor in the middle of an I/O instruction. Other races: tests/sim/test_register_races.py."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 
-from tests.unit.vmm.vsm.vsm_rig import Guest, Script, VsmRig, input_vtl, run_guests
+from tests.unit.vmm.vsm.vsm_rig import Guest, Script, VsmRig
 from vtlkit.engine.scripted import ops
 from vtlkit.host.sim import Simulator
 from vtlkit.hvdef.registers import HvRegisterName as Name
 from vtlkit.hvdef.status import HvStatus
-from vtlkit.hvdef.vsm import HvVtlEntryReason
 from vtlkit.kvm.uapi import Io, KvmRun, Vcpu
 from vtlkit.vmm.vsm.vp import Vp
 
@@ -90,77 +89,3 @@ def test_a_run_that_ends_in_the_instruction_ends_the_wait() -> None:
 
     Ending({(0, 0): vtl0, (1, 0): other}, cpus=2).run()
     assert seen == ["asked"]
-
-
-def test_an_interrupt_that_a_write_lets_through_is_taken() -> None:
-    """VP 1 runs VTL 0, its VTL 1 has an interrupt that its TPR holds back: VP 0 lowers that TPR."""
-
-    def vtl0(guest: Guest) -> Script:
-        if guest.vp == 0:
-            yield from guest.enable(1)
-            yield from guest.vtl_call()
-        else:
-            while "enabled" not in guest.rig.log:
-                yield ops.Compute(10)
-            yield from guest.vtl_call()
-            guest.note("VTL 0")
-            while True:
-                yield ops.Compute(100)
-
-    def vtl1(guest: Guest) -> Script:
-        yield from guest.enable_apic()
-        if guest.vp == 0:
-            assert (yield from guest.enable_vp_vtl(1, vp=1)) == HvStatus.SUCCESS
-            guest.note("enabled")
-            while "VTL 0" not in guest.rig.log:
-                yield ops.Compute(10)
-            yield from guest.send_ipi(1, 0x41)
-            yield ops.Compute(1000)
-            guest.note("held back")
-            assert (yield from guest.set(Name.HvX64RegisterCr8, 0, vp=1)) == HvStatus.SUCCESS
-            yield ops.Hlt()
-        else:
-            yield from guest.enable_assist_page()
-            yield from guest.wrmsr(0x808, 0xF0)
-            yield from guest.vtl_return()
-            guest.note(guest.entry_reason)
-            yield from guest.end()
-
-    guests = {(vp, vtl): (vtl0, vtl1)[vtl] for vp in range(2) for vtl in range(2)}
-    rig = run_guests(guests, cpus=2)
-    assert rig.log == ["enabled", "VTL 0", "held back", HvVtlEntryReason.HvVtlEntryInterrupt]
-
-
-@pytest.mark.tlfs("vsm.shared-registers")
-@pytest.mark.parametrize("seed", range(20))
-def test_shared_registers_of_a_processor_that_switches(seed: int) -> None:
-    """VP 0 writes XMM3 and DR2 of VP 1 while that goes from VTL to VTL: what was written is found there, always."""
-    rounds = 10
-    finds: list[Any] = []
-
-    def vtl0(guest: Guest) -> Script:
-        if guest.vp == 0:
-            yield from guest.enable(1)
-            yield from guest.vtl_call()
-        else:
-            while "enabled" not in guest.rig.log:
-                yield ops.Compute(10)
-            while True:
-                yield from guest.vtl_call()
-
-    def vtl1(guest: Guest) -> Script:
-        if guest.vp == 1:
-            while True:
-                yield from guest.vtl_return()
-        assert (yield from guest.enable_vp_vtl(1, vp=1)) == HvStatus.SUCCESS
-        guest.note("enabled")
-        for number in range(1, rounds):
-            for name in (Name.HvX64RegisterXmm3, Name.HvX64RegisterDr2):
-                assert (yield from guest.set(name, number << 12, vp=1, vtl=input_vtl(number & 1))) == HvStatus.SUCCESS
-                yield ops.Compute(7 * number)
-                finds.append((yield from guest.get(name, vp=1, vtl=input_vtl(~number & 1))) == (0, number << 12))
-        yield from guest.end()
-
-    guests = {(vp, vtl): (vtl0, vtl1)[vtl] for vp in range(2) for vtl in range(2)}
-    run_guests(guests, cpus=2, host=Simulator(seed=seed, instrument=True))
-    assert finds == [True] * (2 * (rounds - 1))
