@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from vtlkit.engine.api import Event, EventType
 from vtlkit.kvm.mpstate import MpState
 from vtlkit.kvm.requests import Req
-from vtlkit.kvm.windows import NONE, Windows
+from vtlkit.kvm.windows import Windows
 from vtlkit.x86.exceptions import DOUBLE_FAULT, HAS_ERROR_CODE, SHUTDOWN, Vector, combine
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class EventQueue:
         self.exception: Event | None = None
         self.external: int | None = None
         """A vector that user space gives the vCPU as an external interrupt, from none of its controllers."""
-        self.windows: Windows = NONE
+        self.windows: Windows | None = None
         self.nmi_queued = host.cell(0, f"{name}-nmi-queued")
         """NMIs that have been sent and not been looked at yet."""
         self.nmi_pending = 0
@@ -50,7 +50,7 @@ class EventQueue:
         self.interrupted = None
         self.exception = None
         self.external = None
-        self.windows = NONE
+        self.windows = None
         self.nmi_queued.store(0)
         self.nmi_pending = 0
 
@@ -94,7 +94,12 @@ class EventQueue:
 
     def has_events(self) -> bool:
         """Whether something but an interrupt waits to be delivered, or someone waits for that to be possible."""
-        return self.waiting() or bool(self.nmi_pending) or bool(self.windows)
+        return (
+            self.exception is not None
+            or self.interrupted is not None
+            or bool(self.nmi_pending)
+            or self.windows is not None
+        )
 
     def waiting(self) -> bool:
         """Whether there is an event that nothing can hold up."""

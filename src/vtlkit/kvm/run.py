@@ -58,12 +58,19 @@ def complete_only(vcpu: Vcpu) -> KvmRun | None:
 def _wait(vcpu: Vcpu) -> KvmRun | None:
     if vcpu.take_signal():
         return Intr()
-    if vcpu.events.windows and vcpu.mp_state is MpState.HALTED and (window := windows.opened(vcpu)) is not None:
+    if vcpu.mp_state is MpState.HALTED and (window := _window(vcpu)) is not None:
         return window
     runnable = wait_for_event(vcpu)
     if runnable and vcpu.mp_state is MpState.HV_INACTIVE_VTL:
         return SystemEventExit(SystemEvent.WAKEUP)
     return None
+
+
+def _window(vcpu: Vcpu) -> KvmRun | None:
+    wanted = vcpu.events.windows
+    if wanted is None or not vcpu.engine.at_boundary:
+        return None
+    return windows.opened(vcpu, wanted)
 
 
 def _handle_requests(vcpu: Vcpu) -> KvmRun | None:
@@ -112,7 +119,7 @@ def _enter_guest(vcpu: Vcpu) -> KvmRun | None:
             vcpu.force_immediate_exit = True
     force_immediate_exit = vcpu.force_immediate_exit
     vcpu.force_immediate_exit = False
-    if vcpu.events.windows and engine.at_boundary and (window := windows.opened(vcpu)) is not None:
+    if vcpu.events.windows is not None and (window := _window(vcpu)) is not None:
         return window
 
     budget_ns = vcpu.host.guest_budget_ns()

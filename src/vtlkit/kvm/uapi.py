@@ -40,6 +40,7 @@ from vtlkit.kvm.statistics import VcpuStatistics
 from vtlkit.kvm.vcpu import Vcpu
 from vtlkit.kvm.vm import MAX_VCPUS, Vm
 from vtlkit.kvm.windows import Windows
+from vtlkit.kvm.windows import request as windows_request
 
 __all__ = [
     "ALL_VPS",
@@ -87,6 +88,7 @@ __all__ = [
     "set_cr4",
     "set_xcr0",
     "sparse_set",
+    "windows_request",
     "xcr0_allowed",
 ]
 

@@ -226,7 +226,7 @@ class Vcpu(VcpuTime):
             self.vm.ioapic.eoi(self.vcpu_id, vector)
 
     def wants_windows(self) -> bool:
-        return bool(self.events.windows)
+        return self.events.windows is not None
 
     def hv_auto_eoi(self, vector: int) -> bool:
         return self.hv.auto_eoi(vector)

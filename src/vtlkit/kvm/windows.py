@@ -31,19 +31,17 @@ class Windows:
     nmi: bool = False
     sints: int = 0
 
-    def __bool__(self) -> bool:
-        return self.interrupt or self.nmi or bool(self.sints)
+
+def request(windows: Windows) -> Windows | None:
+    """What `EventQueue.windows` holds: None if nothing is asked for, as a priority alone asks for nothing."""
+    return windows if windows.interrupt or windows.nmi or windows.sints else None
 
 
-NONE: Final = Windows()
-
-
-def opened(vcpu: Vcpu) -> IrqWindowOpen | None:
+def opened(vcpu: Vcpu, wanted: Windows) -> IrqWindowOpen | None:
     """Answer what can be answered; for the rest the engine exits when it may have become possible.
 
     The vCPU is between two instructions.
     """
-    wanted = vcpu.events.windows
     engine, synic = vcpu.engine, vcpu.hv.synic
     interrupt = nmi = False
     # An event that is on its way into the guest comes first.
@@ -60,7 +58,7 @@ def opened(vcpu: Vcpu) -> IrqWindowOpen | None:
     sints = sum(1 << sint for sint in range(HV_SYNIC_SINT_COUNT) if wanted.sints >> sint & 1 and synic.has_room(sint))
     if not (interrupt or nmi or sints):
         return None
-    vcpu.events.windows = Windows(
-        wanted.interrupt and not interrupt, wanted.priority, wanted.nmi and not nmi, wanted.sints & ~sints
+    vcpu.events.windows = request(
+        Windows(wanted.interrupt and not interrupt, wanted.priority, wanted.nmi and not nmi, wanted.sints & ~sints)
     )
     return IrqWindowOpen(interrupt, nmi, sints)

@@ -112,7 +112,7 @@ def test_what_user_space_asked_for_is_forgotten_by_a_reset() -> None:
     machine.vcpu.events.windows = Windows(interrupt=True, nmi=True, sints=1)
     machine.vcpu.events.queue_interrupt(VECTOR)
     machine.vcpu.reset(init_event=True)
-    assert not machine.vcpu.events.windows
+    assert not machine.vcpu.wants_windows()
     assert machine.vcpu.events.external is None
 
 

@@ -27,7 +27,7 @@ from vtlkit.hvdef.register_values import (
 )
 from vtlkit.hvdef.status import HvStatus
 from vtlkit.hvdef.vsm import HvVtlEntryReason
-from vtlkit.kvm.uapi import IrqWindowOpen, Vcpu, Windows
+from vtlkit.kvm.uapi import IrqWindowOpen, Vcpu, Windows, windows_request
 from vtlkit.vmm.vsm import intercepts
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ _PARTITION_ID: Final = 1
 def read(_vp: Vp, _level: int, vcpu: Vcpu) -> int:
     """The notifications that have not been given yet."""
     windows = vcpu.events.windows
+    if windows is None:
+        return 0
     return (
         HV_DELIVERABILITY_NMI_NOTIFICATION.make(windows.nmi)
         | HV_DELIVERABILITY_INTERRUPT_NOTIFICATION.make(windows.interrupt)
@@ -62,11 +64,13 @@ def write(asker: int, vp: Vp, level: int, vcpu: Vcpu, value: int) -> HvStatus:
     if value & ~_KNOWN:
         return HvStatus.INVALID_REGISTER_VALUE
     vp.notified[level] = asker
-    vcpu.events.windows = Windows(
-        interrupt=bool(HV_DELIVERABILITY_INTERRUPT_NOTIFICATION.get(value)),
-        priority=HV_DELIVERABILITY_INTERRUPT_PRIORITY.get(value),
-        nmi=bool(HV_DELIVERABILITY_NMI_NOTIFICATION.get(value)),
-        sints=HV_DELIVERABILITY_SINTS.get(value),
+    vcpu.events.windows = windows_request(
+        Windows(
+            interrupt=bool(HV_DELIVERABILITY_INTERRUPT_NOTIFICATION.get(value)),
+            priority=HV_DELIVERABILITY_INTERRUPT_PRIORITY.get(value),
+            nmi=bool(HV_DELIVERABILITY_NMI_NOTIFICATION.get(value)),
+            sints=HV_DELIVERABILITY_SINTS.get(value),
+        )
     )
     return HvStatus.SUCCESS
 

@@ -363,6 +363,23 @@ def test_information_registers_are_the_cpuid_leaves() -> None:
 
 
 @pytest.mark.tlfs("hypercalls.registers-synthetic")
+def test_frequencies_are_in_khz() -> None:
+    seen: list[Any] = []
+
+    def vtl0(guest: Guest) -> Script:
+        for name, index in (
+            (Name.HvRegisterProcessorClockFrequency, hv_msrs.HV_X64_MSR_TSC_FREQUENCY),
+            (Name.HvRegisterInterruptClockFrequency, hv_msrs.HV_X64_MSR_APIC_FREQUENCY),
+        ):
+            _, value = yield from guest.get(name)
+            seen.append(value * 1000 == (yield from guest.rdmsr(index)) != 0)
+        yield from guest.end()
+
+    run_guests({(0, 0): vtl0})
+    assert seen == [True, True]
+
+
+@pytest.mark.tlfs("hypercalls.registers-synthetic")
 def test_what_another_processor_is_doing() -> None:
     """Waiting for its start, halted, running: HvRegisterInternalActivityState."""
     seen: list[Any] = []

@@ -19,7 +19,7 @@ from vtlkit.hvdef.register_values import (
 from vtlkit.hvdef.registers import HvRegisterName as Name
 from vtlkit.hvdef.status import HvStatus
 from vtlkit.kvm.uapi import MpState, Vcpu
-from vtlkit.vmm.vsm.registers.msrs import read_only, writable
+from vtlkit.vmm.vsm.registers.msrs import read_only, reader, writable
 from vtlkit.vmm.vsm.registers.table import U64, Register, Scope, Set, write_only
 
 if TYPE_CHECKING:
@@ -59,6 +59,17 @@ def _information(leaf: int) -> Register:
     return Register(read, None, Scope.PARTITION)
 
 
+def _khz(index: int) -> Register:
+    """A frequency MSR, which is in Hz, as the register of HV_REGISTER_NAME, which is in kHz."""
+    hertz = reader(index)
+
+    def read(vp: Vp, level: int, vcpu: Vcpu) -> int | HvStatus:
+        value = hertz(vp, level, vcpu)
+        return value if isinstance(value, HvStatus) else value // 1000
+
+    return Register(read)
+
+
 def _vp_index(vp: Vp, _level: int, _vcpu: Vcpu) -> int:
     return vp.index
 
@@ -93,8 +104,8 @@ REGISTERS: Final[Mapping[int, Register]] = {
     Name.HvRegisterVpRuntime: read_only(msrs.HV_X64_MSR_VP_RUNTIME, Scope.VP),
     Name.HvRegisterTimeRefCount: read_only(msrs.HV_X64_MSR_TIME_REF_COUNT),
     Name.HvRegisterReferenceTsc: writable(msrs.HV_X64_MSR_REFERENCE_TSC),
-    Name.HvRegisterProcessorClockFrequency: read_only(msrs.HV_X64_MSR_TSC_FREQUENCY),
-    Name.HvRegisterInterruptClockFrequency: read_only(msrs.HV_X64_MSR_APIC_FREQUENCY),
+    Name.HvRegisterProcessorClockFrequency: _khz(msrs.HV_X64_MSR_TSC_FREQUENCY),
+    Name.HvRegisterInterruptClockFrequency: _khz(msrs.HV_X64_MSR_APIC_FREQUENCY),
     Name.HvRegisterGuestIdle: read_only(msrs.HV_X64_MSR_GUEST_IDLE),
     **{
         Name(Name.HvRegisterGuestCrashP0 + number): writable(msrs.HV_X64_MSR_CRASH_P0 + number)
