@@ -15,7 +15,7 @@ from vtlkit.engine.unicorn import UnicornFactory
 from vtlkit.host.sim import Simulator
 from vtlkit.hvdef.registers import HvRegisterName as Name
 from vtlkit.hvdef.status import HvStatus
-from vtlkit.kvm.uapi import Kvm, KvmRun, MemoryRegion, Vcpu
+from vtlkit.kvm.uapi import HvFeatures, Kvm, KvmRun, MemoryRegion, Vcpu
 from vtlkit.vmm.vsm import vp_registers
 from vtlkit.vmm.vsm.partition import Partition
 from vtlkit.vmm.vsm.registers.unavailable import UNAVAILABLE
@@ -52,7 +52,7 @@ class Bare:
             [MemoryRegion(0, 0, 0x100000, RamBlock(0x100000), 0)],
             cpus=1,
             vtls=2,
-            hyperv=True,
+            hyperv=HvFeatures(),
             supervisor=self,
         )
         self.vp = self.partition.vps[0]
@@ -149,7 +149,7 @@ def kept(name: int, value: int) -> int | None:
         return value & CR0_VALID | CR0_ET
     if name in (Name.HvX64RegisterIdtr, Name.HvX64RegisterGdtr):
         return value & ~((1 << 48) - 1)
-    if name in (Name.HvX64RegisterApicIcr, Name.HvX64RegisterSyntheticIcr):
+    if name == Name.HvX64RegisterApicIcr:
         return value & ~(1 << 12)
     if name == Name.HvRegisterPendingInterruption:
         return value if value & 1 else 0
@@ -164,6 +164,7 @@ DERIVED = {
     # Bits that cannot be changed, or depend on the APIC's mode.
     Name.HvX64RegisterMsrIa32MiscEnable,
     Name.HvX64RegisterTscDeadline,
+    Name.HvX64RegisterSyntheticIcr,
     *(name for name in Name if name.name.startswith("HvX64RegisterApicLvt")),
     # Commands.
     Name.HvRegisterGuestCrashCtl,

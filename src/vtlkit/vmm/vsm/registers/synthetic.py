@@ -111,6 +111,7 @@ REGISTERS: Final[Mapping[int, Register]] = {
         Name(Name.HvRegisterGuestCrashP0 + number): writable(msrs.HV_X64_MSR_CRASH_P0 + number)
         for number in _CRASH_PARAMETERS
     },
+    Name.HvRegisterDebugDeviceOptions: writable(msrs.HV_X64_MSR_DEBUG_DEVICE_OPTIONS),
     Name.HvRegisterGuestCrashCtl: writable(msrs.HV_X64_MSR_CRASH_CTL),
     # The local APIC's, by MSR: they need it to be enabled.
     Name.HvX64RegisterSyntheticEoi: Register(write_only, _command(msrs.HV_X64_MSR_EOI)),

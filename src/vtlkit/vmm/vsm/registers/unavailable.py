@@ -42,7 +42,6 @@ _NOT_OF_THIS_HYPERVISOR: Final = (
     Name.HvRegisterExplicitSuspend,
     Name.HvRegisterInterceptSuspend,
     Name.HvRegisterDispatchSuspend,
-    Name.HvRegisterDebugDeviceOptions,
     Name.HvRegisterMemoryZeroingControl,
     Name.HvRegisterStatsPartitionRetail,
     Name.HvRegisterStatsVpRetail,
