@@ -165,7 +165,7 @@ static void bench_cpuidall(u64 n)
             halt_until_interrupt();
 }
 
-void vtl1_main(struct vp *vp)
+static void vtl1_main(struct vp *vp)
 {
     hv_enable_hypercall_page(hypercall_pages[1]);
     hv_use_hypercall_page(vp, hypercall_pages[1]);
@@ -184,6 +184,7 @@ static void bench_vtlcall(u64 n)
     hv_use_hypercall_page(vps, hypercall_pages[0]);
     hv_learn_vtl_switch(vps, hypercall_pages[0]);
     vp_init(&vtl1_vp, 1, 0, 0);
+    vtl1_vp.main = vtl1_main;
     hv_enable_partition_vtl(1);
     hv_enable_vp_vtl(&vtl1_vp, &boot_tables);
     vtl_call(0, 0, 0, &unused);

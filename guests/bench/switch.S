@@ -11,7 +11,7 @@ bench_vtl_calls:
     push %rbx
     mov %rdi, %rbx
 1:  xor %ecx, %ecx
-    call *%gs:VP_VTL_SWITCH
+    call *%gs:VP_VTL_CALL
     dec %rbx
     jnz 1b
     pop %rbx
@@ -20,6 +20,6 @@ bench_vtl_calls:
     .globl bench_vtl_returns
 bench_vtl_returns:
 1:  mov $1, %ecx
-    call *%gs:VP_VTL_SWITCH
+    call *%gs:VP_VTL_RETURN
     jmp 1b
     .section .note.GNU-stack, "", @progbits

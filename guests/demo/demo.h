@@ -27,6 +27,9 @@ extern struct vp vtl1_vps[MAX_VPS];
 extern struct page_tables vtl1_tables;
 extern u64 vtl1_key[PAGE_SIZE / sizeof(u64)];
 
+/* The first code of VTL1 on each VP. */
+void vtl1_main(struct vp *vp) __attribute__((noreturn));
+
 /* Set by VTL0 before VTL1 exists; VTL1 reads it once, while it starts on VP 0. */
 extern u32 vp_count;
 

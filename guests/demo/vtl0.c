@@ -64,6 +64,7 @@ static void enable_vtl1(void)
 
     paging_build(&vtl1_tables);
     vp_init(&vtl1_vps[0], 1, 0, vps[0].apic_id);
+    vtl1_vps[0].main = vtl1_main;
     hv_enable_partition_vtl(1);
     hv_enable_vp_vtl(&vtl1_vps[0], &vtl1_tables);
     say("VTL1 enabled on the partition and on VP0; calling it");

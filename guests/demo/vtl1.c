@@ -42,8 +42,8 @@ static void protect_partition(void)
     hv_set_register(HV_INPUT_VTL_CURRENT, HvRegisterVsmPartitionConfig, config);
     if (!(hv_get_register(HvRegisterVsmPartitionConfig) & HV_VSM_PARTITION_CONFIG_ENABLE_VTL_PROTECTION))
         fail("protection does not stay enabled");
-    hv_protect_pages((u64)private_start, pages, HV_MAP_GPA_NONE);
-    hv_protect_pages((u64)code_start, code, HV_MAP_GPA_READ_EXECUTE);
+    hv_protect_pages(HV_INPUT_VTL(0), (u64)private_start, pages, HV_MAP_GPA_NONE);
+    hv_protect_pages(HV_INPUT_VTL(0), (u64)code_start, code, HV_MAP_GPA_READ_EXECUTE);
     say("protection on: %lu pages are mine alone, %lu pages of code are read-only for VTL0", pages, code);
 }
 
@@ -54,6 +54,7 @@ static void enable_other_vps(const struct vp *vp)
     /* Once VTL1 exists VTL0 may enable it on no other VP, so that every VP starts VTL1 in a context that VTL1 chose. */
     for (u32 i = 1; i < count && i < MAX_VPS; i++) {
         vp_init(&vtl1_vps[i], vp->vtl, i, vps[i].apic_id);
+        vtl1_vps[i].main = vtl1_main;
         hv_enable_vp_vtl(&vtl1_vps[i], &vtl1_tables);
         say("VTL1 enabled on VP%u", i);
     }
@@ -102,7 +103,7 @@ static enum status close_page(u64 gpa)
 
     if (gpa % PAGE_SIZE || mine || code)
         return STATUS_REFUSED;
-    hv_protect_pages(gpa, 1, HV_MAP_GPA_NONE);
+    hv_protect_pages(HV_INPUT_VTL(0), gpa, 1, HV_MAP_GPA_NONE);
     closed_page = gpa;
     say("took all access to GPA 0x%lx away from VTL0", gpa);
     return STATUS_OK;
@@ -163,7 +164,7 @@ static void handle_intercept(struct vp *vp)
     say("intercept on SINT0: VP%u of VTL%u %s GPA 0x%lx at RIP 0x%lx", m->vp_index,
         HV_EXECUTION_STATE_VTL(m->execution_state), verbs[m->access], m->gpa, m->rip);
     if (allowed) {
-        hv_protect_pages(closed_page, 1, HV_MAP_GPA_ALL);
+        hv_protect_pages(HV_INPUT_VTL(0), closed_page, 1, HV_MAP_GPA_ALL);
         closed_page = 0;
         say("allowed: access restored");
     } else {

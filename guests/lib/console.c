@@ -1,5 +1,3 @@
-#include <stdarg.h>
-
 #include "console.h"
 #include "cpu.h"
 #include "platform.h"
@@ -106,21 +104,28 @@ static void write_line(const struct line *line)
     }
 }
 
-void say(const char *format, ...)
+void say_after(const char *before, const char *format, va_list arguments)
 {
     struct line line = {.length = 0};
-    va_list arguments;
 
     prefix(&line);
-    va_start(arguments, format);
+    put_string(&line, before);
     format_line(&line, format, arguments);
-    va_end(arguments);
 
     while (__atomic_exchange_n(&lock, 1, __ATOMIC_ACQUIRE))
         while (lock)
             cpu_relax();
     write_line(&line);
     __atomic_store_n(&lock, 0, __ATOMIC_RELEASE);
+}
+
+void say(const char *format, ...)
+{
+    va_list arguments;
+
+    va_start(arguments, format);
+    say_after("", format, arguments);
+    va_end(arguments);
 }
 
 void fail(const char *format, ...)

@@ -13,6 +13,10 @@
 #define VECTOR_GENERAL_PROTECTION 13
 #define FIRST_INTERRUPT_VECTOR 32
 
+#define VECTOR_UNDEFINED 6
+#define VECTOR_PAGE_FAULT 14
+#define NO_EXCEPTION 0xffffffff
+
 struct interrupt_frame {
     u64 r15, r14, r13, r12, r11, r10, r9, r8, rdi, rsi, rbp, rbx, rdx, rcx, rax;
     u64 vector, error_code;
@@ -64,6 +68,11 @@ void halt_forever(void) __attribute__((noreturn));
 
 void vp_init(struct vp *vp, u32 vtl, u32 index, u32 apic_id);
 void vp_load(struct vp *vp);
+
+/* Run f(a), in trap_user at CPL 3: the vector of the exception that ended it (see vp->trapped), or NO_EXCEPTION. Not nested. */
+u32 trap(void (*f)(void *), void *a);
+u32 trap_user(void (*f)(void *), void *a);
+void trap_landing(void);
 
 u64 try_read(const volatile u64 *address, u64 *value);
 u64 try_write(volatile u64 *address, u64 value);

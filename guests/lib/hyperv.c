@@ -8,9 +8,6 @@
 /* Open source OS, no vendor of the list: only that it is not zero matters. */
 #define GUEST_OS_ID 0x8f00000000000001
 
-#define REPS(n) ((u64)(n) << 32)
-#define RESULT_STATUS(result) ((u16)(result))
-#define RESULT_REPS(result) ((u32)((result) >> 32 & 0xfff))
 #define MAX_PAGES_A_CALL 128
 
 #define VTL_CALL_OFFSET(offsets) ((offsets) & 0xfff)
@@ -25,13 +22,6 @@
 #define CR0_PROTECTED_PAGING 0x80010033 /* PG WP NE ET MP PE */
 #define CR4_PAE 0x20
 #define PAT_RESET 0x0007040600070406
-
-struct target {
-    u64 partition;
-    u32 vp_index;
-    u8 vtl;
-    u8 reserved[3];
-};
 
 const char *hv_why_no_vsm(void)
 {
@@ -61,24 +51,23 @@ void hv_learn_vtl_switch(struct vp *vp, void *page)
 {
     u64 offsets = hv_get_register(HvRegisterVsmCodePageOffsets);
 
-    vp->vtl_switch = (u64)page + (vp->vtl ? VTL_RETURN_OFFSET(offsets) : VTL_CALL_OFFSET(offsets));
+    vp->vtl_call = (u64)page + VTL_CALL_OFFSET(offsets);
+    vp->vtl_return = (u64)page + VTL_RETURN_OFFSET(offsets);
 }
 
-static void hypercall(const char *name, u64 code, u32 reps)
+u64 hv_hypercall(u64 control, u64 input, u64 output)
 {
-    struct vp *vp = this_vp();
-    u64 result, control = code | REPS(reps), input = (u64)vp->hypercall_input;
-    register u64 output asm("r8") = (u64)vp->hypercall_output;
+    u64 result;
+    register u64 r8 asm("r8") = output;
 
     asm volatile("call *%4"
-                 : "=a"(result), "+c"(control), "+d"(input), "+r"(output)
-                 : "m"(vp->hypercall)
+                 : "=a"(result), "+c"(control), "+d"(input), "+r"(r8)
+                 : "m"(this_vp()->hypercall)
                  : "r9", "r10", "r11", "memory", "cc");
-    if (RESULT_STATUS(result) || RESULT_REPS(result) != reps)
-        fail("%s: status 0x%x, %u of %u reps", name, RESULT_STATUS(result), RESULT_REPS(result), reps);
+    return result;
 }
 
-static void *input_page(void)
+void *hv_input(void)
 {
     u8 *page = this_vp()->hypercall_input;
 
@@ -87,33 +76,72 @@ static void *input_page(void)
     return page;
 }
 
-u64 hv_get_register(u32 name)
-{
-    struct {
-        struct target target;
-        u32 name;
-    } *input = input_page();
-    const u64 *output = (const u64 *)this_vp()->hypercall_output;
+void *hv_output(void) { return this_vp()->hypercall_output; }
 
-    input->target = (struct target){HV_PARTITION_ID_SELF, HV_VP_INDEX_SELF, HV_INPUT_VTL_CURRENT, {0}};
-    input->name = name;
-    hypercall("HvCallGetVpRegisters", HvCallGetVpRegisters, 1);
-    return output[0];
+u64 hv_call(u64 control)
+{
+    struct vp *vp = this_vp();
+
+    return hv_hypercall(control, (u64)vp->hypercall_input, (u64)vp->hypercall_output);
 }
 
-void hv_set_register(u8 input_vtl, u32 name, u64 value)
+static void hypercall(const char *name, u64 code, u32 reps)
+{
+    u64 result = hv_call(code | HV_REPS(reps));
+
+    if (HV_STATUS(result) || HV_REPS_DONE(result) != reps)
+        fail("%s: status 0x%x, %u of %u reps", name, HV_STATUS(result), HV_REPS_DONE(result), reps);
+}
+
+u16 hv_try_get_register(u32 vp_index, u8 input_vtl, u32 name, u64 *value)
 {
     struct {
-        struct target target;
+        struct hv_target target;
+        u32 name;
+    } *input = hv_input();
+    const u64 *output = hv_output();
+
+    input->target = (struct hv_target){HV_PARTITION_ID_SELF, vp_index, input_vtl, {0}};
+    input->name = name;
+    u16 status = HV_STATUS(hv_call(HvCallGetVpRegisters | HV_REPS(1)));
+    if (!status)
+        *value = output[0];
+    return status;
+}
+
+u16 hv_try_set_register(u32 vp_index, u8 input_vtl, u32 name, u64 value)
+{
+    struct {
+        struct hv_target target;
         u32 name;
         u32 reserved[3];
         u64 value[2];
-    } *input = input_page();
+    } *input = hv_input();
 
-    input->target = (struct target){HV_PARTITION_ID_SELF, HV_VP_INDEX_SELF, input_vtl, {0}};
+    input->target = (struct hv_target){HV_PARTITION_ID_SELF, vp_index, input_vtl, {0}};
     input->name = name;
     input->value[0] = value;
-    hypercall("HvCallSetVpRegisters", HvCallSetVpRegisters, 1);
+    return HV_STATUS(hv_call(HvCallSetVpRegisters | HV_REPS(1)));
+}
+
+u64 hv_get_register_of(u8 input_vtl, u32 name)
+{
+    u64 value = 0;
+    u16 status = hv_try_get_register(HV_VP_INDEX_SELF, input_vtl, name, &value);
+
+    if (status)
+        fail("HvCallGetVpRegisters 0x%x: status 0x%x", name, status);
+    return value;
+}
+
+u64 hv_get_register(u32 name) { return hv_get_register_of(HV_INPUT_VTL_CURRENT, name); }
+
+void hv_set_register(u8 input_vtl, u32 name, u64 value)
+{
+    u16 status = hv_try_set_register(HV_VP_INDEX_SELF, input_vtl, name, value);
+
+    if (status)
+        fail("HvCallSetVpRegisters 0x%x: status 0x%x", name, status);
 }
 
 void hv_enable_partition_vtl(u8 vtl)
@@ -123,42 +151,52 @@ void hv_enable_partition_vtl(u8 vtl)
         u8 vtl;
         u8 flags;
         u8 reserved[6];
-    } *input = input_page();
+    } *input = hv_input();
 
     input->partition = HV_PARTITION_ID_SELF;
     input->vtl = vtl;
     hypercall("HvCallEnablePartitionVtl", HvCallEnablePartitionVtl, 0);
 }
 
-void hv_enable_vp_vtl(struct vp *target, struct page_tables *tables)
+void hv_initial_context(struct hv_initial_vp_context *c, struct vp *target, struct page_tables *tables)
 {
     const struct hv_segment_register data = {0, 0xffffffff, SELECTOR_DATA, SEGMENT_DATA};
-    struct {
-        struct target target;
-        struct hv_initial_vp_context context;
-    } *input = input_page();
-    struct hv_initial_vp_context *c = &input->context;
 
-    input->target = (struct target){HV_PARTITION_ID_SELF, target->index, (u8)target->vtl, {0}};
-    c->rip = (u64)vtl1_entry;
-    c->rsp = vp_stack_top(target);
-    c->rflags = RFLAGS_FIXED;
-    c->cs = (struct hv_segment_register){0, 0xffffffff, SELECTOR_CODE64, SEGMENT_CODE64};
-    c->ds = c->es = c->fs = c->gs = c->ss = data;
-    c->gs.base = (u64)target;
-    c->tr = (struct hv_segment_register){(u64)&target->tss, sizeof target->tss - 1, SELECTOR_TSS, SEGMENT_TSS_BUSY};
-    c->ldtr = (struct hv_segment_register){0, 0xffff, 0, SEGMENT_LDT};
-    c->idtr = (struct hv_table_register){{0}, sizeof target->idt - 1, (u64)target->idt};
-    c->gdtr = (struct hv_table_register){{0}, sizeof target->gdt - 1, (u64)target->gdt};
-    c->efer = EFER_LME_LMA;
-    c->cr0 = CR0_PROTECTED_PAGING;
-    c->cr3 = (u64)tables;
-    c->cr4 = CR4_PAE;
-    c->pat = PAT_RESET;
+    *c = (struct hv_initial_vp_context){
+        .rip = (u64)vtl_entry,
+        .rsp = vp_stack_top(target),
+        .rflags = RFLAGS_FIXED,
+        .cs = {0, 0xffffffff, SELECTOR_CODE64, SEGMENT_CODE64},
+        .ds = data,
+        .es = data,
+        .fs = data,
+        .gs = {(u64)target, 0xffffffff, SELECTOR_DATA, SEGMENT_DATA},
+        .ss = data,
+        .tr = {(u64)&target->tss, sizeof target->tss - 1, SELECTOR_TSS, SEGMENT_TSS_BUSY},
+        .ldtr = {0, 0xffff, 0, SEGMENT_LDT},
+        .idtr = {{0}, sizeof target->idt - 1, (u64)target->idt},
+        .gdtr = {{0}, sizeof target->gdt - 1, (u64)target->gdt},
+        .efer = EFER_LME_LMA,
+        .cr0 = CR0_PROTECTED_PAGING,
+        .cr3 = (u64)tables,
+        .cr4 = CR4_PAE,
+        .pat = PAT_RESET,
+    };
+}
+
+void hv_enable_vp_vtl(struct vp *target, struct page_tables *tables)
+{
+    struct {
+        struct hv_target target;
+        struct hv_initial_vp_context context;
+    } *input = hv_input();
+
+    input->target = (struct hv_target){HV_PARTITION_ID_SELF, target->index, (u8)target->vtl, {0}};
+    hv_initial_context(&input->context, target, tables);
     hypercall("HvCallEnableVpVtl", HvCallEnableVpVtl, 0);
 }
 
-void hv_protect_pages(u64 gpa, u64 count, u32 flags)
+void hv_protect_pages(u8 input_vtl, u64 gpa, u64 count, u32 flags)
 {
     while (count) {
         struct {
@@ -167,12 +205,12 @@ void hv_protect_pages(u64 gpa, u64 count, u32 flags)
             u8 vtl;
             u8 reserved[3];
             u64 pages[];
-        } *input = input_page();
+        } *input = hv_input();
         u32 reps = count < MAX_PAGES_A_CALL ? (u32)count : MAX_PAGES_A_CALL;
 
         input->partition = HV_PARTITION_ID_SELF;
         input->flags = flags;
-        input->vtl = HV_INPUT_VTL(0);
+        input->vtl = input_vtl;
         for (u32 i = 0; i < reps; i++)
             input->pages[i] = gpa / PAGE_SIZE + i;
         hypercall("HvCallModifyVtlProtectionMask", HvCallModifyVtlProtectionMask, reps);

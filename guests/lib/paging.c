@@ -1,7 +1,6 @@
 #include "paging.h"
 
-#define PTE_PRESENT 0x01
-#define PTE_WRITE 0x02
+#define PTE_USER 0x04
 #define PTE_WRITE_THROUGH 0x08
 #define PTE_CACHE_DISABLE 0x10
 #define PTE_LARGE 0x80
@@ -24,4 +23,18 @@ void paging_build(struct page_tables *tables)
     for (u64 i = 0; i < 4; i++)
         tables->pdpt[i] = (u64)(tables->directory + 512 * i) | PTE_WRITE | PTE_PRESENT;
     tables->pml4[0] = (u64)tables->pdpt | PTE_WRITE | PTE_PRESENT;
+}
+
+void paging_permit_user(struct page_tables *tables)
+{
+    u64 *entries = (u64 *)tables;
+
+    for (u64 i = 0; i < sizeof *tables / sizeof *entries; i++)
+        if (entries[i] & PTE_PRESENT)
+            entries[i] |= PTE_USER;
+}
+
+void paging_map(struct page_tables *tables, u64 virtual_address, u64 physical_address, u64 flags)
+{
+    tables->low[virtual_address / PAGE_SIZE] = physical_address | flags;
 }

@@ -5,6 +5,8 @@
 #include "vp.h"
 
 #define PAGE_SIZE 4096
+#define PTE_PRESENT 0x01
+#define PTE_WRITE 0x02
 
 struct page_tables {
     u64 pml4[512];
@@ -16,5 +18,11 @@ struct page_tables {
 extern struct page_tables boot_tables;
 
 void paging_build(struct page_tables *tables);
+
+/* Makes all that is mapped accessible from CPL 3. The caller flushes. */
+void paging_permit_user(struct page_tables *tables);
+
+/* Maps one page below 2 MiB; `flags` as in a page table entry. The caller flushes. */
+void paging_map(struct page_tables *tables, u64 virtual_address, u64 physical_address, u64 flags);
 
 #endif

@@ -55,6 +55,51 @@ enter_c:
     add $16, %rsp
     iretq
 
+    .macro enter_trap
+    push %rbx
+    push %rbp
+    push %r12
+    push %r13
+    push %r14
+    push %r15
+    mov %rsp, %gs:VP_TRAP
+    mov %rdi, %rax
+    mov %rsi, %rdi
+    .endm
+
+/* See cpu.h. leave_trap comes to trap_landing with the stack of enter_trap and the answer in RAX. */
+    .globl trap, trap_user, trap_landing
+trap:
+    enter_trap
+    call *%rax
+    mov $-1, %eax
+trap_landing:
+    movq $0, %gs:VP_TRAP
+    pop %r15
+    pop %r14
+    pop %r13
+    pop %r12
+    pop %rbp
+    pop %rbx
+    ret
+
+/* The user's stack is the next KiB of ours; exceptions use what comes below it. */
+trap_user:
+    enter_trap
+    lea -1024(%rsp), %rcx
+    mov %rcx, %gs:VP_RSP0
+    lea -8(%rsp), %rcx
+    movq $user_done, (%rcx)
+    sub $2048, %rsp
+    push $SELECTOR_USER_DATA
+    push %rcx
+    pushf
+    push $SELECTOR_USER_CODE64
+    push %rax
+    iretq
+user_done:
+    int $VECTOR_USER_DONE
+
 /*
  * u64 try_read(const volatile u64 *address, u64 *value), u64 try_write(volatile u64 *address, u64 value): 0, or the RIP at
  * which the access took #GP. try_read_instruction and try_write_instruction name the accesses themselves.

@@ -7,18 +7,26 @@
 
 #define MAX_VPS 16
 
+#define VECTOR_USER_DONE 0x80
+
 #define SELECTOR_CODE32 0x08
 #define SELECTOR_DATA 0x10
 #define SELECTOR_CODE64 0x18
 #define SELECTOR_TSS 0x20
+#define SELECTOR_USER_DATA 0x33
+#define SELECTOR_USER_CODE64 0x3b
 
 #define VP_SELF 0
 #define VP_FIXUP 8
-#define VP_VTL_SWITCH 16
-#define VP_LOWER 24
+#define VP_VTL_CALL 16
+#define VP_VTL_RETURN 24
+#define VP_MAIN 32
+#define VP_TRAP 40
+#define VP_RSP0 52
+#define VP_LOWER 152
 
 #define VP_STACK_SIZE 8192
-#define VP_SIZE (8 * 4096)
+#define VP_SIZE (9 * 4096)
 
 #ifndef __ASSEMBLER__
 
@@ -65,11 +73,19 @@ struct idt_gate {
     u32 reserved;
 };
 
+/* What the last exception under `trap` or `trap_user` was. */
+struct trapped {
+    u64 error_code, rip, cr2;
+};
+
 struct vp {
     struct vp *self;
     u64 fixup;      /* where the next #GP goes on, with its RIP in RAX; 0: it is reported and ends the run */
-    u64 vtl_switch; /* in VTL0 the VTL call sequence of the hypercall page, in VTL1 the VTL return sequence */
-    struct shared_registers lower; /* VTL1 only: what VTL0 had in the shared registers when VTL1 was entered */
+    u64 vtl_call, vtl_return; /* the VTL switch sequences of the hypercall page of this VTL */
+    void (*main)(struct vp *vp); /* above VTL0: the first code of this VTL on this VP */
+    u64 trap;                    /* where `trap` or `trap_user` waits (an RSP); 0: exceptions are reported and end the run */
+    struct tss tss;
+    struct shared_registers lower; /* above VTL0: what the shared registers held when this VTL was entered */
 
     u32 index;
     u32 vtl;
@@ -83,20 +99,27 @@ struct vp {
     volatile bool message_arrived;
     struct hv_message message;
 
-    struct tss tss;
-    u64 gdt[6] __attribute__((aligned(16)));
+    struct trapped trapped;
+    volatile u32 interrupts[256]; /* how many of each vector `test.c` has counted */
+
+    u64 gdt[8] __attribute__((aligned(16)));
     struct idt_gate idt[256] __attribute__((aligned(4096)));
     u8 hypercall_input[2048] __attribute__((aligned(4096)));
     u8 hypercall_output[2048];
     u8 assist_page[4096];
     u8 message_page[4096];
+    u8 event_page[4096];
     u8 exception_stack[4096];
     u8 stack[VP_STACK_SIZE];
 } __attribute__((aligned(4096)));
 
 _Static_assert(offsetof(struct vp, self) == VP_SELF, "VP_SELF");
 _Static_assert(offsetof(struct vp, fixup) == VP_FIXUP, "VP_FIXUP");
-_Static_assert(offsetof(struct vp, vtl_switch) == VP_VTL_SWITCH, "VP_VTL_SWITCH");
+_Static_assert(offsetof(struct vp, vtl_call) == VP_VTL_CALL, "VP_VTL_CALL");
+_Static_assert(offsetof(struct vp, vtl_return) == VP_VTL_RETURN, "VP_VTL_RETURN");
+_Static_assert(offsetof(struct vp, main) == VP_MAIN, "VP_MAIN");
+_Static_assert(offsetof(struct vp, trap) == VP_TRAP, "VP_TRAP");
+_Static_assert(offsetof(struct vp, tss.rsp) == VP_RSP0, "VP_RSP0");
 _Static_assert(offsetof(struct vp, lower) == VP_LOWER, "VP_LOWER");
 _Static_assert(sizeof(struct vp) == VP_SIZE, "VP_SIZE");
 _Static_assert(sizeof(struct hv_message) == 256, "hv_message");

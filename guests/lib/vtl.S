@@ -24,7 +24,7 @@ vtl_call:
     mov %rdx, %rdi
     xor %eax, %eax
     xor %ecx, %ecx
-    call *%gs:VP_VTL_SWITCH
+    call *%gs:VP_VTL_CALL
     pop %rcx
     mov %rdx, (%rcx)
     mov %rbx, %rax
@@ -54,18 +54,18 @@ vtl_call:
     mov %r15, %gs:VP_LOWER + 120
     .endm
 
-/* Where the initial context of VTL1 points: the stack and GS base are ours, all general registers still are VTL0's. */
-    .globl vtl1_entry
-vtl1_entry:
+/* Where the initial context of a VTL points: the stack and GS base are its own, all general registers still the lower VTL's. */
+    .globl vtl_entry
+vtl_entry:
     save_lower
     cld
     mov %gs:VP_SELF, %rdi
-    call vtl1_main
+    call *%gs:VP_MAIN
     ud2
 
 /*
- * void vtl_return(u64 control): gives VTL0 its registers back and returns at the next entry into VTL1, with VTL0's registers
- * of that moment saved. RAX and RCX go by the VP assist page unless control has the fast return bit.
+ * void vtl_return(u64 control): gives the lower VTL its registers back and returns at the next entry into this one, with the
+ * lower VTL's registers of that moment saved. RAX and RCX go by the VP assist page unless control has the fast return bit.
  */
     .globl vtl_return
 vtl_return:
@@ -90,7 +90,7 @@ vtl_return:
     mov %gs:VP_LOWER + 104, %r13
     mov %gs:VP_LOWER + 112, %r14
     mov %gs:VP_LOWER + 120, %r15
-    call *%gs:VP_VTL_SWITCH
+    call *%gs:VP_VTL_RETURN
     save_lower
     cld
     pop %r15

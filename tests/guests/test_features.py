@@ -1,0 +1,61 @@
+"""The feature tests of guests/tests on the embedded engine: each says what it checks, and every line must be a PASS."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.guests import feature_images
+from vtlkit.engine.unicorn import UnicornFactory
+from vtlkit.host.sim import Simulator
+from vtlkit.vmm.machine import Machine, MachineConfig, Outcome
+from vtlkit.vmm.devices.debugexit import exit_status
+
+MEMORY: Final = 32 << 20
+VIRTUAL_TIMEOUT_NS: Final = 60_000_000_000
+LINE: Final = re.compile(r"\[VTL(\d+) VP(\d+)\] (.*)")
+SUMMARY: Final = re.compile(r"(\d+) checks, (\d+) failed")
+
+GUESTS: Final = [
+    pytest.param("vp_index", marks=pytest.mark.tlfs("msrs.vp-index")),
+]
+
+
+@pytest.fixture(scope="session")
+def images(request: pytest.FixtureRequest) -> Path:
+    if missing := feature_images.missing_tools():
+        pytest.skip(f"building the feature tests needs {' and '.join(missing)}")
+    assert request.config.cache is not None
+    return feature_images.build(request.config.cache.mkdir("feature-images"))
+
+
+def test_every_feature_test_is_listed() -> None:
+    assert [parameter.values[0] for parameter in GUESTS] == feature_images.names()
+
+
+@pytest.mark.parametrize("cpus", [1, 4])
+@pytest.mark.parametrize("name", GUESTS)
+def test_feature(images: Path, name: str, cpus: int) -> None:
+    console = bytearray()
+    engines = UnicornFactory()
+    host = Simulator()
+    try:
+        machine = Machine(MachineConfig(cpus=cpus, memory=MEMORY, vtls=16), host, engines, console.extend)
+        machine.load(images / f"{name}.elf")
+        result = machine.run(VIRTUAL_TIMEOUT_NS)
+    finally:
+        host.stop()
+        engines.close()
+    text = console.decode(errors="replace")
+    story = f"{result.message}\n{result.crash}\n{text}"
+    assert (result.outcome, result.status) == (Outcome.DEBUG_EXIT, exit_status(0)), story
+    lines = [match for line in text.splitlines() if (match := LINE.fullmatch(line))]
+    assert len(lines) == len(text.splitlines()), story
+    assert "FAIL" not in text, story
+    summary = SUMMARY.fullmatch(lines[-1][3])
+    assert summary, story
+    passed = sum(line[3].startswith("PASS: ") for line in lines)
+    assert passed == int(summary[1]) > 0, story
