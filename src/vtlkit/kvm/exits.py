@@ -62,6 +62,7 @@ def _window(vcpu: Vcpu, _exit: api.Exit) -> None:
 def _hlt(vcpu: Vcpu, exit_: api.Hlt) -> KvmRun | None:
     """`kvm_emulate_halt`."""
     vcpu.engine.skip(exit_.length)
+    vcpu.hv.idle = False
     vcpu.mp_state = MpState.HALTED
     return None
 
@@ -79,8 +80,8 @@ def _rdmsr(vcpu: Vcpu, exit_: api.Rdmsr) -> KvmRun | None:
     regs.rax, regs.rdx = value & _U32, value >> 32
     vcpu.engine.skip(exit_.length)
     if vcpu.hv.idle_requested:
-        # The guest reads the idle register to halt: it goes on at the next interrupt, whatever RFLAGS.IF says.
         vcpu.hv.idle_requested = False
+        vcpu.hv.idle = True
         vcpu.mp_state = MpState.HALTED
     return None
 

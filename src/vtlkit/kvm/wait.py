@@ -40,7 +40,8 @@ def has_events(vcpu: Vcpu) -> bool:
         return True
     if requests.test(Req.HV_STIMER):
         return True
-    return events.has_interrupt(vcpu) and vcpu.vendor.interrupt_allowed(vcpu)
+    idle = vcpu.hv.idle and vcpu.mp_state is MpState.HALTED
+    return events.has_interrupt(vcpu) and (idle or vcpu.vendor.interrupt_allowed(vcpu))
 
 
 def vcpu_runnable(vcpu: Vcpu) -> bool:
@@ -101,5 +102,6 @@ def wait_for_event(vcpu: Vcpu) -> bool:
         events.accept_apic_events(vcpu)
     if vcpu.mp_state is MpState.HALTED:
         vcpu.mp_state = MpState.RUNNABLE
+        vcpu.hv.idle = False
         vcpu.statistics.halt_wakeups += 1
     return True

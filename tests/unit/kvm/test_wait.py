@@ -139,6 +139,22 @@ def test_an_interrupt_that_cannot_be_taken_ends_no_halt(obstacle: Callable[[Mach
     assert not log
 
 
+@pytest.mark.parametrize("first_halt", [False, True])
+def test_the_idle_register_waits_for_an_interrupt_that_cannot_be_taken(first_halt: bool) -> None:
+    """HV_X64_MSR_GUEST_IDLE; a HLT after it is an ordinary one again."""
+    machine, log = halting(*([ops.Hlt()] if first_halt else []), ops.Out(DONE, 1, 0))
+    machine.vcpu.mp_state = MpState.HALTED
+    machine.vcpu.hv.idle = True
+    if first_halt:
+        with pytest.raises(Deadlock):
+            machine.run(machine.vcpu.run, lambda: interrupt(machine))
+        assert machine.vcpu.mp_state is MpState.HALTED
+    else:
+        machine.run(machine.vcpu.run, lambda: interrupt(machine))
+        assert machine.vcpu.mp_state is MpState.RUNNABLE
+    assert not log
+
+
 def test_a_blocked_nmi_ends_no_halt() -> None:
     machine, log = halting()
     machine.vcpu.mp_state = MpState.HALTED

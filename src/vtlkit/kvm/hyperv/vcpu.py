@@ -58,6 +58,7 @@ class HvVcpu:
         "enabled",
         "hv_vm",
         "hypercalls",
+        "idle",
         "idle_requested",
         "npiep",
         "privileges",
@@ -78,7 +79,9 @@ class HvVcpu:
         self.hypercalls = 0
         """Statistic: hypercalls executed."""
         self.idle_requested = False
-        """The guest read HV_X64_MSR_GUEST_IDLE: the run loop clears this and blocks until an interrupt is pending."""
+        """The guest read HV_X64_MSR_GUEST_IDLE: its exit clears this and halts the vCPU."""
+        self.idle = False
+        """The vCPU, if it is halted, halted so: the next interrupt ends it, whatever RFLAGS.IF says."""
         self.npiep = 0
         """HV_X64_MSR_NPIEP_CONFIG: HV_NPIEP_* of what is #GP at CPL > 0."""
         self.runtime_ns = 0
@@ -196,7 +199,7 @@ class HvVcpu:
         """RESET; INIT leaves synthetic state alone. May block. The caller updates intercepts."""
         if init_event:
             return
-        self.idle_requested = False
+        self.idle_requested = self.idle = False
         self.npiep = 0
         self.synic.reset()
         self.assist.reset()
