@@ -7,6 +7,7 @@
 #define PIC1_MASK 0x21
 #define PIC2_MASK 0xa1
 #define EXIT_PORT 0xf4
+#define SCRATCH_PORT 0xe0
 #define FW_CFG_SELECTOR 0x510
 #define FW_CFG_DATA 0x511
 #define FW_CFG_SIGNATURE 0
@@ -172,6 +173,10 @@ void mask_legacy_interrupts(void)
     outb(PIC1_MASK, 0xff);
     outb(PIC2_MASK, 0xff);
 }
+
+u8 platform_read_scratch(void) { return inb(SCRATCH_PORT); }
+
+void platform_write_scratch(u8 value) { outb(SCRATCH_PORT, value); }
 
 void exit_with(u8 value)
 {

@@ -15,6 +15,10 @@ u32 processors(u32 apic_ids[MAX_VPS]);
 /* Masks the legacy interrupt controllers: firmware leaves the timer on, with the vector of the double fault. */
 void mask_legacy_interrupts(void);
 
+/* A byte that survives a reset of the machine: a port of the test device. */
+u8 platform_read_scratch(void);
+void platform_write_scratch(u8 value);
+
 void exit_with(u8 value) __attribute__((noreturn));
 void power_off(void) __attribute__((noreturn));
 

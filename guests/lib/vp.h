@@ -38,6 +38,7 @@ typedef uint8_t u8;
 typedef uint16_t u16;
 typedef uint32_t u32;
 typedef uint64_t u64;
+typedef int64_t i64;
 
 /* The general registers in the order of their encoding; RSP is private to a VTL and its place stays unused. */
 struct shared_registers {

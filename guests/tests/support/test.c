@@ -27,9 +27,11 @@ void report_equal(u64 found, u64 expected, const char *what)
         report(false, "%s: 0x%lx, not 0x%lx", what, found, expected);
 }
 
+void summary(void) { say("%u checks, %u failed", checks, failures); }
+
 void finish(void)
 {
-    say("%u checks, %u failed", checks, failures);
+    summary();
     exit_with(failures || !checks);
 }
 
@@ -65,6 +67,14 @@ bool wait_interrupts(struct vp *vp, u8 vector, u32 count)
         cpu_relax();
     interrupts_off();
     return vp->interrupts[vector] >= count;
+}
+
+void let_interrupts_in(void)
+{
+    interrupts_on();
+    for (u32 i = 0; i < SPINS_FOR_NOTHING; i++)
+        cpu_relax();
+    interrupts_off();
 }
 
 void guest_main(void)

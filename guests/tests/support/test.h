@@ -11,7 +11,8 @@
 #include "smp.h"
 
 #define ALIGNED_PAGE __attribute__((aligned(PAGE_SIZE)))
-#define SPINS_FOR_EVENT 2000000
+#define SPINS_FOR_EVENT 20000
+#define SPINS_FOR_NOTHING 200
 
 extern u32 vp_count;
 extern u8 hypercall_page[PAGE_SIZE];
@@ -25,13 +26,16 @@ void report(bool ok, const char *format, ...) __attribute__((format(printf, 2, 3
 /* The same, with both values where they differ. */
 void report_equal(u64 found, u64 expected, const char *what);
 
-/* Says how many checks there were and ends the run by the exit port: with 0 if none failed, else with 1. */
+/* Says how many checks there were. */
+void summary(void);
+
+/* The same, and ends the run by the exit port: with 0 if none failed, else with 1. */
 void finish(void) __attribute__((noreturn));
 
 /* Runs `work` on every VP in turn, VP 0 included. */
 void on_each_vp(void (*work)(struct vp *vp));
 
-/* Has the VP sit in HLT with interrupts on, or spin there, while others work; `released` ends it. */
+/* Has another VP do `work` while VP 0 goes on; waits for its end. */
 void start_work(u32 index, void (*work)(struct vp *vp));
 void wait_for_work(u32 index);
 
@@ -40,6 +44,9 @@ void count_interrupt(struct vp *vp, u8 vector);
 
 /* Turns interrupts on until vp->interrupts[vector] is at least `count` (or for a while); whether it is. */
 bool wait_interrupts(struct vp *vp, u8 vector, u32 count);
+
+/* Lets in what is pending; to be called where nothing should be. */
+void let_interrupts_in(void);
 
 static inline void fill(void *page, u8 value, u64 size)
 {
