@@ -1,4 +1,4 @@
-"""Builds the feature tests of guests/tests with the machine's compiler, once for all workers and as long as nothing changes."""
+"""Builds the feature tests of guests/tests with the compiler of this machine, once for all workers."""
 
 from __future__ import annotations
 

@@ -37,12 +37,19 @@ class Run:
             self.lines.append((int(match[1]), int(match[2]), match[3]))
 
 
-def run_on(host: RunnableHost, config: MachineConfig, *, realtime: bool = False, timeout_ns: int | None = None) -> Run:
+def run_on(
+    host: RunnableHost,
+    config: MachineConfig,
+    *,
+    image: str = "demo",
+    realtime: bool = False,
+    timeout_ns: int | None = None,
+) -> Run:
     console = bytearray()
     engines = UnicornFactory(counting=not realtime, threaded=realtime)
     try:
         machine = Machine(config, host, engines, console.extend)
-        machine.load(guests.path("demo"))
+        machine.load(guests.path(image))
         return Run(machine.run(timeout_ns), console.decode())
     finally:
         engines.close()

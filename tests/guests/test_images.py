@@ -44,7 +44,7 @@ def _segments(image: bytes) -> Iterator[tuple[int, int, bytes, int, int]]:
 
 
 def test_names_and_paths() -> None:
-    assert guests.names() == ("bench", "demo")
+    assert guests.names() == ("bench", "demo", "vtls3")
     for name in guests.names():
         assert guests.path(name).is_file()
     with pytest.raises(KeyError, match="no guest image 'nonesuch'"):

@@ -31,7 +31,7 @@ def test_info_as_json() -> None:
     data = json.loads(done.console)
     assert data["versions"]["vtlkit"] == vtlkit.__version__
     assert {engine["name"]: engine["usable"] for engine in data["engines"]} == {"unicorn": True, "kvm": False}
-    assert sorted(data["guests"]) == ["bench", "demo"]
+    assert sorted(data["guests"]) == ["bench", "demo", "vtls3"]
     assert all(Path(path).is_file() for path in data["guests"].values())
     assert data["host"]["cores"] >= 1
     assert data["hv"]["hv-avic"].endswith("(not in all)")

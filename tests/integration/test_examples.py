@@ -13,6 +13,11 @@ from tests.integration import cli_rig
 EXAMPLES = Path(__file__).parents[2] / "examples"
 EXPECTED = {
     "run_guest.py": ["[VTL0 VP0] done", "power-off: the guest powered off", "VTL switches"],
+    "three_vtls.py": [
+        "VTL2 VP1: intercept: VTL1 executes",
+        "VTL2 VP0: audit: 6 tags attested; attempts of VTL1: 2, of VTL0: 1",
+        "lines said by VTL0: 15, by VTL1: 16, by VTL2: 14",
+    ],
     "compare_seeds.py": ["seed 1: power-off", "the same again: True", " different runs"],
 }
 
