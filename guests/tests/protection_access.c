@@ -5,8 +5,15 @@ static u8 page[PAGE_SIZE] ALIGNED_PAGE;
 static struct hv_memory_intercept seen;
 static u32 messages;
 static u64 registers_at_entry[16];
+static struct hv_message seen_header;
+static bool proxy;
+
+#define CACHE_WRITE_BACK 6
+#define EXECUTION_STATE_KNOWN 0x1fff
+#define FLAGS_CARRY_SIGN 0x83
 
 extern const u8 load_rdx[], store_rdx[], after_store_rdx[];
+static const u64 flags_at_store = FLAGS_CARRY_SIGN;
 u64 load(const void *address);
 void store(void *address, u64 value);
 
@@ -15,7 +22,8 @@ asm(".globl load, store, load_rdx, store_rdx, after_store_rdx\n"
     "load_rdx: mov (%rdi), %rdx\n"
     "mov %rdx, %rax\n"
     "ret\n"
-    "store: mov %rsi, %rdx\n"
+    "store: pushf; pop %rdx; and $0x200, %edx; or $0x83, %edx; push %rdx; popf\n"
+    "mov %rsi, %rdx\n"
     "store_rdx: mov %rdx, (%rdi)\n"
     "after_store_rdx: ret\n");
 
@@ -25,6 +33,7 @@ static void emulate(struct vp *vp, const struct hv_message *message)
     const struct hv_memory_intercept *m = (const void *)message->payload;
 
     seen = *m;
+    seen_header = *message;
     messages++;
     for (u32 i = 0; i < 16; i++)
         registers_at_entry[i] = ((const u64 *)&vp->lower)[i];
@@ -34,6 +43,8 @@ static void emulate(struct vp *vp, const struct hv_message *message)
         hv_set_register(HV_INPUT_VTL(0), HvX64RegisterRsp, rsp + 8);
         return;
     }
+    if (proxy)
+        *(volatile u64 *)m->gpa = vp->lower.rdx;
     if (m->access == HV_INTERCEPT_ACCESS_READ)
         vp->lower.rdx = 0xe000;
     hv_set_register(HV_INPUT_VTL(0), HvX64RegisterRip, m->rip + m->instruction_length);
@@ -89,7 +100,17 @@ static void bytes_of_message(struct vp *vp)
 {
     in_vtl(1, permit, HV_MAP_GPA_READ);
     store(page + 0x123, 0x4444);
+    report(seen_header.type == HvMessageTypeGpaIntercept && seen_header.payload_size == sizeof seen && !seen_header.flags,
+           "message: type, size and flags");
     report_equal(seen.vp_index, vp->index, "message: VP index");
+    report(!seen.cr8 && !seen.tpr_priority && !seen.reserved, "message: CR8, priority and reserved bytes are 0");
+    report_equal(seen.cache_type, CACHE_WRITE_BACK, "message: cache type");
+    report(seen.rflags == flags_at_store, "message: RFLAGS");
+    report(seen.cs.base == 0 && seen.cs.attributes >> 13 == 5 && (seen.cs.attributes & 0xff) == 0x9b, "message: 64-bit code in CS");
+    report(seen.ds.selector == SELECTOR_DATA && seen.ss.selector == SELECTOR_DATA && seen.ss.limit == 0xffffffff,
+           "message: DS and SS");
+    report_equal(seen.execution_state & ~EXECUTION_STATE_KNOWN, 0, "message: execution state has no unknown bits");
+    report_equal(seen.execution_state >> 4 & 1, 1, "message: EFER.LMA");
     report_equal(seen.access, HV_INTERCEPT_ACCESS_WRITE, "message: access");
     report_equal(seen.rip, (u64)store_rdx, "message: RIP");
     report_equal(seen.gpa, (u64)page + 0x123, "message: GPA");
@@ -111,6 +132,13 @@ static void bytes_of_message(struct vp *vp)
     report(same, "message: the registers are those that VTL1 finds");
     in_vtl(1, permit, HV_MAP_GPA_ALL);
     report(*(volatile u64 *)(page + 0x123) != 0x4444, "the intercepted store has had no effect");
+
+    in_vtl(1, permit, HV_MAP_GPA_READ);
+    proxy = true;
+    store(page + 0x200, 0x7777);
+    proxy = false;
+    report_equal(*(volatile u64 *)(page + 0x200), 0x7777, "VTL1 makes an access for VTL0: it has happened, VTL0 goes on");
+    in_vtl(1, permit, HV_MAP_GPA_ALL);
 }
 
 static void check(struct vp *vp)

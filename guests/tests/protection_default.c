@@ -23,6 +23,9 @@ static u64 close_all_but_image(u64 mask)
     return 0;
 }
 
+/* The device hole: no RAM, so no VTL's to permit; the machine answers. */
+#define NO_MEMORY ((volatile u64 *)0xfd000000)
+
 static u64 permit_one(u64 gpa)
 {
     hv_protect_pages(HV_INPUT_VTL(0), gpa, 1, HV_MAP_GPA_ALL);
@@ -46,6 +49,8 @@ static void check(struct vp *vp)
     report(told[2] == above + 1, "VTL1's write is intercepted by VTL2");
     in_vtl(2, touch, 3);
     report(told[1] == before + 1 && told[2] == above + 1, "VTL2's write by nobody");
+    *NO_MEMORY = 1;
+    report(told[1] == before + 1 && told[2] == above + 1, "a write to where no memory is goes to the machine, not to a VTL");
 }
 
 void test(void)
