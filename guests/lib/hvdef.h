@@ -59,8 +59,18 @@
 #define HvCallFlushVirtualAddressSpaceEx 0x0013
 #define HvCallFlushVirtualAddressListEx 0x0014
 #define HvCallSendSyntheticClusterIpiEx 0x0015
+#define HvCallInstallIntercept 0x004d
 #define HvCallGetVpRegisters 0x0050
 #define HvCallSetVpRegisters 0x0051
+#define HvCallTranslateVirtualAddress 0x0052
+#define HvCallDeletePort 0x0058
+#define HvCallDisconnectPort 0x005b
+#define HvCallPostMessage 0x005c
+#define HvCallSignalEvent 0x005d
+#define HvCallCreatePort 0x0095
+#define HvCallConnectPort 0x0096
+#define HvCallStartVirtualProcessor 0x0099
+#define HvCallGetVpIndexFromApicId 0x009a
 
 enum hv_status {
     HV_STATUS_SUCCESS = 0x00,
@@ -69,8 +79,12 @@ enum hv_status {
     HV_STATUS_INVALID_ALIGNMENT = 0x04,
     HV_STATUS_INVALID_PARAMETER = 0x05,
     HV_STATUS_ACCESS_DENIED = 0x06,
+    HV_STATUS_OPERATION_DENIED = 0x08,
     HV_STATUS_INVALID_PARTITION_ID = 0x0d,
     HV_STATUS_INVALID_VP_INDEX = 0x0e,
+    HV_STATUS_INVALID_PORT_ID = 0x11,
+    HV_STATUS_INVALID_CONNECTION_ID = 0x12,
+    HV_STATUS_INSUFFICIENT_BUFFERS = 0x13,
     HV_STATUS_INVALID_VP_STATE = 0x15,
     HV_STATUS_INVALID_REGISTER_VALUE = 0x50,
     HV_STATUS_INVALID_VTL_STATE = 0x51,
@@ -103,8 +117,13 @@ enum hv_status {
 #define HvRegisterVsmVina 0x000d0005
 #define HvRegisterVsmCapabilities 0x000d0006
 #define HvRegisterVsmPartitionConfig 0x000d0007
+#define HvRegisterVsmVpSecureConfigVtl0 0x000d0010
+#define HvX64RegisterCrInterceptControl 0x000e0000
+#define HvX64RegisterCrInterceptCr0Mask 0x000e0001
+#define HvX64RegisterCrInterceptCr4Mask 0x000e0002
 
 #define HV_VSM_PARTITION_CONFIG_ENABLE_VTL_PROTECTION 0x01
+#define HV_VSM_PARTITION_CONFIG_DENY_LOWER_VTL_STARTUP 0x40
 #define HV_VSM_PARTITION_CONFIG_DEFAULT_MASK(flags) ((flags) << 1)
 
 #define HV_MAP_GPA_NONE 0x0
@@ -163,6 +182,12 @@ struct hv_initial_vp_context {
 };
 
 #define HvMessageTypeNone 0
+#define HvMessageTypeX64IoPortIntercept 0x80010000
+#define HvMessageTypeX64MsrIntercept 0x80010001
+#define HvMessageTypeX64CpuidIntercept 0x80010002
+#define HvMessageTypeExceptionIntercept 0x80010003
+#define HvMessageTypeRegisterIntercept 0x80010006
+#define HvMessageTimerExpired 0x80000010
 #define HvMessageTypeGpaIntercept 0x80000001
 #define HV_MESSAGE_FLAG_PENDING 1
 
@@ -172,15 +197,68 @@ enum hv_intercept_access {
     HV_INTERCEPT_ACCESS_EXECUTE = 2,
 };
 
+/* How every intercept message begins. */
+#define HV_INTERCEPT_HEADER                                                                                            \
+    u32 vp_index;                                                                                                      \
+    u8 instruction_length : 4;                                                                                         \
+    u8 cr8 : 4;                                                                                                        \
+    u8 access;                                                                                                         \
+    u16 execution_state;                                                                                               \
+    struct hv_segment_register cs;                                                                                     \
+    u64 rip;                                                                                                           \
+    u64 rflags
+
+struct hv_io_port_intercept {
+    HV_INTERCEPT_HEADER;
+    u16 port;
+    u8 access_info;
+    u8 instruction_byte_count;
+    u32 reserved;
+    u64 rax;
+    u8 instruction_bytes[16];
+    struct hv_segment_register ds, es;
+    u64 rcx, rsi, rdi;
+};
+
+struct hv_msr_intercept {
+    HV_INTERCEPT_HEADER;
+    u32 msr;
+    u32 reserved;
+    u64 rdx, rax;
+};
+
+struct hv_cpuid_intercept {
+    HV_INTERCEPT_HEADER;
+    u64 rax, rcx, rdx, rbx;
+    u64 default_rax, default_rcx, default_rdx, default_rbx;
+};
+
+struct hv_exception_intercept {
+    HV_INTERCEPT_HEADER;
+    u16 vector;
+    u8 exception_info;
+    u8 instruction_byte_count;
+    u32 error_code;
+    u64 parameter;
+};
+
+struct hv_register_intercept {
+    HV_INTERCEPT_HEADER;
+    u8 is_memory_operand;
+    u8 reserved[3];
+    u32 name;
+    u64 value[2];
+};
+
+enum hv_intercept_type {
+    HvInterceptTypeX64IoPort = 0,
+    HvInterceptTypeX64Msr = 1,
+    HvInterceptTypeX64Cpuid = 2,
+    HvInterceptTypeException = 3,
+};
+
 struct hv_memory_intercept {
-    u32 vp_index;
-    u8 instruction_length : 4;
-    u8 cr8 : 4;
-    u8 access;
-    u16 execution_state;
-    struct hv_segment_register cs;
-    u64 rip;
-    u64 rflags;
+    HV_INTERCEPT_HEADER;
     u32 cache_type;
     u8 instruction_byte_count;
     u8 access_info;

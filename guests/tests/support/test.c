@@ -7,6 +7,8 @@ u8 hypercall_page[PAGE_SIZE] ALIGNED_PAGE;
 
 static u32 checks, failures;
 
+__attribute__((weak)) u32 vps_to_start = MAX_VPS;
+
 void report(bool ok, const char *format, ...)
 {
     va_list arguments;
@@ -80,7 +82,7 @@ void let_interrupts_in(void)
 void guest_main(void)
 {
     console_init();
-    vp_count = smp_start(MAX_VPS);
+    vp_count = smp_start(vps_to_start);
     hv_enable_hypercall_page(hypercall_page);
     for (u32 i = 0; i < vp_count; i++) {
         vps[i].on_interrupt = count_interrupt;

@@ -17,6 +17,9 @@
 extern u32 vp_count;
 extern u8 hypercall_page[PAGE_SIZE];
 
+/* How many VPs the library starts: all, unless a test defines it as less. */
+extern u32 vps_to_start;
+
 /* Defined by each test; runs in VTL0 of VP 0, with hypercalls enabled on all VPs and interrupts off. */
 void test(void);
 

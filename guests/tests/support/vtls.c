@@ -135,3 +135,27 @@ u64 protect_by_default(u64 mask)
     config |= HV_VSM_PARTITION_CONFIG_ENABLE_VTL_PROTECTION | HV_VSM_PARTITION_CONFIG_DEFAULT_MASK(mask);
     return hv_try_set_register(HV_VP_INDEX_SELF, HV_INPUT_VTL_CURRENT, HvRegisterVsmPartitionConfig, config);
 }
+
+u16 install_intercept(enum hv_intercept_type type, u32 access, u64 parameter)
+{
+    struct {
+        u64 partition;
+        u32 access, type;
+        u64 parameter;
+    } *input = hv_input();
+
+    input->partition = HV_PARTITION_ID_SELF;
+    input->access = access;
+    input->type = type;
+    input->parameter = parameter;
+    return HV_STATUS(hv_call(HvCallInstallIntercept));
+}
+
+void skip_lower(const struct hv_message *message)
+{
+    const struct {
+        HV_INTERCEPT_HEADER;
+    } *m = (const void *)message->payload;
+
+    hv_set_register(HV_INPUT_VTL(HV_EXECUTION_STATE_VTL(m->execution_state)), HvX64RegisterRip, m->rip + m->instruction_length);
+}

@@ -29,4 +29,11 @@ extern void (*volatile on_message)(struct vp *vp, const struct hv_message *messa
 /* Turns the running VTL's protections on, with this default mask for all lower VTLs. */
 u64 protect_by_default(u64 mask);
 
+/*
+ * Has the running VTL intercept what lower VTLs do: the status. `access`: 1 read, 2 write, 4 execute, 0 no more. `skip_lower` lets
+ * the VTL that a message names go on after the instruction.
+ */
+u16 install_intercept(enum hv_intercept_type type, u32 access, u64 parameter);
+void skip_lower(const struct hv_message *message);
+
 #endif
