@@ -21,6 +21,7 @@ SUMMARY: Final = re.compile(r"(\d+) checks, (\d+) failed")
 
 # The feature tests, and the items of the checklist that each proves.
 GUESTS: Final = [
+    pytest.param("apic_ids", marks=pytest.mark.tlfs("hypercalls.vp-index-from-apic-id")),
     pytest.param("apic_msrs", marks=pytest.mark.tlfs("msrs.apic")),
     pytest.param("cluster_ipi"),
     pytest.param("code_page_32", marks=pytest.mark.tlfs("vsm.code-page", "vsm.modes")),
@@ -34,6 +35,7 @@ GUESTS: Final = [
     pytest.param("hypercall_page", marks=pytest.mark.tlfs("msrs.guest-os-id", "msrs.hypercall")),
     pytest.param("hypercall_parameters"),
     pytest.param("hypercall_rep"),
+    pytest.param("npiep", marks=pytest.mark.tlfs("msrs.npiep")),
     pytest.param("overlays", marks=pytest.mark.tlfs("msrs.overlay-contents")),
     pytest.param("pending_event", marks=pytest.mark.tlfs("intercepts.handling")),
     pytest.param(
