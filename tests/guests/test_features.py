@@ -38,6 +38,7 @@ GUESTS: Final = [
     pytest.param("npiep", marks=pytest.mark.tlfs("msrs.npiep")),
     pytest.param("overlays", marks=pytest.mark.tlfs("msrs.overlay-contents")),
     pytest.param("pending_event", marks=pytest.mark.tlfs("intercepts.handling")),
+    pytest.param("ports", marks=pytest.mark.tlfs("synic.post-message", "synic.signal-event", "synic.ports")),
     pytest.param(
         "protection_access", marks=pytest.mark.tlfs("intercepts.gpa", "intercepts.handling", "protection.combinations")
     ),
