@@ -283,8 +283,8 @@ class Host(ABC):
         """Block until woken, signalled, or `deadline_ns` has come; at once if `prepare` has not marked the task."""
 
     @abstractmethod
-    def relax(self) -> None:
-        """cpu_relax: let other tasks run. May block for as long as they do."""
+    def relax(self) -> bool:
+        """cpu_relax: let other tasks run; False if none wants to. May block for as long as they do."""
 
     def wait_event(
         self,

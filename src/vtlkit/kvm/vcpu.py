@@ -74,6 +74,8 @@ class Vcpu(VcpuTime):
         """User space runs another VTL of the processor: RFLAGS.IF does not count for what is a wake event. Written by
         the task that runs the processor's vCPUs."""
         self._listener: Callable[[], None] | None = None
+        self.pauses_alone = False
+        """PAUSE does not exit for now: nobody else wants to run."""
         self.task: Task | None = None
         self.statistics = VcpuStatistics()
         self.gif = True
@@ -329,6 +331,8 @@ class Vcpu(VcpuTime):
         """Intercepts that follow guest state: UMIP and NPIEP are enforced by intercepting what they forbid, SMSW among
         it, a read of CR0. Outside long mode SMSW is emulated always, as the embedded CPU stores 16 bits of 32."""
         intercepts = self.vendor.intercepts
+        if self.pauses_alone:
+            intercepts &= ~Intercept.PAUSE
         if self.hv.npiep:
             intercepts |= Intercept.DESCRIPTOR_TABLE_READ
         if self.engine.cr4 & CR4_UMIP:

@@ -317,3 +317,34 @@ def test_exits_are_counted_by_name_and_reason() -> None:
     # The first load faults, as no I/O page is mapped before the guest touches it.
     assert statistics.all_exits() == {"memory_fault": 1, "mmio": 1, "pause": 1, "cpuid": 1, "io": 2, "interrupted": 1}
     assert statistics.injected_interrupts == 0
+
+
+def test_a_guest_that_spins_alone_leaves_once_a_slice() -> None:
+    machine = Machine(
+        script(*[ops.Pause()] * 50, ops.Compute(1_000_000), ops.Pause(), ops.Pause(), ops.Out(DONE, 1, 0))
+    )
+    machine.vcpu.run()
+    exits = machine.vcpu.statistics.all_exits()
+    assert exits["interrupted"] > 1
+    assert exits["pause"] == 2
+
+
+def test_a_guest_that_spins_lets_others_run_each_time() -> None:
+    """Whoever waits for another processor does not use up its own slice first."""
+    machine = Machine(script(*[ops.Pause()] * 50, ops.Out(DONE, 1, 0)))
+    turns: list[int] = []
+
+    def other() -> None:
+        for number in range(1000):
+            turns.append(number)
+            machine.host.relax()
+
+    machine.host.spawn(other, "other", daemon=True)
+
+    def run() -> None:
+        machine.vcpu.run()
+
+    machine.host.spawn(run, "vcpu")
+    machine.host.run()
+    assert machine.vcpu.statistics.all_exits()["pause"] == 50
+    assert len(turns) >= 50

@@ -229,18 +229,20 @@ class RunLoop:
         if task.ticket:
             clock.disarm(task)
 
-    def relax(self) -> None:
+    def relax(self) -> bool:
         clock = self.clock
         now = clock.now + RELAX_NS
         if now < clock.next:
             clock.now = now
         else:
             clock.advance(max(clock.next, clock.now))
-        if (self.ready or self.attention) and self.running is not self.boot:
-            if self.attention:
-                self._yield_to_loop()
-            else:
-                self._yield_to(self.scheduler.next(self.ready))
+        if not (self.ready or self.attention) or self.running is self.boot:
+            return False
+        if self.attention:
+            self._yield_to_loop()
+        else:
+            self._yield_to(self.scheduler.next(self.ready))
+        return True
 
     def consume_ns(self, duration_ns: int) -> None:
         assert duration_ns >= 0, "time does not go back"

@@ -193,10 +193,11 @@ class ThreadHost(RunnableHost):
     def schedule(self, deadline_ns: int | None = None) -> None:
         self.running().sleep(deadline_ns)
 
-    def relax(self) -> None:
+    def relax(self) -> bool:
         if self._stopping:
             self.check_may_block(self.running())
         yield_processor()
+        return True
 
     def guest_budget_ns(self) -> None:
         return None
