@@ -133,7 +133,8 @@ class EntryUpdate(NamedTuple):
 
 @dataclass(slots=True)
 class WalkResult:
-    """A translation, or why there is none: then only `outcome`, `error_code`, `level` and (GPA_FAULT) `gpa` count."""
+    """A translation, or why there is none: then only `outcome`, `error_code`, `level`, `updates` and (GPA_FAULT) `gpa`
+    count."""
 
     outcome: Outcome
     gpa: int = 0
@@ -147,6 +148,7 @@ class WalkResult:
     entry: int = 0
     """The entry that maps the page: its PAT, PCD, PWT, G and protection-key bits are the caller's to read."""
     updates: tuple[EntryUpdate, ...] = ()
+    """On failure those of the entries above the one that failed, which a processor may have set by then."""
 
     @property
     def ok(self) -> bool:
@@ -241,20 +243,24 @@ def _walk_64bit_entries(
         address = table | ((gva >> shift) & 0x1FF) << 3
         entry = read(address, 8)
         if entry is None:
-            return WalkResult(Outcome.GPA_FAULT, address, level=level)
+            return WalkResult(Outcome.GPA_FAULT, address, level=level, updates=tuple(updates))
         if not entry & PTE_P:
-            return WalkResult(_PAGE_FAULT, error_code=error, level=level)
+            return WalkResult(_PAGE_FAULT, error_code=error, level=level, updates=tuple(updates))
         if entry & reserved:
-            return WalkResult(_PAGE_FAULT, error_code=error | PFERR_PRESENT | PFERR_RSVD, level=level)
+            return WalkResult(
+                _PAGE_FAULT, error_code=error | PFERR_PRESENT | PFERR_RSVD, level=level, updates=tuple(updates)
+            )
         grants &= entry ^ PTE_NX
         if level == 1:
             break
         if entry & PTE_PS:
             # Of a large page the address bits below its size are reserved, but for PAT in bit 12.
             if level > 3 or (level == 3 and not state.gib_pages) or entry & ((1 << shift) - 1) & 0xFFFFFFFFFFFFE000:
-                return WalkResult(_PAGE_FAULT, error_code=error | PFERR_PRESENT | PFERR_RSVD, level=level)
+                return WalkResult(
+                    _PAGE_FAULT, error_code=error | PFERR_PRESENT | PFERR_RSVD, level=level, updates=tuple(updates)
+                )
             break
-        if not entry & PTE_A:
+        if not entry & PTE_A and access & (READ | WRITE | EXECUTE):
             updates.append(EntryUpdate(address, 8, entry, entry | PTE_A))
         table = entry & _PHYSICAL_MASK
         level -= 1
@@ -262,7 +268,7 @@ def _walk_64bit_entries(
 
     fault = _permission_fault(state, access, error, implicit, grants, entry)
     if fault:
-        return WalkResult(_PAGE_FAULT, error_code=fault, level=level)
+        return WalkResult(_PAGE_FAULT, error_code=fault, level=level, updates=tuple(updates))
     low = (1 << shift) - 1
     gpa = (entry & _PHYSICAL_MASK & ~low) | (gva & low)
     return WalkResult(
@@ -291,25 +297,27 @@ def _walk_32bit(state: PagingState, gva: int, access: int, read: Read, error: in
         high_bits = min(state.maxphyaddr, _PSE36_MAXPHYADDR) - 32
         # PSE-36: bits 20:13 hold physical address bits 39:32; those beyond MAXPHYADDR, and bit 21, are reserved.
         if entry & 0x3FE000 & ~(((1 << high_bits) - 1) << 13):
-            return WalkResult(_PAGE_FAULT, error_code=error | PFERR_PRESENT | PFERR_RSVD, level=2)
+            return WalkResult(
+                _PAGE_FAULT, error_code=error | PFERR_PRESENT | PFERR_RSVD, level=2, updates=tuple(updates)
+            )
         page_size = 1 << 22
         gpa = (entry & 0xFFC00000) | ((entry & 0x1FE000) << 19) | (gva & 0x3FFFFF)
     else:
         level = 1
-        if not entry & PTE_A:
+        if not entry & PTE_A and access & (READ | WRITE | EXECUTE):
             updates.append(EntryUpdate(address, 4, entry, entry | PTE_A))
         address = (entry & 0xFFFFF000) | ((gva >> 12) & 0x3FF) << 2
         entry = read(address, 4)
         if entry is None:
-            return WalkResult(Outcome.GPA_FAULT, address, level=1)
+            return WalkResult(Outcome.GPA_FAULT, address, level=1, updates=tuple(updates))
         if not entry & PTE_P:
-            return WalkResult(_PAGE_FAULT, error_code=error, level=1)
+            return WalkResult(_PAGE_FAULT, error_code=error, level=1, updates=tuple(updates))
         grants &= entry | PTE_NX
         page_size = 4096
         gpa = (entry & 0xFFFFF000) | (gva & 0xFFF)
     fault = _permission_fault(state, access, error, implicit, grants, entry)
     if fault:
-        return WalkResult(_PAGE_FAULT, error_code=fault, level=level)
+        return WalkResult(_PAGE_FAULT, error_code=fault, level=level, updates=tuple(updates))
     return WalkResult(
         _OK,
         gpa,

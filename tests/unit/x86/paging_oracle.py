@@ -42,7 +42,7 @@ class Answer:
     rights: frozenset[str] = frozenset()
     error: frozenset[str] = frozenset()
     updates: list[tuple[int, int, int]] = field(default_factory=list)
-    """(address of the entry, old, new)"""
+    """(address of the entry, old, new); of a fault those of the entries above the one that failed."""
 
 
 class Fault(Exception):
@@ -111,6 +111,8 @@ def oracle(
     try:
         path = descend(state, levels, width, root, gva, about, read)
     except Fault as fault:
+        if not kinds:
+            fault.answer.updates.clear()
         return fault.answer
     return judge(state, path, width, gva, kinds, user, implicit, about)
 
@@ -144,7 +146,17 @@ def descend(
     if leaf:
         return here
     next_table = entry % 2 ** (32 if width == 4 else 52) >> 12 << 12
-    return here + descend(state, rest, width, next_table, gva, about, read)
+    try:
+        return here + descend(state, rest, width, next_table, gva, about, read)
+    except Fault as fault:
+        # This entry was used before the one below it failed.
+        fault.answer.updates[:0] = accessed(here)
+        raise
+
+
+def accessed(path: list[tuple[Level, int, int]]) -> list[tuple[int, int, int]]:
+    """The updates that mark these entries as used."""
+    return [(where, entry, entry | 0x20) for level, where, entry in path if level.has_rights and not bit(entry, 5)]
 
 
 def judge(
@@ -180,7 +192,8 @@ def judge(
         access_disable, write_disable = bit(state.pkru, 2 * key), bit(state.pkru, 2 * key + 1)
         key_error = access_disable or (write_disable and "write" in kinds and (user or bit(state.cr0, 16)))
     if wrong or key_error:
-        return Answer("fault", error=frozenset(about | {"present"} | ({"key"} if key_error else set())))
+        error = frozenset(about | {"present"} | ({"key"} if key_error else set()))
+        return Answer("fault", error=error, updates=accessed(path[:-1]))
 
     size = 12 if level.number == 1 else level.leaf_bits or 0
     frame = leaf % 2 ** (32 if width == 4 else 52) >> size << size

@@ -306,7 +306,10 @@ def test_four_level_example() -> None:
     assert walk(long_mode(), gva, EXECUTE, tables.read).error_code == 0x11
     assert walk(long_mode(cpl=3), gva, READ, tables.read).error_code == 0x5
     del tables[leaf]
-    assert walk(long_mode(), gva, READ, tables.read) == paging.WalkResult(Outcome.GPA_FAULT, leaf, level=1)
+    assert walk(long_mode(), gva, READ, tables.read) == paging.WalkResult(
+        Outcome.GPA_FAULT, leaf, level=1, updates=result.updates[:1]
+    )
+    assert walk(long_mode(), gva, 0, tables.read).updates == ()
 
 
 def test_pse36_reaches_above_4_gib() -> None:
