@@ -37,6 +37,10 @@ class RamBlock:
         self.view = memoryview(self.mapping)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.mapping))
 
+    def words(self, size: int) -> memoryview:
+        """The block as numbers of 4 or 8 bytes, little-endian as the host is."""
+        return self.view.cast("Q" if size == 8 else "I")
+
     def zero(self, offset: int, size: int) -> None:
         """Zero whole pages; where the system can, by giving them back to it."""
         try:

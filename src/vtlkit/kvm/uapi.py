@@ -37,6 +37,7 @@ from vtlkit.kvm.memslots import KVM_MEM_READONLY, MAXPHYADDR, MemoryRegion
 from vtlkit.kvm.mpstate import MpState
 from vtlkit.kvm.routing import KVM_MAX_IRQ_ROUTES, HvSintRoute, Route, default_routing
 from vtlkit.kvm.statistics import VcpuStatistics
+from vtlkit.kvm.translate import TranslateAccess, TranslateFault, TranslateFlags, Translation
 from vtlkit.kvm.vcpu import Vcpu
 from vtlkit.kvm.vm import MAX_VCPUS, Vm
 from vtlkit.kvm.windows import Windows
@@ -73,6 +74,10 @@ __all__ = [
     "Shutdown",
     "SystemEvent",
     "SystemEventExit",
+    "TranslateAccess",
+    "TranslateFault",
+    "TranslateFlags",
+    "Translation",
     "Vcpu",
     "VcpuStatistics",
     "Vm",

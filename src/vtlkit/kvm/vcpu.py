@@ -30,6 +30,7 @@ from vtlkit.kvm.msrs import Msrs
 from vtlkit.kvm.requests import Req
 from vtlkit.kvm.reset import vcpu_reset
 from vtlkit.kvm.statistics import VcpuStatistics
+from vtlkit.kvm.translate import translate
 from vtlkit.kvm.vcpu_time import VcpuTime
 from vtlkit.kvm.wait import has_events
 from vtlkit.x86 import cpuid as cpuid_bits
@@ -94,7 +95,7 @@ class Vcpu(VcpuTime):
         self.hv = HvVcpu(self, vcpu_id)
         self.apic.on_eoi = self.hv.on_eoi
         self.msrs = Msrs(self)
-        self.devices = VcpuDevices(self)
+        self.devices: VcpuDevices = VcpuDevices(self)
         self.map = EngineMap(engine, vm.memory, self.devices)
         self.reset(init_event=False)
 
@@ -367,6 +368,8 @@ class Vcpu(VcpuTime):
     def set_guest_msr(self, index: int, value: int) -> bool:
         """Set one register by the rules of the guest's own WRMSR; False if that would be #GP."""
         return self.msrs.set(index, value)
+
+    translate2 = translate
 
     def nmi(self) -> None:
         """KVM_NMI."""
