@@ -242,6 +242,8 @@ HV_GVA_RANGE_EX_ADDITIONAL_PAGES: Final = Bits(0, 11)
 HV_GVA_RANGE_EX_LARGE_PAGE: Final = Bits(11)
 HV_GVA_RANGE_EX_PAGE_SIZE_1G: Final = Bits(12)
 HV_GVA_RANGE_EX_LARGE_PAGE_NUMBER: Final = Bits(21, 43)
+HV_GVA_RANGE_EX_LARGE_RESERVED_MASK: Final = 0x1FE000
+"""Of a range of large pages."""
 
 
 # --- interrupts ------------------------------------------------------------------------------------

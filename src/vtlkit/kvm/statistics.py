@@ -20,6 +20,8 @@ class VcpuStatistics:
     cpuid_exits: int = 0
     injected_interrupts: int = 0
     blocks: int = 0
+    suspends: int = 0
+    """Hypercalls that waited for a TLB whose flushes are inhibited, once each time they were executed."""
     halt_wakeups: int = 0
 
     def all_exits(self) -> Counter[str]:

@@ -16,6 +16,7 @@ from vtlkit.kvm.hyperv.cpuid import cpuid_leaves
 from vtlkit.kvm.hyperv.features import HvFeatures
 from vtlkit.kvm.hyperv.message_buffers import MessageBuffers
 from vtlkit.kvm.hyperv.parameters import HypercallParameters, decode_exit
+from vtlkit.kvm.hyperv.tlb_flush import FlushRequest, decode_flush
 from vtlkit.kvm.hyperv.vp_set import ALL_VPS, sparse_set
 from vtlkit.kvm.kvm_run import (
     Debug,
@@ -51,6 +52,7 @@ __all__ = [
     "MAX_VCPUS",
     "CpuidEntry",
     "Debug",
+    "FlushRequest",
     "GuestMemoryError",
     "HvFeatures",
     "HvSintRoute",
@@ -85,6 +87,7 @@ __all__ = [
     "Wrmsr",
     "cr4_allowed",
     "decode_exit",
+    "decode_flush",
     "default_routing",
     "for_vcpu",
     "hv_cpuid_entries",

@@ -32,7 +32,7 @@ from vtlkit.kvm.reset import vcpu_reset
 from vtlkit.kvm.statistics import VcpuStatistics
 from vtlkit.kvm.translate import translate
 from vtlkit.kvm.vcpu_time import VcpuTime
-from vtlkit.kvm.wait import has_events
+from vtlkit.kvm.wait import has_events, suspend
 from vtlkit.x86 import cpuid as cpuid_bits
 from vtlkit.x86.msr import APICBASE_BASE, APICBASE_ENABLE, MSR_EFER, X2APIC_ENABLE
 from vtlkit.x86.registers import CR0_PE, CR4_UMIP, EFER_LMA, GENERAL_REGISTERS, RFLAGS_FIXED, Regs, Sregs
@@ -181,6 +181,11 @@ class Vcpu(VcpuTime):
         self.make_request(Req.TLB_FLUSH)
         self.kick_running()
 
+    def may_run_on_old_translations(self) -> bool:
+        """Whether guest code may still execute under translations that `request_tlb_flush` was to drop. From any task.
+        Outside the guest the request is looked at before the next instruction."""
+        return self.requests.test(Req.TLB_FLUSH) and self.mode.load() != Mode.OUTSIDE_GUEST_MODE
+
     def signal_pending(self) -> bool:
         return self._signal.load()
 
@@ -233,6 +238,8 @@ class Vcpu(VcpuTime):
 
     def hv_auto_eoi(self, vector: int) -> bool:
         return self.hv.auto_eoi(vector)
+
+    suspend = suspend
 
     # --- state questions --------------------------------------------------------------------------------------------
 
@@ -369,6 +376,11 @@ class Vcpu(VcpuTime):
         """Set one register by the rules of the guest's own WRMSR; False if that would be #GP."""
         return self.msrs.set(index, value)
 
+    def hyperv_set_tlb_flush_inhibit(self, inhibit: bool) -> None:
+        """KVM_HYPERV_SET_TLB_FLUSH_INHIBIT: whether flush hypercalls that target this vCPU suspend their callers, until
+        it is cleared (docs/design/tlb-flush-inhibit.md). From any task; never blocks."""
+        self.hv.set_tlb_flush_inhibit(inhibit)
+
     translate2 = translate
 
     def nmi(self) -> None:
@@ -384,6 +396,8 @@ class Vcpu(VcpuTime):
     def close(self) -> None:
         """Destroy the vCPU; called by the task that runs it."""
         self.vm.forget_vcpu(self)
+        if self.hv.tlb_flush_inhibit.load():
+            self.hv.set_tlb_flush_inhibit(False)
         self.apic.destroy()
         self.vm.memory.unfollow(self.map)
         self.engine.close()

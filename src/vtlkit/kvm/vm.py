@@ -216,10 +216,16 @@ class Vm:
         irq = Irq(vector, mode, dest_id, logical, trig_level=level_triggered)
         return max(self.bus.deliver(irq), 0)
 
-    def flush_tlbs(self, vp_indices: int) -> None:
-        """Drop cached translations of a set of virtual processors, named as for `send_ipi`."""
+    def request_tlb_flush(self, vp_indices: int) -> None:
+        """Drop cached translations of a set of virtual processors, named as for `send_ipi`. Never blocks."""
         for target in self.hv.vps(vp_indices):
             target.vcpu.request_tlb_flush()
+
+    def wait_for_tlb_flush(self, vp_indices: int, given_up: Callable[[], bool] = lambda: False) -> None:
+        """Block until none of them executes under translations from before the request; as `wait_for_memory`."""
+        for target in self.hv.vps(vp_indices):
+            while target.vcpu.may_run_on_old_translations() and not given_up():
+                self.host.relax()
 
     def make_all_request(self, request: Req) -> None:
         """`kvm_make_all_cpus_request`: every vCPU, with a kick; a blocked one is woken unless the request can wait."""

@@ -8,6 +8,7 @@ of the two sees the other: docs/design/wait.md has the races.
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from vtlkit.kvm import events
@@ -64,30 +65,39 @@ _RUNNABLE = Ended.RUNNABLE
 _OTHERWISE = Ended.OTHERWISE
 
 
-def check_block(vcpu: Vcpu) -> Ended:
+def check_block(vcpu: Vcpu, ready: Callable[[Vcpu], bool] = vcpu_runnable) -> Ended:
     """Whether the wait is over (`kvm_vcpu_check_block`)."""
     if vcpu.apic.pending_timer():
         # The LVT decides whether this becomes an interrupt; only the vCPU's own task may ask it.
         vcpu.apic.inject_pending_timer()
-    if vcpu_runnable(vcpu):
+    if ready(vcpu):
         return _RUNNABLE
     if vcpu.requests.test_and_clear(Req.UNBLOCK) or vcpu.signal_pending():
         return _OTHERWISE
     return _NOT_YET
 
 
-def block(vcpu: Vcpu) -> bool:
+def block(vcpu: Vcpu, ready: Callable[[Vcpu], bool] = vcpu_runnable) -> bool:
     """Sleep until `check_block` (`kvm_vcpu_block`): no polling. Whether a wake event ended it."""
     queue = vcpu.wait
     while True:
         queue.prepare()
-        ended = check_block(vcpu)
+        ended = check_block(vcpu, ready)
         if ended is not _NOT_YET:
             break
         vcpu.statistics.blocks += 1
         vcpu.host.schedule()
     queue.finish()
     return ended is _RUNNABLE
+
+
+def suspend(vcpu: Vcpu) -> None:
+    """Wait at an instruction that cannot be executed now and will be executed again.
+
+    Ended by UNBLOCK, by a signal, and by what the vCPU would take before the instruction anyway: the run loop does.
+    """
+    vcpu.statistics.suspends += 1
+    block(vcpu, has_events)
 
 
 def wait_for_event(vcpu: Vcpu) -> bool:

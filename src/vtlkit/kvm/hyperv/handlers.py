@@ -28,11 +28,11 @@ def notify_long_spin_wait(hv: HvVcpu, _call: Hypercall) -> HvStatus:
 
 
 HANDLERS: Final[Mapping[int, Handler]] = {
-    Call.HvCallFlushVirtualAddressSpace: tlb_flush.flush_virtual_address_space,
-    Call.HvCallFlushVirtualAddressList: tlb_flush.flush_virtual_address_list,
+    Call.HvCallFlushVirtualAddressSpace: tlb_flush.flush_virtual_addresses,
+    Call.HvCallFlushVirtualAddressList: tlb_flush.flush_virtual_addresses,
     Call.HvCallNotifyLongSpinWait: notify_long_spin_wait,
     Call.HvCallSendSyntheticClusterIpi: ipi.send_synthetic_cluster_ipi,
-    Call.HvCallFlushVirtualAddressSpaceEx: tlb_flush.flush_virtual_address_space_ex,
-    Call.HvCallFlushVirtualAddressListEx: tlb_flush.flush_virtual_address_list_ex,
+    Call.HvCallFlushVirtualAddressSpaceEx: tlb_flush.flush_virtual_addresses,
+    Call.HvCallFlushVirtualAddressListEx: tlb_flush.flush_virtual_addresses,
     Call.HvCallSendSyntheticClusterIpiEx: ipi.send_synthetic_cluster_ipi_ex,
 }

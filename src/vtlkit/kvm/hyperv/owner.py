@@ -66,6 +66,12 @@ class VcpuOwner(Protocol):
     def update_intercepts(self) -> None:
         """`HvVcpu.npiep` changed: what of it needs intercepts is to exit from now on."""
 
+    def may_run_on_old_translations(self) -> bool:
+        """Whether guest code may still execute under translations that `request_tlb_flush` was to drop (any)."""
+
+    def suspend(self) -> None:
+        """Sleep at the instruction that exited until UNBLOCK, a signal, or an event for this vCPU."""
+
     def guest_tsc(self) -> int:
         """The guest's TSC now (any)."""
 

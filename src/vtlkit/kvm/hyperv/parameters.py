@@ -273,8 +273,18 @@ class HypercallParameters(Hypercall):
         self.status = HvStatus.SUCCESS
         """What decoding came to: if it is not SUCCESS there is no input, and it is the answer."""
 
+    def retry(self) -> None:
+        """Answer that the call cannot be executed now: the instruction is to be executed again, as it is."""
+        self.reissue = True
+        self.exit.retry = True
+
     def result(self, status: HvStatus, reps_done: int | None = None) -> None:
-        """Fill the exit with the answer. A rep call with SUCCESS and `reps_done` < `rep_count` will exit again."""
+        """Fill the exit with the answer, unless there is to be none (`retry`).
+
+        A rep call with SUCCESS and `reps_done` < `rep_count` will exit again.
+        """
+        if self.reissue:
+            return
         if reps_done is not None:
             self.reps_done = reps_done
         elif not status:

@@ -2,7 +2,7 @@
 `struct kvm_vcpu_hv` and its entry points in arch/x86/kvm/hyperv.c).
 
 Unless a method says otherwise it is for the vCPU's own task: whoever holds the vCPU's mutex. Shared with other tasks
-are the SynIC (its lock) and the overlays (the lock of `HvVm`).
+are the SynIC (its lock), the overlays (the lock of `HvVm`), `tlb_flush_inhibit` and `waiting_on`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Protocol
 
+from vtlkit.host.api import Cell
 from vtlkit.hvdef.cpuid import (
     HV_CPUID_FUNCTION_HV_INTERFACE,
     HV_CPUID_FUNCTION_MS_HV_ENLIGHTENMENT_INFORMATION,
@@ -24,6 +25,7 @@ from vtlkit.kvm.hyperv.assist import VpAssistPage
 from vtlkit.kvm.hyperv.msrs import MSRS
 from vtlkit.kvm.hyperv.privileges import privilege_bits
 from vtlkit.kvm.hyperv.synic import SynIc
+from vtlkit.kvm.hyperv.vp_set import ALL_VPS
 from vtlkit.kvm.kvm_run import Hyperv, KvmRun, SystemEvent, SystemEventExit
 from vtlkit.kvm.requests import Req
 
@@ -52,6 +54,8 @@ class HvVcpu:
     runtime_ns: int
     synic: SynIc
     assist: VpAssistPage
+    tlb_flush_inhibit: Cell[bool]
+    waiting_on: Cell[HvVcpu | None]
 
     __slots__ = (
         "assist",
@@ -65,8 +69,10 @@ class HvVcpu:
         "runtime_ns",
         "stimers",
         "synic",
+        "tlb_flush_inhibit",
         "vcpu",
         "vp_index",
+        "waiting_on",
     )
 
     def __init__(self, vcpu: VcpuOwner, vp_index: int | None = None) -> None:
@@ -89,6 +95,10 @@ class HvVcpu:
         self.stimers: tuple[SyntheticTimer, ...] = ()
         self.synic = SynIc(vcpu, f"vcpu{vcpu.vcpu_id}-synic")
         self.assist = VpAssistPage(vcpu.vm.memory)
+        # Flush hypercalls that name this vCPU do not complete; and the vCPU for whose sake this one's does not.
+        self.tlb_flush_inhibit = vcpu.host.cell(False, f"vcpu{vcpu.vcpu_id}-tlb-flush-inhibit")
+        nobody: HvVcpu | None = None
+        self.waiting_on = vcpu.host.cell(nobody, f"vcpu{vcpu.vcpu_id}-waiting-on")
         self.vp_index = self.hv_vm.add_vp(self, vp_index)
 
     def set_cpuid(self, leaves: Iterable[tuple[int, int, int, int, int]]) -> None:
@@ -148,6 +158,21 @@ class HvVcpu:
         """Take over user space's answer to a hypercall, before the vCPU runs again."""
         calls.complete(self, exit)
 
+    def set_tlb_flush_inhibit(self, inhibit: bool) -> None:
+        """Whether flush hypercalls that target this vCPU are held up (`kvm_hv_set_tlb_flush_inhibit`).
+
+        From any task; never blocks. Once it is set, none completes that has not made its requests before.
+        """
+        self.tlb_flush_inhibit.store(inhibit)
+        # The inhibit before what follows: the setter's look at page tables, or the look for those who wait.
+        self.vcpu.host.smp_mb()
+        if inhibit:
+            return
+        for other in self.hv_vm.vps(ALL_VPS):
+            if other.waiting_on.load() is self:
+                other.vcpu.make_request(Req.UNBLOCK)
+                other.vcpu.kick()
+
     # --- interrupts -----------------------------------------------------------------------------------------------
 
     def auto_eoi(self, vector: int) -> bool:
@@ -201,6 +226,8 @@ class HvVcpu:
             return
         self.idle_requested = self.idle = False
         self.npiep = 0
+        if self.tlb_flush_inhibit.load():
+            self.set_tlb_flush_inhibit(False)
         self.synic.reset()
         self.assist.reset()
         for page in (self.synic.message_page, self.synic.event_page, self.assist.page):

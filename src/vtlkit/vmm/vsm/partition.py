@@ -30,6 +30,7 @@ from vtlkit.kvm.uapi import (
     hv_cpuid_entries,
 )
 from vtlkit.vmm.vsm.ports import Ports
+from vtlkit.vmm.vsm.tlb_locks import TlbLocks
 from vtlkit.vmm.vsm.vp import Vp
 
 
@@ -94,6 +95,7 @@ class Partition:
         self.supervisor = supervisor
         self.maximum_vtl = vtls - 1
         self.lock = self.host.lock("partition", LockRank.PARTITION)
+        self.tlb_locks = TlbLocks(self)
         self._regions = tuple(regions)
         self._roms = tuple(roms)
         self._cpus = cpus
@@ -229,6 +231,7 @@ class Partition:
         """
         zero = any(HV_VSM_PARTITION_CONFIG_ZERO_MEMORY_ON_RESET.get(vtl.config) for vtl in self.vtls.values())
         self.ports.reset()
+        self.tlb_locks.reset()
         for vp in self.vps:
             vp.reset(self._retired)
         self.vtls = {0: self.vtl0}

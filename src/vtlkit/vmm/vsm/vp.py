@@ -5,8 +5,9 @@ inactive VTL has no task: whoever kicks its vCPU is heard by `_kicked`, which as
 VTL. The task switches to a higher VTL that has a deliverable interrupt (docs/design/vtl-switch.md).
 
 Shared between tasks: `active`, `_look` (VTLs that somebody kicked while they were inactive), `_switches` (a sequence
-count: odd while the registers that the VTLs share are handed over), `_stops` (how many want the task out of the guest);
-`vcpus` is replaced whole. `queue` is where the task waits outside the hypervisor.
+count: odd while the registers that the VTLs share are handed over), `_stops` (how many want the task out of the guest),
+`tlb_waits` and `tlb_holders` (`tlb_locks`); `vcpus` is replaced whole. `queue` is where the task waits outside the
+hypervisor.
 """
 
 from __future__ import annotations
@@ -53,6 +54,10 @@ class Vp:
         self._switches = host.cell(0, f"vp{index}-switches")
         self.notified: dict[int, int] = {}
         """Which VTL is told when a lower one can take an interrupt (`deliverability`)."""
+        self.tlb_waits = host.bitmap(f"vp{index}-tlb-waits")
+        """VTLs that execute nothing until TLB locks of other processors are released (`tlb_locks`)."""
+        self.tlb_holders = host.bitmap(f"vp{index}-tlb-holders")
+        """VTLs that hold a TLB lock on a lower one of this processor."""
         self._next_higher: dict[int, int] = {}
         self._next_lower: dict[int, int] = {}
         self._retired: list[Vcpu] = []
@@ -171,11 +176,22 @@ class Vp:
             # Whoever sets a bit here, stops, parks or ends signals a vCPU after that.
             if self._look.load() and self._switch_by_event(level):
                 continue
+            if self.tlb_waits.test(level):
+                self._wait_for_tlb_locks(level)
+                return
             vcpu = self.vcpus[level]
             exit_ = vcpu.run()
             if isinstance(exit_, Intr):
                 return
             self._handle(level, vcpu, exit_)
+
+    def _wait_for_tlb_locks(self, level: int) -> None:
+        """Sleep until the locks have been released, or there is something else to do."""
+        self.host.wait_event(
+            self.queue,
+            lambda: not self.tlb_waits.test(level) or bool(self._look.load()) or self._interrupted(),
+            interruptible=False,
+        )
 
     def _kicked(self, level: int) -> None:
         """Somebody has kicked the vCPU of a VTL: if it is inactive, the task is to look at it. From any task."""
@@ -188,6 +204,9 @@ class Vp:
         vcpu = self.vcpus.get(self.active.load())
         if vcpu is not None:
             vcpu.signal()
+        # A processor that waits for TLB locks is outside `run`; pairs with _wait_for_tlb_locks.
+        if self.tlb_waits.load():
+            self.queue.wake()
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
@@ -258,6 +277,8 @@ class Vp:
 
         `reason` is the entry reason that a higher VTL finds in its VP assist page.
         """
+        if target < source:
+            self.partition.tlb_locks.release_all(self, source)
         host, switches = self.host, self._switches
         giver, newcomer = self.vcpus[source], self.vcpus[target]
         if reason is not None:

@@ -16,7 +16,19 @@ from vtlkit.hvdef.registers import HvRegisterName as Name
 from vtlkit.hvdef.status import HvStatus
 from vtlkit.kvm.uapi import Vcpu
 from vtlkit.vmm.vsm import deliverability
-from vtlkit.vmm.vsm.registers import apic, control, debug, events, fpu, general, msrs, segments, synthetic, vsm
+from vtlkit.vmm.vsm.registers import (
+    apic,
+    control,
+    debug,
+    events,
+    fpu,
+    general,
+    msrs,
+    segments,
+    synthetic,
+    tlb_locks,
+    vsm,
+)
 from vtlkit.vmm.vsm.registers.table import Get, Register, Scope, Set
 
 if TYPE_CHECKING:
@@ -33,6 +45,7 @@ _REGISTERS: Final[dict[int, Register]] = {
     **msrs.REGISTERS,
     **apic.REGISTERS,
     **synthetic.REGISTERS,
+    **tlb_locks.REGISTERS,
     Name.HvRegisterDeliverabilityNotifications: Register(deliverability.read),
 }
 _GETTERS: Final[dict[int, Get]] = {name: register.get for name, register in _REGISTERS.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import cast
 
@@ -72,6 +73,9 @@ class FakeVcpu(Owner):
         self.skipped = 0
         self.tsc = 0
         self.intercepted = 0
+        self.suspended = 0
+        self.on_suspend: Callable[[], None] | None = None
+        self.running_on = 0
         self.apic = LocalApic(self, vm.bus, apic_id=vcpu_id)
         self.apic.reset(init_event=False)
         write(self.apic, APIC_SPIV, SPIV_ON)
@@ -97,6 +101,18 @@ class FakeVcpu(Owner):
 
     def request_tlb_flush(self) -> None:
         self.requests.add(Req.TLB_FLUSH)
+        self.kicks += 1
+        self.running_on = min(self.running_on, 3)
+
+    def may_run_on_old_translations(self) -> bool:
+        """A few looks after the kick it has left the guest."""
+        self.running_on = max(0, self.running_on - 1)
+        return self.running_on > 0
+
+    def suspend(self) -> None:
+        self.suspended += 1
+        if self.on_suspend is not None:
+            self.on_suspend()
 
     def update_intercepts(self) -> None:
         self.intercepted = self.hv.npiep

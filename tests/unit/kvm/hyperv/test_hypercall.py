@@ -336,7 +336,9 @@ def test_flush_flags(vm: FakeVm) -> None:
     assert status(Call.HvCallFlushVirtualAddressSpace, 1 << 63) == HvStatus.INVALID_PARAMETER
     assert status(Call.HvCallFlushVirtualAddressList, FLUSH_EXTENDED, reps(1)) == HvStatus.SUCCESS
     assert status(Call.HvCallFlushVirtualAddressList, FLUSH_NON_GLOBAL, reps(1)) == HvStatus.INVALID_PARAMETER
-    assert exit_of(vm, Call.HvCallFlushVirtualAddressSpace | FAST, 0, FLUSH_TARGET_VTL).output_gpa == FLUSH_TARGET_VTL
+    named = FLUSH_TARGET_VTL | 1 << 8
+    vm.cpu.fake_engine.xmm = bytes(16)
+    assert exit_of(vm, Call.HvCallFlushVirtualAddressSpace | FAST, 0, named).output_gpa == named
 
 
 # --- hostile guests -----------------------------------------------------------------------------------------------

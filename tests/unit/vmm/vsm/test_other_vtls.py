@@ -42,6 +42,7 @@ def ipi(guest: Guest, vtl: int, *, vector: int = VECTOR, ex: bool = False, mask:
     return (yield from guest.call(Call.HvCallSendSyntheticClusterIpi, struct.pack("<IBBHQ", vector, vtl, 0, 0, mask)))
 
 
+@pytest.mark.tlfs("hypercalls.cluster-ipi")
 @pytest.mark.parametrize("ex", [False, True])
 def test_which_vtls_an_ipi_may_name(ex: bool) -> None:
     """VTL 2 of four names VTLs; VTL 3 is not enabled. Statuses, and whose local APIC has the interrupt."""
@@ -90,6 +91,7 @@ def test_a_vtl_that_is_not_enabled_gets_no_ipi() -> None:
     assert seen == [PARAMETER, PARAMETER]
 
 
+@pytest.mark.tlfs("hypercalls.cluster-ipi")
 def test_an_ipi_reaches_the_processors_that_it_names() -> None:
     seen: list[Any] = []
 
@@ -121,6 +123,7 @@ def flush(guest: Guest, named: int, *, flags: int = USE_TARGET, ex: bool = False
     return (yield from guest.call(code | banks << VARIABLE, data + bytes(8 * pages), elements=pages))
 
 
+@pytest.mark.tlfs("hypercalls.flush-vtl")
 @pytest.mark.parametrize("ex", [False, True])
 @pytest.mark.parametrize("pages", [0, 3])
 def test_which_vtls_a_flush_may_name(ex: bool, pages: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,6 +162,7 @@ def test_which_vtls_a_flush_may_name(ex: bool, pages: int, monkeypatch: pytest.M
     ]
 
 
+@pytest.mark.tlfs("hypercalls.flush-vtl")
 def test_vtl0_may_flush_itself_alone() -> None:
     seen: list[Any] = []
 

@@ -1,0 +1,75 @@
+"""Virtual machines whose guests, in 64-bit mode, make flush hypercalls: the hypervisor is real, the CPU is scripted."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping
+
+from tests.unit.kvm.core_rig import DONE, Machine, Script
+from vtlkit.engine.scripted import Guest, Handler, ScriptedEngine, ops
+from vtlkit.host.api import RunnableHost
+from vtlkit.hvdef.hypercalls import HvCallCode as Call
+from vtlkit.kvm.cpuid import for_vcpu
+from vtlkit.kvm.kvm_run import Intr, KvmRun
+from vtlkit.kvm.uapi import HvFeatures, hv_cpuid_entries
+from vtlkit.kvm.vcpu import Vcpu
+from vtlkit.x86.registers import RFLAGS_FIXED, RFLAGS_IF, Regs, Segment
+
+PROGRAMS = 0x4000
+"""Where programs begin, 0x10 bytes per vCPU."""
+INPUTS = 0x8000
+"""A page of hypercall input per vCPU."""
+CR0, CR4, EFER = 0x80010033, 0x20, 0x500
+
+
+class FlushMachine(Machine):
+    """`guests`: what runs on each vCPU. One that ends exits to user space by writing to port `DONE`."""
+
+    def __init__(
+        self,
+        guests: list[Callable[[FlushMachine, int], Script]],
+        *,
+        host: RunnableHost | None = None,
+        handlers: Mapping[int, Handler] | None = None,
+        interrupts: bool = False,
+    ) -> None:
+        programs: dict[int, Guest] = {
+            PROGRAMS + 0x10 * number: self._program(number, body) for number, body in enumerate(guests)
+        }
+        super().__init__(programs=programs, handlers=handlers, vcpus=len(guests), host=host)
+        for vcpu in self.vcpus:
+            entries = for_vcpu(self.vm.get_supported_cpuid(), vcpu.vcpu_id, len(guests))
+            vcpu.set_cpuid2([*entries, *hv_cpuid_entries(HvFeatures())])
+            sregs = vcpu.get_sregs()
+            sregs.cs = Segment(8, 0, 0xFFFFFFFF, 0xA9B)
+            sregs.ss = Segment(0x10, 0, 0xFFFFFFFF, 0xC93)
+            sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer = CR0, 0x2000, CR4, EFER
+            vcpu.set_sregs(sregs)
+            flags = RFLAGS_FIXED | (RFLAGS_IF if interrupts else 0)
+            vcpu.set_regs(Regs(rip=PROGRAMS + 0x10 * vcpu.vcpu_id, rflags=flags))
+            vcpu.start_runnable()
+        self.vm.hv.set_guest_os_id(1)
+
+    def _program(self, number: int, body: Callable[[FlushMachine, int], Script]) -> Guest:
+        def begin(_engine: ScriptedEngine) -> Script:
+            yield from body(self, number)
+            yield ops.Out(DONE, 1, 0)
+
+        return begin
+
+    def flush(self, number: int, targets: int) -> Script:
+        """HvCallFlushVirtualAddressSpace of a mask of processors, from vCPU `number`."""
+        page = INPUTS + 0x1000 * number
+        yield ops.Host(lambda: self.vm.memory.write(page, struct.pack("<QQQ", 0, 0, targets)))
+        yield ops.Set(Call.HvCallFlushVirtualAddressSpace, "rcx")
+        yield ops.Set(page, "rdx")
+        assert (yield ops.Vmmcall()) == 0
+
+    def until_done(self, vcpu: Vcpu) -> list[KvmRun]:
+        """Run a vCPU until its guest ends; the exits before that."""
+        exits: list[KvmRun] = []
+        while True:
+            exit_ = vcpu.run()
+            if not isinstance(exit_, Intr):
+                return exits
+            exits.append(exit_)
