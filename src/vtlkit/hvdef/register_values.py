@@ -70,6 +70,10 @@ class HV_X64_PENDING_MEMORY_INTERCEPT_EVENT(Struct, size=32, offsets={"GuestLine
     Reserved3: u64 = 0
 
 
+HV_PENDING_MEMORY_INTERCEPT_GLA_VALID: Final = 1 << 0
+"""In `AccessFlags`."""
+
+
 class HvX64PendingInterruptionType(enum.IntEnum):
     HvX64PendingInterrupt = 0
     HvX64PendingNmi = 2

@@ -32,6 +32,7 @@ from vtlkit.vmm.vsm import (
     other_vtls,
     port_calls,
     processor_ids,
+    translate,
     vp_registers,
     vtl_access,
 )
@@ -211,6 +212,20 @@ def _modify_vtl_protection_mask(vp: Vp, level: int, call: HypercallParameters) -
     return status, done
 
 
+# --- translation ----------------------------------------------------------------------------------------------------
+
+
+def _translate_virtual_address(vp: Vp, level: int, call: HypercallParameters) -> tuple[HvStatus, int]:
+    request = io.HV_INPUT_TRANSLATE_VIRTUAL_ADDRESS.unpack_from(call.data)
+    named = io.HV_INPUT_GET_VP_REGISTERS(
+        request.PartitionId, request.VpIndex, io.HV_TRANSLATE_GVA_INPUT_VTL.get(request.ControlFlags)
+    )
+    status, other, target = _register_target(vp, level, named)
+    if not status:
+        status = translate.translate(vp, level, other, target, call)
+    return status, 0
+
+
 # --- registers ------------------------------------------------------------------------------------------------------
 
 
@@ -267,6 +282,8 @@ HANDLERS: Final[dict[int, Handler]] = {
     HvCallCode.HvCallEnableVpVtl: _enable_vp_vtl,
     HvCallCode.HvCallGetVpRegisters: _get_vp_registers,
     HvCallCode.HvCallSetVpRegisters: _set_vp_registers,
+    HvCallCode.HvCallTranslateVirtualAddress: _translate_virtual_address,
+    HvCallCode.HvCallTranslateVirtualAddressEx: _translate_virtual_address,
     HvCallCode.HvCallSendSyntheticClusterIpi: other_vtls.send_ipi,
     HvCallCode.HvCallSendSyntheticClusterIpiEx: other_vtls.send_ipi,
     HvCallCode.HvCallFlushVirtualAddressSpace: other_vtls.flush,
