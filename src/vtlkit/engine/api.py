@@ -14,7 +14,7 @@ from __future__ import annotations
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar, Protocol
+from typing import ClassVar, Final, Protocol
 
 from vtlkit.engine.exits import (
     ControlRegister,
@@ -36,6 +36,7 @@ from vtlkit.engine.exits import (
     Other,
     Pause,
     PortIn,
+    PortIntercept,
     PortOut,
     Rdmsr,
     Rdtsc,
@@ -47,6 +48,7 @@ from vtlkit.x86.registers import RFLAGS_IF, Sregs
 
 __all__ = [
     "PAGE_SIZE",
+    "PORT_BITMAP_SIZE",
     "Access",
     "ControlRegister",
     "Cpuid",
@@ -73,6 +75,7 @@ __all__ = [
     "Other",
     "Pause",
     "PortIn",
+    "PortIntercept",
     "PortOut",
     "RamBlock",
     "Rdmsr",
@@ -81,6 +84,7 @@ __all__ = [
     "Shutdown",
     "Sregs",
     "Wrmsr",
+    "touches_port",
 ]
 
 
@@ -122,7 +126,11 @@ class Intercept(enum.Flag):
     DR_READ = enum.auto()
     DR_WRITE = enum.auto()
     DESCRIPTOR_TABLE_READ = enum.auto()
-    DESCRIPTOR_TABLE_WRITE = enum.auto()
+    GDTR_WRITE = enum.auto()
+    IDTR_WRITE = enum.auto()
+    LDTR_WRITE = enum.auto()
+    TR_WRITE = enum.auto()
+    DESCRIPTOR_TABLE_WRITE = GDTR_WRITE | IDTR_WRITE | LDTR_WRITE | TR_WRITE
     XSETBV = enum.auto()
     IRET = enum.auto()
     RDPMC = enum.auto()
@@ -202,6 +210,10 @@ class Engine(ABC):
     def load_operand16(self) -> int | Event | MemoryFault:
         """The low 16 bits of the first operand of the instruction at RIP, or why not, as `store_operand` says."""
 
+    @abstractmethod
+    def operand_address(self) -> int | None:
+        """Linear address of the memory operand of the instruction at RIP, unchecked; None if it has none."""
+
     # --- events ---------------------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -231,11 +243,29 @@ class Engine(ABC):
 
     @abstractmethod
     def set_intercepts(self, intercepts: Intercept, exceptions: int = 0) -> None:
-        """Which optional instructions exit, and (bit per vector) which exceptions exit instead of being delivered."""
+        """Which optional instructions exit, and (bit per vector) which exceptions exit instead of being delivered.
+
+        Exceptions that guest code or the delivery of an event raises; not injected ones, nor INT n.
+        """
 
     @abstractmethod
     def intercept_msr(self, index: int, read: bool, write: bool) -> None:
-        """Whether RDMSR/WRMSR of `index` exits. All do at first, but for those the engine keeps (`native_msrs`)."""
+        """Whether RDMSR/WRMSR of `index` exits. All do at first, but for reads of `free_msr_reads`."""
+
+    @property
+    @abstractmethod
+    def intercepts_ports(self) -> bool:
+        """Whether `set_port_intercepts` can be used."""
+
+    @abstractmethod
+    def set_port_intercepts(self, reads: bytes | None, writes: bytes | None) -> None:
+        """IN and OUT that touch a port whose bit is set (8192 bytes each; None: none) exit with `PortIntercept`.
+
+        What I/O privilege refuses does not.
+
+        Raises:
+            ValueError: this engine cannot.
+        """
 
     # --- registers ------------------------------------------------------------------------------------------------
 
@@ -274,6 +304,9 @@ class Engine(ABC):
 
     native_msrs: ClassVar[frozenset[int]]
     """MSRs that live in the engine: EFER, FS/GS/KernelGS base, STAR, LSTAR, CSTAR, SFMASK, SYSENTER_*, PAT, TSC_AUX."""
+
+    free_msr_reads: ClassVar[frozenset[int]]
+    """MSRs of which RDMSR does not exit at first."""
 
     @abstractmethod
     def get_msr(self, index: int) -> int:
@@ -336,6 +369,17 @@ class Engine(ABC):
     @abstractmethod
     def close(self) -> None:
         """Free what the engine holds. Nothing may be called after."""
+
+
+PORT_BITMAP_SIZE: Final = 0x10000 // 8
+
+
+def touches_port(bitmap: bytes | None, port: int, size: int) -> bool:
+    """Whether an access of `size` bytes at `port` touches a port whose bit is set; none is set beyond the last."""
+    if bitmap is None:
+        return False
+    bits = int.from_bytes(bitmap[port >> 3 : (port >> 3) + 2], "little") >> (port & 7)
+    return bool(bits & ((1 << size) - 1))
 
 
 class EngineFactory(Protocol):

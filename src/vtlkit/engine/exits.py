@@ -163,6 +163,21 @@ class PortOut(Exit):
         self.value = value
 
 
+class PortIntercept(Instruction):
+    """IN, OUT, INS or OUTS on an intercepted port, before it begins; `string` with the element whose turn it is."""
+
+    __slots__ = ("port", "rep", "size", "string", "write")
+    name = "io_intercept"
+
+    def __init__(self, length: int, port: int, size: int, write: bool, string: bool, rep: bool) -> None:
+        super().__init__(length)
+        self.port = port
+        self.size = size
+        self.write = write
+        self.string = string
+        self.rep = rep
+
+
 class MmioRead(Exit):
     """A load from a range mapped with `map_exit`. The engine finishes it with the value given to `complete`."""
 
@@ -210,7 +225,11 @@ class MemoryFault(Exit):
 
 
 class ExceptionExit(Exit):
-    """An intercepted exception, not yet delivered. `address` is the faulting linear address of a page fault."""
+    """An intercepted exception, not yet delivered. `address` is the faulting linear address of a page fault.
+
+    RIP is at the instruction that faults (INT3 and INTO included), behind one that traps. CR2 is as before; DR6 has the
+    bits of the new #DB. `vectoring` is the event whose delivery raised the exception, if any: it was not delivered.
+    """
 
     __slots__ = ("address", "error_code", "vector", "vectoring")
     name = "exception"

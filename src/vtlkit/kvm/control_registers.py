@@ -173,22 +173,29 @@ def set_xcr0(vcpu: Vcpu, value: int) -> bool:
     return True
 
 
+def written_value(vcpu: Vcpu, exit_: api.ControlRegister) -> int:
+    """What MOV to a control register writes."""
+    value: int = getattr(vcpu.engine.regs, GENERAL_REGISTERS[exit_.gpr])
+    return value if vcpu.is_64bit() else value & _U32
+
+
+def machine_status_word(cr0: int, source: int) -> int:
+    """CR0 as LMSW makes it: MP, EM and TS as in `source`; PE can be set but not cleared."""
+    return (cr0 & ~0xE) | (source & 0xF)
+
+
 def access(vcpu: Vcpu, exit_: api.ControlRegister) -> KvmRun | None:
     """MOV to or from CR0, CR4, CR8."""
     engine = vcpu.engine
-    name = GENERAL_REGISTERS[exit_.gpr]
-    wide = vcpu.is_64bit()
     if not exit_.write:
         if exit_.register == 8:
             value = vcpu.apic.get_tpr()
         else:
             value = engine.cr0 if exit_.register == 0 else engine.cr4
-        setattr(engine.regs, name, value)
+        setattr(engine.regs, GENERAL_REGISTERS[exit_.gpr], value)
         engine.skip(exit_.length)
         return None
-    value = getattr(engine.regs, name)
-    if not wide:
-        value &= _U32
+    value = written_value(vcpu, exit_)
     if exit_.register == 0:
         accepted = set_cr0(vcpu, value)
     elif exit_.register == 4:
@@ -214,6 +221,9 @@ def other(vcpu: Vcpu, exit_: api.Other) -> KvmRun | None:
         engine.set_sregs(sregs)
         engine.skip(exit_.length)
         return None
+    if name == "xsetbv":
+        _xsetbv(vcpu, exit_)
+        return None
     if name in ("lmsw", "smsw"):
         return _machine_status_word(vcpu, exit_)
     if name in ("sgdt", "sidt", "sldt", "str"):
@@ -232,6 +242,20 @@ def other(vcpu: Vcpu, exit_: api.Other) -> KvmRun | None:
     return kvm_run.InternalErrorExit(f"no emulation of {name} at RIP {engine.regs.rip:#x}")
 
 
+def _xsetbv(vcpu: Vcpu, exit_: api.Other) -> None:
+    """`kvm_emulate_xsetbv`."""
+    engine = vcpu.engine
+    if not engine.cr4 & CR4_OSXSAVE:
+        vcpu.queue_exception(Vector.UD)
+        return
+    regs = engine.regs
+    value = (regs.rax & _U32) | (regs.rdx & _U32) << 32
+    if vcpu.cpl() or regs.rcx & _U32 or not set_xcr0(vcpu, value):
+        vcpu.queue_exception(Vector.GP, 0)
+        return
+    engine.skip(exit_.length)
+
+
 def _machine_status_word(vcpu: Vcpu, exit_: api.Other) -> KvmRun | None:
     engine = vcpu.engine
     cr0 = engine.get_sregs().cr0
@@ -243,8 +267,7 @@ def _machine_status_word(vcpu: Vcpu, exit_: api.Other) -> KvmRun | None:
     source = engine.load_operand16()
     if isinstance(source, api.Event | api.MemoryFault):
         return _operand_fault(vcpu, exit_, source)
-    # LMSW sets or clears MP, EM and TS, and can set PE but not clear it.
-    if set_cr0(vcpu, (cr0 & ~0xE) | (source & 0xF)):
+    if set_cr0(vcpu, machine_status_word(cr0, source)):
         engine.skip(exit_.length)
     else:
         vcpu.queue_exception(Vector.GP, 0)

@@ -9,9 +9,15 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from vtlkit.x86 import cpuid as bits
+from vtlkit.x86.msr import APICBASE_ENABLE
 from vtlkit.x86.registers import CR4_OSXSAVE, CR4_PKE, XCR0_PKRU, XCR0_SSE, XCR0_X87
+
+if TYPE_CHECKING:
+    from vtlkit.kvm.user_intercepts import CpuidOverride
+    from vtlkit.kvm.vcpu import Vcpu
 
 _BASIC_MAX = 0x16
 _EXTENDED_MAX = 0x80000008
@@ -165,17 +171,44 @@ def for_vcpu(entries: Iterable[CpuidEntry], apic_id: int, vcpus: int) -> list[Cp
     return result
 
 
+def for_guest(vcpu: Vcpu, function: int, index: int) -> tuple[int, int, int, int]:
+    """EAX, EBX, ECX, EDX as the guest's CPUID returns them now, with what user space has registered for the leaf."""
+    wanted = vcpu.user_intercepts
+    override = None if wanted is None else wanted.override(function, index)
+    apic_enabled = bool(vcpu.apic.get_base() & APICBASE_ENABLE)
+    return answer(vcpu.cpuid, function, index, vcpu.engine.cr4, vcpu.engine.xcr0, apic_enabled, override)
+
+
 def answer(
-    table: CpuidTable, function: int, index: int, cr4: int, xcr0: int, apic_enabled: bool
+    table: CpuidTable,
+    function: int,
+    index: int,
+    cr4: int,
+    xcr0: int,
+    apic_enabled: bool,
+    override: CpuidOverride | None = None,
 ) -> tuple[int, int, int, int]:
     """EAX, EBX, ECX, EDX as the CPUID instruction returns them (`kvm_cpuid`)."""
     entry = table.find(function, index)
-    if entry is None:
+    if entry is not None:
+        registers = entry.eax, entry.ebx, entry.ecx, entry.edx
+    elif function == 0xB and (first := table.find(0xB, 0)) is not None:
         # Any subleaf of the topology leaf reports the x2APIC ID and echoes its number.
-        if function == 0xB and (first := table.find(0xB, 0)) is not None:
-            return 0, 0, index & 0xFF, first.edx
-        return 0, 0, 0, 0
-    eax, ebx, ecx, edx = entry.eax, entry.ebx, entry.ecx, entry.edx
+        registers = 0, 0, index & 0xFF, first.edx
+    else:
+        registers = 0, 0, 0, 0
+    if override is not None:
+        registers = override.apply(registers)
+    if entry is not None:
+        registers = _with_state(registers, function, index, cr4, xcr0, apic_enabled)
+    return override.apply(registers) if override is not None and override.always else registers
+
+
+def _with_state(
+    registers: tuple[int, int, int, int], function: int, index: int, cr4: int, xcr0: int, apic_enabled: bool
+) -> tuple[int, int, int, int]:
+    """With the bits that follow other state."""
+    eax, ebx, ecx, edx = registers
     if function == 1:
         if cr4 & CR4_OSXSAVE:
             ecx |= bits.CPUID_1_ECX_OSXSAVE

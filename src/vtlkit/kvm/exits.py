@@ -10,14 +10,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from vtlkit.engine import api
-from vtlkit.kvm import control_registers, hypercalls, kvm_run
-from vtlkit.kvm.cpuid import DYNAMIC_LEAVES, answer
+from vtlkit.kvm import control_registers, hypercalls, intercepted, kvm_run
+from vtlkit.kvm.cpuid import DYNAMIC_LEAVES, for_guest
 from vtlkit.kvm.kvm_run import KvmRun
 from vtlkit.kvm.memory_faults import memory_fault
 from vtlkit.kvm.mpstate import MpState
 from vtlkit.kvm.requests import Req
 from vtlkit.x86.exceptions import Vector
-from vtlkit.x86.msr import APICBASE_ENABLE, MSR_TSC_AUX
+from vtlkit.x86.msr import MSR_TSC_AUX
 
 if TYPE_CHECKING:
     from vtlkit.kvm.vcpu import Vcpu
@@ -38,15 +38,27 @@ def emulate_cpuid(vcpu: Vcpu, length: int) -> None:
     if entry is not None:
         regs.rax, regs.rbx, regs.rcx, regs.rdx = entry
     else:
-        regs.rax, regs.rbx, regs.rcx, regs.rdx = answer(
-            vcpu.cpuid,
-            function,
-            regs.rcx & _U32,
-            engine.cr4,
-            engine.xcr0,
-            bool(vcpu.apic.get_base() & APICBASE_ENABLE),
-        )
+        regs.rax, regs.rbx, regs.rcx, regs.rdx = for_guest(vcpu, function, regs.rcx & _U32)
     engine.skip(length)
+    vcpu.statistics.cpuid_exits += 1
+
+
+def handle(vcpu: Vcpu, reason: api.Exit) -> KvmRun | None:
+    """What is done about an exit of the engine: nothing of it is left, or it is an exit to user space."""
+    wanted = vcpu.user_intercepts
+    if wanted is None:
+        return HANDLERS[type(reason)](vcpu, reason)
+    exit_ = intercepted.before(vcpu, wanted, reason)
+    if exit_ is not None:
+        return exit_
+    return intercepted.after(vcpu, wanted, HANDLERS[type(reason)](vcpu, reason))
+
+
+def _cpuid(vcpu: Vcpu, exit_: api.Cpuid) -> None:
+    """Off the fast path, as user space may have registered results."""
+    regs = vcpu.engine.regs
+    regs.rax, regs.rbx, regs.rcx, regs.rdx = for_guest(vcpu, regs.rax & _U32, regs.rcx & _U32)
+    vcpu.engine.skip(exit_.length)
     vcpu.statistics.cpuid_exits += 1
 
 
@@ -73,6 +85,9 @@ def _rdmsr(vcpu: Vcpu, exit_: api.Rdmsr) -> KvmRun | None:
     regs = vcpu.engine.regs
     index = regs.rcx & _U32
     value = vcpu.msrs.get(index)
+    wanted = vcpu.user_intercepts
+    if value is None and wanted is not None and index in wanted.msr_ignored_reads and _unimplemented(vcpu, index):
+        value = 0
     if value is None:
         if vcpu.vm.user_space_msr:
             vcpu.exit_length = exit_.length
@@ -93,6 +108,9 @@ def _wrmsr(vcpu: Vcpu, exit_: api.Wrmsr) -> KvmRun | None:
     index = regs.rcx & _U32
     value = (regs.rax & _U32) | (regs.rdx & _U32) << 32
     result = vcpu.msrs.set(index, value)
+    wanted = vcpu.user_intercepts
+    if not result and wanted is not None and index in wanted.msr_ignored_writes:
+        result = _unimplemented(vcpu, index)
     if not result:
         if vcpu.vm.user_space_msr:
             vcpu.exit_length = exit_.length
@@ -101,6 +119,11 @@ def _wrmsr(vcpu: Vcpu, exit_: api.Wrmsr) -> KvmRun | None:
         return None
     vcpu.engine.skip(exit_.length)
     return None
+
+
+def _unimplemented(vcpu: Vcpu, index: int) -> bool:
+    """Whether there is no such MSR, rather than one that refuses."""
+    return vcpu.msrs.get(index, host_initiated=True) is None
 
 
 def _hypercall(vcpu: Vcpu, exit_: api.Hypercall) -> KvmRun | None:
@@ -167,6 +190,7 @@ def _internal_error(_vcpu: Vcpu, exit_: api.InternalError) -> KvmRun | None:
 HANDLERS: Final[dict[type[api.Exit], Callable[[Vcpu, Any], KvmRun | None]]] = {
     api.Interrupted: _interrupted,
     api.InterruptWindow: _window,
+    api.Cpuid: _cpuid,
     api.NmiWindow: _window,
     api.Hlt: _hlt,
     api.Rdmsr: _rdmsr,

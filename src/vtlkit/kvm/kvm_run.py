@@ -156,6 +156,110 @@ class Debug(KvmRun):
 
 
 @dataclass(slots=True)
+class Intercepted(KvmRun):
+    """What user space has asked for with `Vcpu.set_user_intercepts`.
+
+    Those with a `length` (bytes of the instruction, 0 if unknown): RIP is at the instruction, which has not begun.
+    Running the vCPU again executes it again, unless user space has changed RIP or queued an exception. The others are
+    traps: the instruction is over.
+    """
+
+    reason: ClassVar[str] = "INTERCEPTED"
+
+
+@dataclass(slots=True)
+class InterceptedIo(Intercepted):
+    """IN, OUT, INS, OUTS; of a repeated one, the element whose turn it is. `instruction`: up to 16 bytes at RIP."""
+
+    length: int
+    port: int
+    size: int
+    write: bool
+    string: bool = False
+    rep: bool = False
+    instruction: bytes = b""
+
+
+@dataclass(slots=True)
+class InterceptedMsr(Intercepted):
+    """RDMSR or WRMSR, whether or not there is such a register. `value`: what WRMSR would write."""
+
+    length: int
+    index: int
+    write: bool
+    value: int = 0
+
+
+@dataclass(slots=True)
+class InterceptedCpuid(Intercepted):
+    """CPUID. `default`: EAX, EBX, ECX, EDX as it would answer."""
+
+    length: int
+    function: int
+    index: int
+    default: tuple[int, int, int, int] = (0, 0, 0, 0)
+
+
+@dataclass(slots=True)
+class InterceptedException(Intercepted):
+    """An exception, not delivered. RIP as for its delivery, but at INT3 and INTO.
+
+    `parameter`: the linear address of a page fault, which CR2 does not have yet; why #DB came, in DR6's bits.
+    `software`: INT3 or INTO. `instruction`: up to 16 bytes at RIP.
+    """
+
+    length: int
+    vector: int
+    error_code: int | None
+    parameter: int = 0
+    software: bool = False
+    instruction: bytes = b""
+
+
+@dataclass(slots=True)
+class InterceptedRegister(Intercepted):
+    """A write of `register`: cr0, cr4, xcr0, gdtr, idtr, ldtr, tr.
+
+    `value`: what would be written, the selector for the last two; with an operand in memory 0, and `address` is that
+    operand's linear address.
+    """
+
+    length: int
+    register: str
+    value: int
+    address: int | None = None
+
+
+@dataclass(slots=True)
+class InterceptedHypercall(Intercepted):
+    """A hypercall that nobody has looked at yet; its parameters are in the registers."""
+
+    length: int
+
+
+@dataclass(slots=True)
+class InterceptedEoi(Intercepted):
+    """Trap: the guest ended the interrupt `vector` at its local APIC."""
+
+    vector: int
+
+
+@dataclass(slots=True)
+class InterceptedApicWrite(Intercepted):
+    """Trap: the guest wrote `value` to the local APIC's register at `offset`."""
+
+    offset: int
+    value: int
+
+
+@dataclass(slots=True)
+class InterceptedStartup(Intercepted):
+    """Trap: the guest sent an INIT or a SIPI, which was not delivered. ICR as in x2APIC mode."""
+
+    icr: int
+
+
+@dataclass(slots=True)
 class InternalErrorExit(KvmRun):
     """KVM_EXIT_INTERNAL_ERROR: the hypervisor cannot go on with this guest; `message` says why."""
 

@@ -141,8 +141,8 @@ class LocalApic(LapicCore):
         if size != 4 or self._base & _APICBASE_MODE != APICBASE_ENABLE:
             return
         handler = _WRITE_HANDLERS.get(offset)
-        if handler is not None:
-            handler(self, value & _U32_MASK)
+        if handler is not None and handler(self, value & _U32_MASK) and self.listener is not None:
+            self.listener.written(offset, value & _U32_MASK)
 
     def x2apic_msr_read(self, index: int) -> int | None:
         """RDMSR of an x2APIC register (MSR number 0x800 to 0x8ff); None is #GP."""
@@ -165,7 +165,10 @@ class LocalApic(LapicCore):
     def write(self, offset: int, value: int) -> bool:
         """Write it (32 bits) as the guest does; False if the present mode has no such register to write."""
         handler = _WRITE_HANDLERS.get(offset)
-        return handler is not None and handler(self, value)
+        accepted = handler is not None and handler(self, value)
+        if accepted and self.listener is not None:
+            self.listener.written(offset, value)
+        return accepted
 
     def _write_id(self, value: int) -> bool:
         if self.x2apic_mode:
@@ -265,6 +268,8 @@ class LocalApic(LapicCore):
         return True
 
     def _send_ipi(self, icr: int, dest_id: int) -> None:
+        if self.listener is not None and self.listener.startup(icr, dest_id):
+            return
         self._ipis_sent += 1
         self._bus.deliver(_message(icr, dest_id), self)
 

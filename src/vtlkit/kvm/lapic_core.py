@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from vtlkit.host.api import Bitmap, Cell
 from vtlkit.kvm.cpuid import DEFAULT_MAXPHYADDR
 from vtlkit.kvm.ipi import ApicAddress, DestMap, IpiBus, Irq
-from vtlkit.kvm.lapic_owner import ApicOwner
+from vtlkit.kvm.lapic_owner import ApicListener, ApicOwner
 from vtlkit.kvm.lapic_regs import LVT_WRITABLE, NR_REGS, REG_SHIFT
 from vtlkit.kvm.lapic_timer import LapicTimer
 from vtlkit.kvm.requests import Req
@@ -73,6 +73,7 @@ class LapicCore:
         "apic_id",
         "arb_prio",
         "irr",
+        "listener",
         "on_eoi",
         "timer",
         "tmr",
@@ -98,6 +99,8 @@ class LapicCore:
         self.timer = LapicTimer(owner)
         self.on_eoi: Callable[[int], None] | None = None
         """Called with each vector whose in-service bit an EOI cleared (the SynIC's ear)."""
+        self.listener: ApicListener | None = None
+        """Told of accesses by the own vCPU, if user space intercepts any."""
         self._regs = [0] * NR_REGS
         self._isr = 0
         self._ppr = 0
@@ -315,6 +318,8 @@ class LapicCore:
             self._owner.eoi_ioapic(vector)
         else:
             self._bus.edge_eoi(self._owner.vcpu_id, vector)
+        if self.listener is not None:
+            self.listener.eoi(vector)
         self._owner.make_request(Req.EVENT)
 
     def statistics(self) -> LapicStatistics:

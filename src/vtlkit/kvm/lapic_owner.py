@@ -27,6 +27,19 @@ class TimerOwner(Protocol):
     def tsc_to_ns(self, guest_tsc: int) -> int: ...
 
 
+class ApicListener(Protocol):
+    """What user space's intercepts hear of a local APIC's own vCPU."""
+
+    def eoi(self, vector: int) -> None:
+        """The guest has ended an interrupt."""
+
+    def written(self, offset: int, value: int) -> None:
+        """The guest has written a register."""
+
+    def startup(self, icr: int, dest_id: int) -> bool:
+        """Whether a message that the guest sends (ICR's low half, x2APIC destination) is kept from being sent."""
+
+
 class HvTimer(Protocol):
     """The vendor's way to make a VM-exit at a given time (VMX preemption timer): `set_hv_timer`, `cancel_hv_timer`."""
 

@@ -21,6 +21,7 @@ class Req(enum.IntEnum):
     HV_RESET = 9
     HV_STIMER = 10
     MEMORY_CHANGED = 11
+    USER_INTERCEPTS = 12
 
 
 NO_WAKEUP = frozenset({Req.TLB_FLUSH, Req.MEMORY_CHANGED})

@@ -30,6 +30,7 @@ def vcpu_reset(vcpu: Vcpu, *, init_event: bool) -> None:
     engine.abandon()
     old_cr0 = engine.cr0
     vcpu.events.reset()
+    vcpu.user.reset()
     vcpu.pending_exit = None
     vcpu.force_immediate_exit = False
     vcpu.gif = True

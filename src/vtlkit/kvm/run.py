@@ -50,7 +50,7 @@ def complete_only(vcpu: Vcpu) -> KvmRun | None:
     while exit_ is None and not vcpu.engine.at_boundary:
         reason = vcpu.vendor.vcpu_run(vcpu, None, True)
         vcpu.sync_clock()
-        exit_ = exits.HANDLERS[type(reason)](vcpu, reason)
+        exit_ = exits.handle(vcpu, reason)
     vcpu.pending_exit = exit_
     return exit_
 
@@ -82,6 +82,13 @@ def _handle_requests(vcpu: Vcpu) -> KvmRun | None:
         else:
             # The map may not change under an unfinished instruction: finish it first.
             vcpu.make_request(Req.MEMORY_CHANGED)
+            vcpu.force_immediate_exit = True
+    if vcpu.check_request(Req.USER_INTERCEPTS):
+        if vcpu.engine.at_boundary:
+            vcpu.user.apply()
+        else:
+            # What is unfinished began under the old ones.
+            vcpu.make_request(Req.USER_INTERCEPTS)
             vcpu.force_immediate_exit = True
     if vcpu.check_request(Req.TRIPLE_FAULT):
         return Shutdown()
@@ -141,8 +148,8 @@ def _enter_guest(vcpu: Vcpu) -> KvmRun | None:
     run = vcpu.vendor.vcpu_run
     entered_ns = vcpu.host.now_ns() if budget_ns is None else 0
     reason = run(vcpu, budget, force_immediate_exit)
-    fast = 0
-    while type(reason) is engine_api.Cpuid:
+    fast, plain_cpuid = 0, engine_api.Cpuid if vcpu.user_intercepts is None else None
+    while type(reason) is plain_cpuid:
         # Fast path: nothing that an interrupt or another task could care about has changed.
         exits.emulate_cpuid(vcpu, reason.length)
         fast += 1
@@ -157,4 +164,4 @@ def _enter_guest(vcpu: Vcpu) -> KvmRun | None:
     if budget_ns is None:
         vcpu.hv.runtime_ns += vcpu.host.now_ns() - entered_ns
     vcpu.statistics.exits[reason.name] += 1
-    return exits.HANDLERS[type(reason)](vcpu, reason)
+    return exits.handle(vcpu, reason)

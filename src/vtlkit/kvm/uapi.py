@@ -21,6 +21,16 @@ from vtlkit.kvm.hyperv.vp_set import ALL_VPS, sparse_set
 from vtlkit.kvm.kvm_run import (
     Debug,
     Hyperv,
+    Intercepted,
+    InterceptedApicWrite,
+    InterceptedCpuid,
+    InterceptedEoi,
+    InterceptedException,
+    InterceptedHypercall,
+    InterceptedIo,
+    InterceptedMsr,
+    InterceptedRegister,
+    InterceptedStartup,
     InternalErrorExit,
     Intr,
     Io,
@@ -39,6 +49,7 @@ from vtlkit.kvm.mpstate import MpState
 from vtlkit.kvm.routing import KVM_MAX_IRQ_ROUTES, HvSintRoute, Route, default_routing
 from vtlkit.kvm.statistics import VcpuStatistics
 from vtlkit.kvm.translate import TranslateAccess, TranslateFault, TranslateFlags, Translation
+from vtlkit.kvm.user_intercepts import CpuidOverride, UserIntercepts
 from vtlkit.kvm.vcpu import Vcpu
 from vtlkit.kvm.vm import MAX_VCPUS, Vm
 from vtlkit.kvm.windows import Windows
@@ -51,6 +62,7 @@ __all__ = [
     "MAXPHYADDR",
     "MAX_VCPUS",
     "CpuidEntry",
+    "CpuidOverride",
     "Debug",
     "FlushRequest",
     "GuestMemoryError",
@@ -58,6 +70,16 @@ __all__ = [
     "HvSintRoute",
     "HypercallParameters",
     "Hyperv",
+    "Intercepted",
+    "InterceptedApicWrite",
+    "InterceptedCpuid",
+    "InterceptedEoi",
+    "InterceptedException",
+    "InterceptedHypercall",
+    "InterceptedIo",
+    "InterceptedMsr",
+    "InterceptedRegister",
+    "InterceptedStartup",
     "InternalErrorExit",
     "Intr",
     "Io",
@@ -80,6 +102,7 @@ __all__ = [
     "TranslateFault",
     "TranslateFlags",
     "Translation",
+    "UserIntercepts",
     "Vcpu",
     "VcpuStatistics",
     "Vm",

@@ -14,7 +14,7 @@ import enum
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
-from vtlkit.engine.api import PAGE_SIZE, Engine, Intercept
+from vtlkit.engine.api import PAGE_SIZE, Engine
 from vtlkit.host.api import LockRank, Task
 from vtlkit.kvm import run as run_loop
 from vtlkit.kvm.cpuid import CpuidEntry, CpuidTable
@@ -31,11 +31,12 @@ from vtlkit.kvm.requests import Req
 from vtlkit.kvm.reset import vcpu_reset
 from vtlkit.kvm.statistics import VcpuStatistics
 from vtlkit.kvm.translate import translate
+from vtlkit.kvm.user_intercepts import NOTHING, UserIntercepts, UserInterceptState, engine_intercepts
 from vtlkit.kvm.vcpu_time import VcpuTime
 from vtlkit.kvm.wait import has_events, suspend
 from vtlkit.x86 import cpuid as cpuid_bits
-from vtlkit.x86.msr import APICBASE_BASE, APICBASE_ENABLE, MSR_EFER, X2APIC_ENABLE
-from vtlkit.x86.registers import CR0_PE, CR4_UMIP, EFER_LMA, GENERAL_REGISTERS, RFLAGS_FIXED, Regs, Sregs
+from vtlkit.x86.msr import APICBASE_BASE, APICBASE_ENABLE, X2APIC_ENABLE
+from vtlkit.x86.registers import CR0_PE, GENERAL_REGISTERS, RFLAGS_FIXED, Regs, Sregs
 
 if TYPE_CHECKING:
     from vtlkit.kvm.vendor.svm import SvmVendor
@@ -79,6 +80,8 @@ class Vcpu(VcpuTime):
         """PAUSE does not exit for now: nobody else wants to run."""
         self.task: Task | None = None
         self.statistics = VcpuStatistics()
+        self.user_intercepts: UserIntercepts | None = None
+        self.user = UserInterceptState(self)
         self.gif = True
         self.force_immediate_exit = False
         self.pending_exit: KvmRun | None = None
@@ -197,7 +200,14 @@ class Vcpu(VcpuTime):
         """Whether guest code may still execute under a memory map that is not the present one. From any task."""
         if not self.map.behind():
             return False
-        # Outside the guest and between two instructions: the request is looked at before the next one.
+        return self._may_execute()
+
+    def may_run_on_old_intercepts(self) -> bool:
+        """Whether guest code may still execute without what `set_user_intercepts` last set. From any task."""
+        return self.user.behind() and self._may_execute()
+
+    def _may_execute(self) -> bool:
+        # Outside the guest and between two instructions: requests are looked at before the next one.
         return self.mode.load() != Mode.OUTSIDE_GUEST_MODE or not self.engine.at_boundary
 
     # --- what an APIC needs of its vCPU -----------------------------------------------------------------------------
@@ -336,18 +346,12 @@ class Vcpu(VcpuTime):
         )
 
     def update_intercepts(self) -> None:
-        """Intercepts that follow guest state: UMIP and NPIEP are enforced by intercepting what they forbid, SMSW among
-        it, a read of CR0. Outside long mode SMSW is emulated always, as the embedded CPU stores 16 bits of 32."""
-        intercepts = self.vendor.intercepts
-        if self.pauses_alone:
-            intercepts &= ~Intercept.PAUSE
-        if self.hv.npiep:
-            intercepts |= Intercept.DESCRIPTOR_TABLE_READ
-        if self.engine.cr4 & CR4_UMIP:
-            intercepts |= Intercept.DESCRIPTOR_TABLE_READ | Intercept.CR_READ
-        elif not self.engine.get_msr(MSR_EFER) & EFER_LMA:
-            intercepts |= Intercept.CR_READ
-        self.engine.set_intercepts(intercepts)
+        """After a change of the state or the wishes that what exits depends on."""
+        engine_intercepts(self)
+
+    def set_user_intercepts(self, intercepts: UserIntercepts | None) -> None:
+        """What is to leave `run` as `Intercepted`; in force before the next instruction. From any task."""
+        self.user.set(NOTHING if intercepts is None else intercepts)
 
     def get_mp_state(self) -> MpState:
         return self.mp_state

@@ -69,6 +69,7 @@ class Core:
         self.nmi_blocked = False
         self.intercepts = Intercept.NONE
         self.exceptions = 0
+        self.port_intercepts: tuple[bytes | None, bytes | None] = (None, None)
         self.free_reads: set[int] = set()
         self.free_writes: set[int] = set()
         self.executed = 0

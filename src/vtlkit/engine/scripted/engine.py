@@ -34,6 +34,7 @@ from vtlkit.engine.api import (
     RamBlock,
 )
 from vtlkit.engine.memory_map import Kind
+from vtlkit.engine.scripted import ops
 from vtlkit.engine.scripted.core import Guest, Handler, Leave
 from vtlkit.engine.scripted.instructions import Instructions
 from vtlkit.engine.scripted.state import FPU_SIZE, NATIVE_MSRS, State
@@ -50,6 +51,8 @@ class ScriptedEngine(Instructions, Engine):
 
     hypercall_instruction: ClassVar[bytes] = b"\x0f\x01\xd9"
     native_msrs: ClassVar[frozenset[int]] = NATIVE_MSRS
+    free_msr_reads: ClassVar[frozenset[int]] = frozenset()
+    intercepts_ports = True
     regs: State
 
     def __init__(self, name: str, programs: Mapping[int, Guest], handlers: Mapping[int, Handler]) -> None:
@@ -138,6 +141,12 @@ class ScriptedEngine(Instructions, Engine):
         self.regs.rax = value & ((1 << 8 * size) - 1)
         return None
 
+    def operand_address(self) -> int | None:
+        """RAX, for the instructions that have an operand in memory."""
+        op = self.fetch()
+        memory = isinstance(op, ops.Intercepted) and op.mnemonic in ("lgdt", "lidt")
+        return self.regs.rax if memory else None
+
     def load_operand16(self) -> int | Event | MemoryFault:
         """The operand is RAX."""
         return self.regs.rax & 0xFFFF
@@ -167,6 +176,9 @@ class ScriptedEngine(Instructions, Engine):
     def set_intercepts(self, intercepts: Intercept, exceptions: int = 0) -> None:
         self.intercepts = intercepts
         self.exceptions = exceptions
+
+    def set_port_intercepts(self, reads: bytes | None, writes: bytes | None) -> None:
+        self.port_intercepts = reads, writes
 
     def intercept_msr(self, index: int, read: bool, write: bool) -> None:
         if index not in NATIVE_MSRS and not (read and write):

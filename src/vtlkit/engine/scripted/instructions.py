@@ -6,12 +6,21 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from vtlkit.engine import api
-from vtlkit.engine.api import Access, Event, EventType, Exit, Intercept
+from vtlkit.engine.api import Access, Event, EventType, Exit, Intercept, touches_port
 from vtlkit.engine.memory_map import Kind, Range
 from vtlkit.engine.scripted import ops
 from vtlkit.engine.scripted.core import IRET, Core, Leave
 from vtlkit.engine.scripted.ops import Op
 from vtlkit.x86.registers import RFLAGS_IF
+
+_OPTIONAL: Final = {
+    "iret": Intercept.IRET,
+    "lgdt": Intercept.GDTR_WRITE,
+    "lidt": Intercept.IDTR_WRITE,
+    "lldt": Intercept.LDTR_WRITE,
+    "ltr": Intercept.TR_WRITE,
+}
+"""`ops.Intercepted` that do not always exit; the tables that they would load are not there."""
 
 
 class Instructions(Core):
@@ -46,11 +55,17 @@ class Instructions(Core):
         rax = value & mask
         self.regs.rax = rax if size >= 4 else (self.regs.rax & ~mask) | rax
 
+    def _look_at_port(self, port: int, size: int, write: bool) -> None:
+        if not self.unfinished and touches_port(self.port_intercepts[write], port, size):
+            raise Leave(api.PortIntercept(1, port, size, write, False, False))
+
     def _in(self, op: ops.In) -> None:
+        self._look_at_port(op.port, op.size, False)
         self._load(self._ask(api.PortIn(op.port, op.size)), op.size)
         self._done()
 
     def _out(self, op: ops.Out) -> None:
+        self._look_at_port(op.port, op.size, True)
         value = self.regs.rax if op.value is None else op.value
         self._ask(api.PortOut(op.port, op.size, value & ((1 << op.size * 8) - 1)))
         self._done()
@@ -154,9 +169,13 @@ class Instructions(Core):
         self._done()
 
     def _other(self, op: ops.Intercepted) -> None:
-        if op is not IRET or self.intercepts & Intercept.IRET:
+        wanted = _OPTIONAL.get(op.mnemonic)
+        if wanted is None or self.intercepts & wanted:
             raise Leave(api.Other(1, op.mnemonic))
-        self._iret()
+        if op is IRET:
+            self._iret()
+        else:
+            self._done()
 
     def _sti(self, _op: ops.Sti) -> None:
         held = not self.regs.rflags & RFLAGS_IF

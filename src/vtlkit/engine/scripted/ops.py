@@ -120,7 +120,10 @@ class MovToCr:
 
 @dataclass(frozen=True, slots=True)
 class Intercepted:
-    """An instruction that always exits, as `Other` with this mnemonic."""
+    """An instruction that exits as `Other` with this mnemonic: always, or (LGDT, LIDT, LLDT, LTR) if intercepted.
+
+    The operand of LGDT and LIDT lies at address RAX, that of the others is RAX.
+    """
 
     mnemonic: str
 

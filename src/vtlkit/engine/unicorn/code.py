@@ -23,6 +23,7 @@ from vtlkit.engine.unicorn.linear import GuestFault, PhysicalFault
 from vtlkit.engine.unicorn.memory import CHUNK, Range
 from vtlkit.engine.unicorn.operands import Operand
 from vtlkit.engine.unicorn.state import (
+    HF_CPL,
     HF_CS32,
     HF_CS64,
 )
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from vtlkit.engine.unicorn.factory import UnicornFactory
 
 _WORD: Final = 8
+_XSETBV: Final = b"\x0f\x01\xd1"
 
 
 _LENGTHS_MAX: Final = 4096
@@ -51,6 +53,7 @@ class Code(Instance):
         self._code: dict[int, TranslatedCode] = {}
         self._host_wrote = False
         self._code_moved = False
+        self._xsetbv_exits = False
 
     # --- translated code ----------------------------------------------------------------------------------------------
 
@@ -145,11 +148,28 @@ class Code(Instance):
             raise UndefinedInstruction
         return decoded
 
+    def _xsetbv(self) -> int:
+        """Length of the instruction at RIP if it is XSETBV and only its operands can be at fault, else 0.
+
+        The translator has no intercept for it. Instead the instance offers no component for XCR0, so that each faults.
+        """
+        if self.regs.hflags & HF_CPL:
+            return 0
+        code = self.instruction_bytes(MAX_LENGTH)
+        # Its prefixes are #UD, but for those that mean nothing.
+        if _XSETBV not in code:
+            return 0
+        decoded = decode(code, self._bits())
+        return decoded.length if decoded is not None and decoded.mnemonic == "xsetbv" else 0
+
     def instruction_length(self, code: bytes) -> int:
         return length(code, self._bits())
 
     def store_operand(self, value: int, size: int) -> Event | MemoryFault | None:
         return Operand(self).store(value, size)
+
+    def operand_address(self) -> int | None:
+        return Operand(self).address()
 
     def load_operand16(self) -> int | Event | MemoryFault:
         return Operand(self).load16()

@@ -21,6 +21,7 @@ _MSR_PERMISSION_SIZE: Final = 2 * PAGE_SIZE
 EMPTY_TABLE_GPA: Final = MSR_PERMISSION_GPA + _MSR_PERMISSION_SIZE
 """A page of zeroes: a page table that maps nothing."""
 _MSRPM_BASE_PA: Final = 0x48
+_EXITINFO2: Final = 0x80
 
 _MSR_RANGES: Final = ((0, 0), (0xC0000000, 0x800), (0xC0010000, 0x1000))
 """(first MSR, byte offset of its bits); each range covers 0x2000 MSRs with two bits each: read, write."""
@@ -104,10 +105,12 @@ _OPTIONAL: Final = {
     Intercept.RDTSC: (SvmExit.RDTSC,),
     Intercept.INVLPG: (SvmExit.INVLPG,),
     Intercept.DESCRIPTOR_TABLE_READ: (SvmExit.IDTR_READ, SvmExit.GDTR_READ, SvmExit.LDTR_READ, SvmExit.TR_READ),
-    Intercept.DESCRIPTOR_TABLE_WRITE: (SvmExit.IDTR_WRITE, SvmExit.GDTR_WRITE, SvmExit.LDTR_WRITE, SvmExit.TR_WRITE),
+    Intercept.GDTR_WRITE: (SvmExit.GDTR_WRITE,),
+    Intercept.IDTR_WRITE: (SvmExit.IDTR_WRITE,),
+    Intercept.LDTR_WRITE: (SvmExit.LDTR_WRITE,),
+    Intercept.TR_WRITE: (SvmExit.TR_WRITE,),
     Intercept.IRET: (SvmExit.IRET,),
     Intercept.RDPMC: (SvmExit.RDPMC,),
-    Intercept.XSETBV: (SvmExit.XSETBV,),
 }
 
 _MNEMONICS: Final = {
@@ -179,6 +182,10 @@ class ControlPages:
             lib.mem_map_ptr(handle, VMCB_GPA, self._block.size, UC_PROT_READ | UC_PROT_WRITE, self._block.address),
             "the control pages",
         )
+
+    def fault_address(self) -> int:
+        """EXITINFO2: the address of the last page fault that was intercepted."""
+        return int.from_bytes(self._block.view[_EXITINFO2 : _EXITINFO2 + 8], "little")
 
     def intercept_msr(self, index: int, read: bool, write: bool) -> None:
         """Set the two permission bits of one MSR.

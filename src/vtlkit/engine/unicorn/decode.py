@@ -57,6 +57,22 @@ def length(code: bytes, bits: int) -> int:
     return 0 if instruction.is_invalid else int(instruction.len)
 
 
+_PREFIXES: Final = frozenset(b"\x26\x2e\x36\x3e\x64\x65\x66\x67\xf0\xf2\xf3")
+_REP: Final = b"\xf2\xf3"
+_STRING_IO: Final = range(0x6C, 0x70)
+
+
+def string_io(code: bytes, bits: int) -> tuple[bool, bool]:
+    """Of an instruction that accesses a port: whether it is INS or OUTS, and whether it has a repeat prefix."""
+    rep = False
+    for byte in code:
+        if byte in _PREFIXES:
+            rep = rep or byte in _REP
+        elif bits != 64 or byte & 0xF0 != 0x40:
+            return byte in _STRING_IO, rep and byte in _STRING_IO
+    return False, False
+
+
 @lru_cache(maxsize=4096)
 def decode(code: bytes, bits: int) -> Decoded | None:
     """Decode one instruction in full; None if `code` starts with no valid one.

@@ -116,12 +116,12 @@ class Delivery:
                     event = Event(EventType.EXCEPTION, Vector.DF, 0)
                     address = 0
                 else:
-                    if fault.vector == Vector.PF:
-                        self._state.cr[2] = fault.address
                     event = Event(EventType.EXCEPTION, fault.vector, fault.error_code)
                     address = fault.address
                 if self._engine.exception_intercepts >> event.vector & 1:
                     return ExceptionExit(event.vector, event.error_code, address, original)
+                if event.vector == Vector.PF:
+                    self._state.cr[2] = address
             except PhysicalFault as fault:
                 if first and event.type is EventType.SOFTWARE:
                     self._state.rip -= event.instruction_length

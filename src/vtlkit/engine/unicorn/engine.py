@@ -16,7 +16,7 @@ calls back), `loop` (entering and leaving), and here the registers and the memor
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Final
 
 from vtlkit.engine.api import (
     Access,
@@ -44,12 +44,16 @@ if TYPE_CHECKING:
     from vtlkit.engine.unicorn.factory import UnicornFactory
 
 
+_ALL_EXCEPTIONS: Final = 0xFFFFFFFF
+
+
 class UnicornEngine(Loop):
     """See `vtlkit.engine.api.Engine` for the contract."""
 
     hypercall_instruction: ClassVar[bytes] = b"\x0f\x01\xd9"
     """VMMCALL: an intercepted instruction in SVM guest mode, at any CPL."""
     native_msrs: ClassVar[frozenset[int]] = registers.NATIVE_MSRS
+    free_msr_reads: ClassVar[frozenset[int]] = frozenset(registers.READ_NATIVELY)
 
     def __init__(self, factory: UnicornFactory, name: str) -> None:
         super().__init__(factory, name)
@@ -71,9 +75,12 @@ class UnicornEngine(Loop):
         state.intercept_cr_write = words.cr_write
         state.intercept_dr_read = words.dr_read
         state.intercept_dr_write = words.dr_write
-        # All exceptions but #PF come as intercepts: the instance then keeps no half-delivered exception of its own.
-        state.intercept_exceptions = 0xFFFFFFFF & ~(1 << Vector.PF)
+        # All exceptions come as intercepts: the instance then keeps no half-delivered exception of its own. But a page
+        # fault writes CR2 only if it is none, so it is one only if somebody wants to see it before CR2 is written.
+        state.intercept_exceptions = _ALL_EXCEPTIONS & ~(1 << Vector.PF) | exceptions & 1 << Vector.PF
         self.exception_intercepts = exceptions
+        self._xsetbv_exits = Intercept.XSETBV in intercepts
+        registers.offer_xcr0(state, not self._xsetbv_exits)
 
     def intercept_msr(self, index: int, read: bool, write: bool) -> None:
         self._controls.intercept_msr(index, read, write)

@@ -90,6 +90,8 @@ _PLAIN_EXITS: Final[dict[int, dict[int, Any]]] = {
 }
 
 _EXCEPTIONS: Final = range(0x100 + EXCEPTION_BASE, 0x100 + EXCEPTION_BASE + 32)
+_PAGE_FAULTS: Final = (Vector.PF, 0x100 + EXCEPTION_BASE + Vector.PF)
+"""As an exception, and as the intercept that it is where the hypervisor has asked for page faults."""
 _BETWEEN_INSTRUCTIONS: Final = frozenset(
     0x100 + code for code in (SvmExit.SMI, SvmExit.NMI, SvmExit.VINTR, EXCEPTION_BASE + Vector.DB)
 )
@@ -150,7 +152,11 @@ class Hooks(InputOutput):
                     self._cc_op.value = CC_OP_EFLAGS
                 self._caller.switch(exits[self._length()])
                 return
-            if self._counting and number not in _BETWEEN_INSTRUCTIONS and (number != Vector.PF or self.regs.retaddr):
+            if (
+                self._counting
+                and number not in _BETWEEN_INSTRUCTIONS
+                and (number not in _PAGE_FAULTS or self.regs.retaddr)
+            ):
                 self._cc_op.value = CC_OP_EFLAGS
             reason = self._exit_of(number)
             if reason is None and self._counting and (number < 0x100 or number in _EXCEPTIONS):
@@ -175,16 +181,15 @@ class Hooks(InputOutput):
         if isinstance(fault, PhysicalFault):
             reason: Exit | None = MemoryFault(fault.gpa, fault.size, fault.access, fault.mapped, fault.gva)
         else:
-            reason = self._delivery.deliver(self._event_of(fault))
+            reason = self._raise(*self._event_of(fault))
         if reason is not None:
             self._caller.switch(reason)
 
-    def _event_of(self, fault: GuestFault | UndefinedInstruction) -> Event:
+    @staticmethod
+    def _event_of(fault: GuestFault | UndefinedInstruction) -> tuple[Event, int]:
         if isinstance(fault, UndefinedInstruction):
-            return Event(EventType.EXCEPTION, Vector.UD)
-        if fault.vector == Vector.PF:
-            self.regs.cr[2] = fault.address
-        return Event(EventType.EXCEPTION, fault.vector, fault.error_code)
+            return Event(EventType.EXCEPTION, Vector.UD), 0
+        return Event(EventType.EXCEPTION, fault.vector, fault.error_code), fault.address
 
     def _exit_of(self, number: int) -> Exit | None:
         """The exit that an interrupt-hook number stands for; None if it was handled here."""
@@ -194,7 +199,7 @@ class Hooks(InputOutput):
         if code < 0:
             return self._unintercepted(number)
         if EXCEPTION_BASE <= code < EXCEPTION_BASE + 32:
-            return self._exception(code - EXCEPTION_BASE)
+            return self._exception(code - EXCEPTION_BASE, self._controls.fault_address())
         if code == SvmExit.SMI:
             if self._counting and self._counter.value > self._count.value:
                 # The limit has ended the run or is about to: one kick is one exit.
@@ -236,12 +241,12 @@ class Hooks(InputOutput):
     # --- exceptions ---------------------------------------------------------------------------------------------------
 
     def _unintercepted(self, number: int) -> Exit | None:
-        """A software interrupt, or a page fault (never intercepted in the instance, so that CR2 is set)."""
+        """A software interrupt, or a page fault that nobody has asked for: CR2 is set then."""
         state = self.regs
         state.old_exception = -1
         if state.exception_is_int:
             return self._software(number)
-        return self._exception(number)
+        return self._exception(number, state.cr[2])
 
     def _software(self, vector: int) -> Exit | None:
         """INT n, INT3 or INTO; RIP is past it."""
@@ -259,13 +264,12 @@ class Hooks(InputOutput):
         single = (vector == Vector.BP and before == b"\xcc") or (vector == Vector.OF and before == b"\xce")
         return Event(EventType.SOFTWARE, vector, instruction_length=1 if single else 2)
 
-    def _exception(self, vector: int) -> Exit | None:
+    def _exception(self, vector: int, address: int) -> Exit | None:
+        """`address` is that of a page fault, and counts for nothing else."""
         state = self.regs
         state.old_exception = -1
         error_code = state.error_code if vector in HAS_ERROR_CODE else None
-        address = 0
         if vector == Vector.PF:
-            address = state.cr[2]
             fault = self._hidden_table_fault(address)
             if fault is not None:
                 return fault
@@ -273,11 +277,12 @@ class Hooks(InputOutput):
                 return None
         elif vector == Vector.UD and self._skip_int1():
             vector = Vector.DB
-        elif vector == Vector.GP and not error_code and self._alone(self._before_hole()):
-            return None
-        if self.exception_intercepts >> vector & 1:
-            return ExceptionExit(vector, error_code, address, None)
-        return self._delivery.deliver(Event(EventType.EXCEPTION, vector, error_code))
+        elif vector == Vector.GP and not error_code:
+            if self._xsetbv_exits and (length := self._xsetbv()):
+                return Other(length, "xsetbv")
+            if self._alone(self._before_hole()):
+                return None
+        return self._raise(Event(EventType.EXCEPTION, vector, error_code), address if vector == Vector.PF else 0)
 
     def _skip_int1(self) -> bool:
         """Whether the invalid instruction is INT1 (ICEBP), which the translator does not know; it is skipped then.
@@ -345,7 +350,7 @@ class Hooks(InputOutput):
             if event is not None:
                 self._raise_after(event)
         except (GuestFault, UndefinedInstruction) as fault:
-            self._raise_after(self._event_of(fault))
+            self._raise_after(*self._event_of(fault))
         except BaseException as error:  # noqa: BLE001 - C frames cannot carry it; `run` raises it
             self._fail(error)
 

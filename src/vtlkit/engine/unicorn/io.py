@@ -6,6 +6,7 @@ Belongs to the vCPU's task.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from greenlet import getcurrent, greenlet
@@ -13,13 +14,17 @@ from greenlet import getcurrent, greenlet
 from vtlkit.engine.api import (
     Event,
     EventType,
+    Exit,
     MmioRead,
     MmioRead8,
     MmioWrite,
     MmioWrite8,
     PortIn,
+    PortIntercept,
     PortOut,
+    touches_port,
 )
+from vtlkit.engine.unicorn.decode import MAX_LENGTH, string_io
 from vtlkit.engine.unicorn.linear import GuestFault, PhysicalFault
 from vtlkit.engine.unicorn.memory import Kind
 from vtlkit.engine.unicorn.state import (
@@ -47,6 +52,8 @@ class InputOutput(Stopping):
         self._unfinished = False
         self._caller: greenlet = getcurrent()
         """Where exits go: the greenlet that called `run`."""
+        self._port_intercepts: tuple[bytes | None, bytes | None] | None = None
+        """Bitmaps for IN and OUT, if any port is intercepted."""
 
     def complete(self, value: int) -> None:
         self._answer = value
@@ -60,6 +67,8 @@ class InputOutput(Stopping):
     def _on_in(self, _uc: int, port: int, size: int, _data: int) -> int:
         if self._undo is not None or self._io_denied(port, size):
             return 0
+        if self._port_intercepts is not None and self._port_intercepted(port, size, False):
+            return 0
         self._note_flags()
         self._unfinished = True
         self._caller.switch(PortIn(port, size))
@@ -67,6 +76,8 @@ class InputOutput(Stopping):
 
     def _on_out(self, _uc: int, port: int, size: int, value: int, _data: int) -> None:
         if self._undo is not None or self._io_denied(port, size):
+            return
+        if self._port_intercepts is not None and self._port_intercepted(port, size, True):
             return
         self._note_flags()
         self._unfinished = True
@@ -82,17 +93,17 @@ class InputOutput(Stopping):
         eflags = self._eflags.value
         if not eflags & RFLAGS_VM and (self._hflags.value & HF_CPL) <= eflags >> _IOPL_SHIFT & 3:
             return False
-        state = self.regs
+        address = 0
         try:
             if not self._io_bitmap_denies(port, size):
                 return False
             event = Event(EventType.EXCEPTION, Vector.GP, 0)
         except GuestFault as fault:
-            state.cr[2] = fault.address if fault.vector == Vector.PF else state.cr[2]
+            address = fault.address
             event = Event(EventType.EXCEPTION, fault.vector, fault.error_code)
         except PhysicalFault:
             event = Event(EventType.EXCEPTION, Vector.GP, 0)
-        self._raise_after(event)
+        self._raise_after(event, address)
         return True
 
     def _io_bitmap_denies(self, port: int, size: int) -> bool:
@@ -105,6 +116,31 @@ class InputOutput(Stopping):
             return True
         bits = int.from_bytes(self.linear.read(tr.base + base, 2), "little") >> (port & 7)
         return bool(bits & ((1 << size) - 1))
+
+    @property
+    def intercepts_ports(self) -> bool:
+        return self._counting
+
+    def set_port_intercepts(self, reads: bytes | None, writes: bytes | None) -> None:
+        if reads is None and writes is None:
+            self._port_intercepts = None
+            return
+        if not self._counting:
+            raise ValueError("ports are intercepted where instructions are counted: only there the hook knows RIP")
+        self._port_intercepts = reads, writes
+
+    def _port_intercepted(self, port: int, size: int, write: bool) -> bool:
+        """Whether the access is intercepted; then it is undone, and `_port_exit` is the exit."""
+        assert self._port_intercepts is not None
+        if not touches_port(self._port_intercepts[write], port, size):
+            return False
+        self._leave_after(partial(self._port_exit, port, size, write))
+        return True
+
+    def _port_exit(self, port: int, size: int, write: bool) -> Exit:
+        code = self.instruction_bytes(MAX_LENGTH)
+        string, rep = string_io(code, self._bits())
+        return PortIntercept(self.instruction_length(code), port, size, write, string, rep)
 
     # --- memory-mapped ------------------------------------------------------------------------------------------------
 

@@ -188,8 +188,8 @@ class Loop(Hooks):
             self._counter.value -= 1
             limited = True
         if self._deferred is not None:
-            event, self._deferred = self._deferred, None
-            return self._delivery.deliver(event)
+            action, self._deferred = self._deferred, None
+            return action()
         if self._fault is not None:
             kind, address, size = self._fault
             self._fault = None

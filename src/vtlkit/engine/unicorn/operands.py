@@ -42,7 +42,19 @@ class Operand:
         self.size_64 = bits == 64
         self._is_register = self._instruction.op_kind(0) == iced.OpKind.REGISTER
 
+    def address(self) -> int | None:
+        """Linear address of the memory operand, whatever may be wrong with it; None if it is a register."""
+        return None if self._is_register else self._linear_address()[0]
+
     def _address(self) -> int:
+        address, segment = self._linear_address()
+        state = self._engine.regs
+        if state.hflags & HF_CS64 and not is_canonical(address, bool(state.cr[4] & CR4_LA57)):
+            raise GuestFault(Vector.SS if segment == _SEGMENTS.index("SS") else Vector.GP, 0)
+        return address
+
+    def _linear_address(self) -> tuple[int, int]:
+        """(address, number of the segment register)"""
         iced = _iced()
         instruction = self._instruction
         state = self._engine.regs
@@ -56,13 +68,10 @@ class Operand:
         names = {getattr(iced.Register, name): number for number, name in enumerate(_SEGMENTS)}
         segment = names[instruction.memory_segment]
         if not long_mode:
-            return int(address + state.segs[segment].base) & 0xFFFFFFFF
+            return int(address + state.segs[segment].base) & 0xFFFFFFFF, segment
         if segment >= _SEGMENTS.index("FS"):
             address += state.segs[segment].base
-        address &= 0xFFFFFFFFFFFFFFFF
-        if not is_canonical(address, bool(state.cr[4] & CR4_LA57)):
-            raise GuestFault(Vector.SS if segment == _SEGMENTS.index("SS") else Vector.GP, 0)
-        return address
+        return address & 0xFFFFFFFFFFFFFFFF, segment
 
     def _gpr(self, register: int) -> int:
         ext = _iced().RegisterExt

@@ -122,6 +122,11 @@ def enable_features(state: CpuState) -> None:
         state.features[word] = features
 
 
+def offer_xcr0(state: CpuState, offered: bool) -> None:
+    """Whether the instance's own XSETBV takes any value; else it is #GP always."""
+    state.features[FeatureWord.FEAT_XSAVE_COMP_LO] = _XSAVE_COMPONENTS if offered else 0
+
+
 def _segment(register: SegmentCache) -> Segment:
     flags = register.flags
     attributes = (flags >> _FLAGS_LOW_SHIFT & _ATTRIBUTE_LOW) | (flags >> _FLAGS_HIGH_SHIFT & 0xF00)

@@ -15,10 +15,13 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from vtlkit.engine.api import (
     Event,
+    ExceptionExit,
+    Exit,
 )
 from vtlkit.engine.unicorn.code import Code
 from vtlkit.engine.unicorn.controls import (
@@ -30,6 +33,7 @@ from vtlkit.engine.unicorn.state import (
     INTERRUPT_SMI,
     INTERRUPT_VIRQ,
 )
+from vtlkit.x86.exceptions import Vector
 from vtlkit.x86.registers import (
     CR0_PG,
     CR4_PAE,
@@ -53,7 +57,8 @@ class Stopping(Code):
         self._limit = 0
         self._kicked = False
         self._failure: BaseException | None = None
-        self._deferred: Event | None = None
+        self._deferred: Callable[[], Exit | None] | None = None
+        """What is done instead of an instruction that was cut short, once the translator has stopped."""
         self._undo: bytes | None = None
         self._counted = 0
         self._held_low = self._held_high = 0
@@ -162,9 +167,21 @@ class Stopping(Code):
         self._held_high |= self._request_high.value
         self._request_low.value = self._request_high.value = 0
 
-    def _raise_after(self, event: Event) -> None:
-        """Deliver `event` instead of the present instruction, from a hook inside translated code."""
-        self._deferred = event
+    def _raise_after(self, event: Event, address: int = 0) -> None:
+        """Do `_raise` instead of the present instruction, from a hook inside translated code."""
+        self._leave_after(partial(self._raise, event, address))
+
+    def _raise(self, event: Event, address: int = 0) -> Exit | None:
+        """An exception of the guest's own: deliver it, or exit if it is intercepted. `address` is a page fault's."""
+        if self.exception_intercepts >> event.vector & 1:
+            return ExceptionExit(event.vector, event.error_code, address, None)
+        if event.vector == Vector.PF:
+            self.regs.cr[2] = address
+        return self._delivery.deliver(event)
+
+    def _leave_after(self, action: Callable[[], Exit | None]) -> None:
+        """Have `run` do `action` instead of the present instruction, from a hook inside translated code."""
+        self._deferred = action
         self._note_flags()
         self._cut_short()
         self._lib.emu_stop(self._handle)

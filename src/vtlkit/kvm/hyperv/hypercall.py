@@ -112,6 +112,13 @@ def hypercall(hv: HvVcpu, length: int) -> KvmRun | None:
     return None
 
 
+def is_plain(hv: HvVcpu) -> bool:
+    """Whether the hypercall at RIP is one, from where one may come, other than VTL call and return."""
+    vcpu = hv.vcpu
+    layout = LAYOUTS.get(_control(vcpu.engine.regs, vcpu.is_64bit()) & CODE_MASK)
+    return not vcpu.cpl() and vcpu.protected_mode() and not (layout is not None and layout.vtl_switch)
+
+
 def _xmm_refused(hv: HvVcpu, call: Hypercall) -> bool:
     if call.output_size and not hv.privileges & FAST_OUTPUT:
         return True

@@ -154,6 +154,10 @@ class HvVcpu:
         """Execute the hypercall at RIP, an instruction of `length` bytes; an exit if user space is to answer it."""
         return calls.hypercall(self, length)
 
+    def is_plain_hypercall(self) -> bool:
+        """Whether the hypercall instruction at RIP is a hypercall, and no VTL switch."""
+        return calls.is_plain(self)
+
     def complete(self, exit: Hyperv) -> None:  # noqa: A002
         """Take over user space's answer to a hypercall, before the vCPU runs again."""
         calls.complete(self, exit)
