@@ -64,6 +64,21 @@ class HV_REGISTER_X64_CPUID_RESULT_PARAMETERS(
     EdxMask: u32 = 0
 
 
+class HV_UNREGISTER_X64_CPUID_RESULT_PARAMETERS(Struct, size=12, offsets={"SubleafSpecific": 8}):
+    """The leaf, as it was registered. No published page defines it: the input half of the registration."""
+
+    InputEax: u32 = 0
+    InputEcx: u32 = 0
+    SubleafSpecific: u8 = 0
+    AlwaysOverride: u8 = 0
+    Padding: u16 = 0
+
+
+class HV_UNREGISTER_X64_MSR_RESULT_PARAMETERS(Struct, size=8):
+    MsrIndex: u32 = 0
+    AccessType: u32 = 0
+
+
 class HV_REGISTER_X64_MSR_RESULT_PARAMETERS(Struct, size=12):
     MsrIndex: u32 = 0
     AccessType: u32 = 0

@@ -299,6 +299,16 @@ class HV_X64_APIC_INIT_SIPI_INTERCEPT_MESSAGE(Struct, size=0x30, offsets={"ApicI
     ApicIcr: u64 = 0
 
 
+class HV_X64_APIC_WRITE_INTERCEPT_MESSAGE(Struct, size=0x38, offsets={"ApicRegister": 0x28, "WriteValue": 0x30}):
+    """A register of the local APIC that has been written. No published page defines it: header, the register's offset
+    and the value, as in the context that the Windows Hypervisor Platform API passes for the same exit."""
+
+    Header: HV_X64_INTERCEPT_MESSAGE_HEADER = _HEADER
+    ApicRegister: u32 = 0
+    Reserved: u32 = 0
+    WriteValue: u64 = 0
+
+
 class HV_X64_APIC_EOI_MESSAGE(Struct, size=8):
     VpIndex: u32 = 0
     InterruptVector: u32 = 0

@@ -273,6 +273,11 @@ class LocalApic(LapicCore):
         self._ipis_sent += 1
         self._bus.deliver(_message(icr, dest_id), self)
 
+    def send_startup(self, icr: int) -> None:
+        """Send an INIT or SIPI that `listener` kept from being sent; ICR as in x2APIC mode."""
+        self._ipis_sent += 1
+        self._bus.deliver(_message(icr & _U32_MASK, icr >> 32), self)
+
     def get_tpr(self) -> int:
         """CR8: the task priority class, 0 to 15."""
         return self._reg(regs.APIC_TASKPRI) >> _CR8_SHIFT

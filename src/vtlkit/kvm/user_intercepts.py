@@ -162,8 +162,8 @@ class UserInterceptState:
 def engine_intercepts(vcpu: Vcpu) -> None:
     """Tell the engine what exits: what always does, what follows guest state, and what user space wants.
 
-    UMIP and NPIEP are enforced by intercepting what they forbid, SMSW among it, a read of CR0. Outside long mode SMSW is
-    emulated always, as the embedded CPU stores 16 bits of 32.
+    UMIP and NPIEP are enforced by intercepting what they forbid, SMSW among it, a read of CR0. Outside long mode SMSW
+    is emulated always, as the embedded CPU stores 16 bits of 32.
     """
     engine: Engine = vcpu.engine
     intercepts = vcpu.vendor.intercepts

@@ -353,6 +353,10 @@ class Vcpu(VcpuTime):
         """What is to leave `run` as `Intercepted`; in force before the next instruction. From any task."""
         self.user.set(NOTHING if intercepts is None else intercepts)
 
+    def send_startup(self, icr: int) -> None:
+        """Send after all what left `run` as `InterceptedStartup`."""
+        self.apic.send_startup(icr)
+
     def get_mp_state(self) -> MpState:
         return self.mp_state
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from vtlkit.hvdef import hypercall_io as io
-from vtlkit.hvdef import ports
+from vtlkit.hvdef import intercepts, ports
 from vtlkit.hvdef.cpuid import HvPartitionPrivilege as Privilege
 from vtlkit.hvdef.hypercalls import HvCallCode as Call
 from vtlkit.hvdef.register_values import HV_REGISTER_VALUE_SIZE
@@ -133,6 +133,20 @@ LAYOUTS: Final[Mapping[int, HypercallLayout]] = {
     Call.HvExtCallGetBootZeroedMemory: HypercallLayout(
         output_size=io.HV_EXT_OUTPUT_BOOT_ZEROED_MEMORY_SIZE, privilege=Privilege.EnableExtendedHypercalls
     ),
+    Call.HvCallInstallIntercept: HypercallLayout(
+        intercepts.HV_INPUT_INSTALL_INTERCEPT.SIZE, privilege=Privilege.AccessVsm
+    ),
+    Call.HvCallRegisterInterceptResult: HypercallLayout(
+        intercepts.HV_INPUT_REGISTER_INTERCEPT_RESULT.SIZE + intercepts.HV_REGISTER_X64_CPUID_RESULT_PARAMETERS.SIZE,
+        privilege=Privilege.AccessVsm,
+    ),
+    Call.HvCallUnregisterInterceptResult: HypercallLayout(
+        intercepts.HV_INPUT_REGISTER_INTERCEPT_RESULT.SIZE + intercepts.HV_UNREGISTER_X64_CPUID_RESULT_PARAMETERS.SIZE,
+        privilege=Privilege.AccessVsm,
+    ),
+    Call.HvCallCheckForIoIntercept: HypercallLayout(
+        intercepts.HV_INPUT_CHECK_FOR_IO_INTERCEPT.SIZE, 1, privilege=Privilege.AccessVsm
+    ),
 }
 
 VSM_CALLS: Final = frozenset(
@@ -162,6 +176,10 @@ VSM_CALLS: Final = frozenset(
         Call.HvCallAssertVirtualInterrupt,
         Call.HvExtCallQueryCapabilities,
         Call.HvExtCallGetBootZeroedMemory,
+        Call.HvCallInstallIntercept,
+        Call.HvCallRegisterInterceptResult,
+        Call.HvCallUnregisterInterceptResult,
+        Call.HvCallCheckForIoIntercept,
     }
 )
 """Calls about VTLs, ports and the machine's memory, of which only user space knows: it answers them."""

@@ -36,6 +36,7 @@ from vtlkit.vmm.vsm import (
     vp_registers,
     vtl_access,
 )
+from vtlkit.vmm.vsm.intercepts import install
 from vtlkit.vmm.vsm.targets import input_vtl, target_vp
 from vtlkit.x86.exceptions import Vector
 
@@ -176,6 +177,8 @@ def _enable_vp_vtl(vp: Vp, level: int, call: HypercallParameters) -> tuple[HvSta
         vcpu = partition.create_vcpu(other.index, target)
         state.apply(vcpu)
         other.add_vcpu(vcpu, target)
+    # What the new VTL intercepts begins here on this processor.
+    partition.wait_for_intercepts(range(target))
     return HvStatus.SUCCESS, 0
 
 
@@ -305,4 +308,8 @@ HANDLERS: Final[dict[int, Handler]] = {
     HvCallCode.HvCallAssertVirtualInterrupt: assert_interrupt.assert_virtual_interrupt,
     HvCallCode.HvExtCallQueryCapabilities: extended_calls.query_capabilities,
     HvCallCode.HvExtCallGetBootZeroedMemory: extended_calls.get_boot_zeroed_memory,
+    HvCallCode.HvCallInstallIntercept: install.install,
+    HvCallCode.HvCallRegisterInterceptResult: install.register_result,
+    HvCallCode.HvCallUnregisterInterceptResult: install.unregister_result,
+    HvCallCode.HvCallCheckForIoIntercept: install.check_for_io,
 }

@@ -23,6 +23,7 @@ from vtlkit.kvm.uapi import (
     KvmRun,
     MemoryAttributes,
     MemoryRegion,
+    UserIntercepts,
     Vcpu,
     VcpuStatistics,
     Vm,
@@ -67,6 +68,8 @@ class Vtl:
         """HvRegisterVsmPartitionConfig."""
         self.protections: dict[int, MemoryAttributes] = {}
         """What this VTL permits each lower VTL, by its number."""
+        self.installed = UserIntercepts()
+        """HvCallInstallIntercept: what it wants to hear of lower VTLs."""
 
 
 class Partition:
@@ -213,6 +216,13 @@ class Partition:
             vtl = self.vtls.get(target)
             if vtl is not None:
                 vtl.vm.wait_for_memory(self.supervisor.ending)
+
+    def wait_for_intercepts(self, targets: Iterable[int]) -> None:
+        """Block until no processor runs one of these VTLs without the intercepts that were last set; as above."""
+        for target in targets:
+            vtl = self.vtls.get(target)
+            if vtl is not None:
+                vtl.vm.wait_for_intercepts(self.supervisor.ending)
 
     def denier(self, target: int, gpa: int, access: Access) -> int | None:
         """The lowest VTL above `target` whose protections forbid the access: it gets the intercept first."""

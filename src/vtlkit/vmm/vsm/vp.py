@@ -22,6 +22,7 @@ from vtlkit.hvdef.identifiers import HV_MAX_VTLS
 from vtlkit.hvdef.vsm import HvVtlEntryReason
 from vtlkit.kvm.uapi import (
     Hyperv,
+    Intercepted,
     Intr,
     IrqWindowOpen,
     KvmRun,
@@ -30,6 +31,7 @@ from vtlkit.kvm.uapi import (
     VcpuStatistics,
 )
 from vtlkit.vmm.vsm import deliverability, hypercalls, intercepts
+from vtlkit.vmm.vsm.intercepts import wishes
 
 if TYPE_CHECKING:
     from vtlkit.vmm.vsm.partition import Partition
@@ -62,6 +64,8 @@ class Vp:
         self._next_lower: dict[int, int] = {}
         self._retired: list[Vcpu] = []
         self._started = False
+        self.intercepts = wishes.VpIntercepts()
+        """What higher VTLs intercept here; guarded by the partition's lock."""
 
     @property
     def switches(self) -> int:
@@ -71,7 +75,7 @@ class Vp:
     # --- VTLs -------------------------------------------------------------------------------------------------------
 
     def add_vcpu(self, vcpu: Vcpu, level: int) -> None:
-        """Enable a VTL. From any task."""
+        """Enable a VTL. From any task; the caller holds the partition's lock."""
         for lower, other in self.vcpus.items():
             if lower < level:
                 other.startup_blocked.store(True)
@@ -79,6 +83,7 @@ class Vp:
         # The task may be going through the vCPUs: it goes on with those that it began with.
         self.vcpus = {**self.vcpus, level: vcpu}
         self._relink()
+        wishes.apply_to(self)
         if len(self.vcpus) > 1:
             for number, each in self.vcpus.items():
                 each.listen(partial(self._kicked, number))
@@ -122,6 +127,8 @@ class Vp:
         vcpu.vtl_inactive = False
         vcpu.startup_blocked.store(False)
         self.notified = {}
+        self.intercepts = wishes.VpIntercepts()
+        vcpu.set_user_intercepts(None)
         self._relink()
         self.active.store(0)
         for level in range(HV_MAX_VTLS):
@@ -308,5 +315,7 @@ class Vp:
             intercepts.memory_fault(self, level, vcpu, exit_)
         elif isinstance(exit_, IrqWindowOpen):
             deliverability.opened(self, level, vcpu, exit_)
+        elif isinstance(exit_, Intercepted):
+            intercepts.intercepted(self, level, vcpu, exit_)
         else:
             self.partition.supervisor.handle(self, vcpu, exit_)

@@ -16,6 +16,7 @@ from vtlkit.hvdef.registers import HvRegisterName as Name
 from vtlkit.hvdef.status import HvStatus
 from vtlkit.kvm.uapi import Vcpu
 from vtlkit.vmm.vsm import deliverability
+from vtlkit.vmm.vsm.intercepts.registers import REGISTERS as INTERCEPT_REGISTERS
 from vtlkit.vmm.vsm.registers import (
     apic,
     control,
@@ -46,6 +47,7 @@ _REGISTERS: Final[dict[int, Register]] = {
     **apic.REGISTERS,
     **synthetic.REGISTERS,
     **tlb_locks.REGISTERS,
+    **INTERCEPT_REGISTERS,
     Name.HvRegisterDeliverabilityNotifications: Register(deliverability.read),
 }
 _GETTERS: Final[dict[int, Get]] = {name: register.get for name, register in _REGISTERS.items()}

@@ -1,0 +1,38 @@
+"""What the hypervisor has stopped because some higher VTL wants to hear of it: the lowest of them is told.
+
+The instruction has not begun; of the traps (EOI, writes of the local APIC, INIT and SIPI) it is over.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vtlkit.hvdef.messages import HvMessageType
+from vtlkit.kvm.uapi import Intercepted, InterceptedStartup, Vcpu
+from vtlkit.vmm.vsm.intercepts import messages, wishes
+from vtlkit.vmm.vsm.intercepts.delivery import tell
+
+if TYPE_CHECKING:
+    from vtlkit.vmm.vsm.vp import Vp
+
+
+def intercepted(vp: Vp, level: int, vcpu: Vcpu, exit_: Intercepted) -> None:
+    """Tell the lowest VTL above `level` that wants it, and switch there."""
+    with vp.partition.lock:
+        setter = wishes.first_to_be_told(vp, level, vcpu, exit_)
+    if setter is None:
+        # Lifted since: an instruction runs again, and what was kept from being sent is sent.
+        if isinstance(exit_, InterceptedStartup):
+            vcpu.send_startup(exit_.icr)
+        return
+    tell(vp, level, setter, *messages.of_exit(vp, level, vcpu, exit_))
+
+
+def tell_startup(vp: Vp, level: int, vcpu: Vcpu, setter: int, icr: int) -> None:
+    """Tell VTL `setter` of this processor that VTL `level`, active here, starts or resets a processor; switch there.
+
+    `icr` is the INIT or SIPI as the x2APIC's ICR would have it. For HV_VSM_PARTITION_CONFIG_INTERCEPT_VP_STARTUP, whose
+    rules are elsewhere: nothing is sent here.
+    """
+    payload = messages.startup(vp, level, vcpu, icr)
+    tell(vp, level, setter, HvMessageType.HvMessageTypeX64ApicInitSipiIntercept, payload)
