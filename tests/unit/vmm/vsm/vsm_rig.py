@@ -22,7 +22,7 @@ from vtlkit.hvdef.hypercalls import HvCallCode as Call
 from vtlkit.hvdef.identifiers import HV_PARTITION_ID_SELF, HV_VP_INDEX_SELF
 from vtlkit.hvdef.status import HvStatus
 from vtlkit.hvdef.vsm import HV_INITIAL_VP_CONTEXT, HV_X64_SEGMENT_REGISTER, HV_X64_TABLE_REGISTER
-from vtlkit.kvm.uapi import HvFeatures, Kvm, KvmRun, MemoryRegion, Vcpu
+from vtlkit.kvm.uapi import HvFeatures, Io, Kvm, KvmRun, MemoryRegion, Vcpu
 from vtlkit.vmm.vsm.partition import Partition
 from vtlkit.vmm.vsm.vp import Vp
 from vtlkit.x86.registers import RFLAGS_FIXED, Regs, Segment
@@ -268,6 +268,7 @@ class VsmRig:
         """Exits that had nothing to do with VTLs."""
         self._ending = self.host.cell(False, "rig-ending")
         self._guests = guests
+        self._ports = False
         programs = {self.entry(vp, vtl): self._program for vp in range(cpus) for vtl in range(vtls)}
         self.factory = ScriptedFactory(programs, dict.fromkeys(range(256), self._handler))
         self.ram = RamBlock(ram)
@@ -344,6 +345,11 @@ class VsmRig:
             self.factory.close()
         return self
 
+    def run_with_ports(self) -> VsmRig:
+        """As `run`, where ports are devices that nobody asks anything of."""
+        self._ports = True
+        return self.run()
+
     def end(self) -> None:
         """End the run; from any task."""
         self._ending.store(True)
@@ -372,7 +378,8 @@ class VsmRig:
 
     def handle(self, vp: Vp, vcpu: Vcpu, exit_: KvmRun) -> None:
         self.exits.append(exit_)
-        self.end()
+        if not (self._ports and isinstance(exit_, Io)):
+            self.end()
 
 
 def run_guests(guests: Mapping[tuple[int, int], Body], **options: Any) -> VsmRig:
