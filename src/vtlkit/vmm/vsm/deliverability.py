@@ -16,7 +16,6 @@ from vtlkit.hvdef.messages import (
     HV_X64_INTERRUPTION_DELIVERABLE_MESSAGE,
     HV_X64_SYNIC_SINT_DELIVERABLE_MESSAGE,
     HvMessageType,
-    make_message,
 )
 from vtlkit.hvdef.register_values import (
     HV_DELIVERABILITY_INTERRUPT_NOTIFICATION,
@@ -28,7 +27,8 @@ from vtlkit.hvdef.register_values import (
 from vtlkit.hvdef.status import HvStatus
 from vtlkit.hvdef.vsm import HvVtlEntryReason
 from vtlkit.kvm.uapi import IrqWindowOpen, Vcpu, Windows, windows_request
-from vtlkit.vmm.vsm import intercepts
+from vtlkit.vmm.vsm.intercepts.delivery import queue
+from vtlkit.vmm.vsm.intercepts.messages import header
 
 if TYPE_CHECKING:
     from vtlkit.vmm.vsm.vp import Vp
@@ -39,7 +39,6 @@ _KNOWN: Final = (
     | HV_DELIVERABILITY_INTERRUPT_PRIORITY.mask
     | HV_DELIVERABILITY_SINTS.mask
 )
-_PARTITION_ID: Final = 1
 
 
 def read(_vp: Vp, _level: int, vcpu: Vcpu) -> int:
@@ -78,22 +77,15 @@ def write(asker: int, vp: Vp, level: int, vcpu: Vcpu, value: int) -> HvStatus:
 def opened(vp: Vp, level: int, vcpu: Vcpu, exit_: IrqWindowOpen) -> None:
     """Tell the VTL that asked, and switch to it."""
     asker = vp.notified[level]
-    header = intercepts.header(vp, level, vcpu, Access.READ, 0)
+    head = header(vp, level, vcpu, Access.READ, 0)
     for present, kind in (
         (exit_.interrupt, HvX64PendingInterruptionType.HvX64PendingInterrupt),
         (exit_.nmi, HvX64PendingInterruptionType.HvX64PendingNmi),
     ):
         if present:
-            payload = HV_X64_INTERRUPTION_DELIVERABLE_MESSAGE(header, kind).pack()
-            _tell(vp.vcpus[asker], HvMessageType.HvMessageTypeX64InterruptionDeliverable, payload)
+            payload = HV_X64_INTERRUPTION_DELIVERABLE_MESSAGE(head, kind).pack()
+            queue(vp.vcpus[asker], HvMessageType.HvMessageTypeX64InterruptionDeliverable, payload)
     if exit_.sints:
-        payload = HV_X64_SYNIC_SINT_DELIVERABLE_MESSAGE(header, exit_.sints).pack()
-        _tell(vp.vcpus[asker], HvMessageType.HvMessageTypeSynicSintDeliverable, payload)
+        payload = HV_X64_SYNIC_SINT_DELIVERABLE_MESSAGE(head, exit_.sints).pack()
+        queue(vp.vcpus[asker], HvMessageType.HvMessageTypeSynicSintDeliverable, payload)
     vp.switch(level, asker, HvVtlEntryReason.HvVtlEntryIntercept)
-
-
-def _tell(higher: Vcpu, kind: HvMessageType, payload: bytes) -> None:
-    message = make_message(kind, payload, sender=_PARTITION_ID).pack()
-    if higher.hv.synic.post(intercepts.INTERCEPT_SINT, message):
-        # No message page, or a full queue: the VTL that is entered finds it in its VP assist page.
-        higher.hv.assist.set_intercept_message(message)

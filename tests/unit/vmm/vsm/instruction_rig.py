@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ from vtlkit.engine.unicorn import UnicornFactory
 from vtlkit.host.sim import Simulator
 from vtlkit.hvdef.identifiers import HV_PARTITION_ID_SELF
 from vtlkit.hvdef.intercepts import HV_INPUT_INSTALL_INTERCEPT, HvInterceptType
+from vtlkit.hvdef.messages import HvMessageType
 from vtlkit.hvdef.registers import HvRegisterName as Name
 from vtlkit.hvdef.status import HvStatus
 from vtlkit.kvm.uapi import HvFeatures, Io, Kvm, KvmRun, MemoryRegion, Vcpu
@@ -170,3 +172,38 @@ def program(rig: Rig, body: Any, *, bits: int = 64) -> Assembler:
     code.label("next")
     code.out(END_PORT, "al")
     return code
+
+
+READ, WRITE, EXECUTE = 0, 1, 2
+STATE_64 = 1 << 2 | 1 << 4
+"""CR0.PE, EFER.LMA, CPL 0, VTL 0."""
+
+
+def remove(kind: HvInterceptType, parameter: int = 0) -> Callable[[Rig], None]:
+    return lambda rig: rig.install(kind, parameter, 0)
+
+
+def the_message(rig: Rig, kind: HvMessageType, size: int) -> bytes:
+    """The payload of the only message: its header is checked, and that nothing is behind it."""
+    (message,) = rig.messages
+    assert (number(message, 0, 4), number(message, 4, 1), number(message, 8, 8)) == (kind, size, 1)
+    assert not any(message[16 + size :])
+    return message[16 : 16 + size]
+
+
+def check_header(rig: Rig, payload: bytes, code: Assembler, access: int, *, state: int = STATE_64) -> None:
+    """Of a message about the instruction at `target`."""
+    start, length = code.at("target"), code.at("next") - code.at("target")
+    assert number(payload, 0, 4) == 0
+    assert number(payload, 4, 1) == length
+    assert number(payload, 5, 1) == access
+    assert number(payload, 6, 2) == state
+    assert (number(payload, 8, 8), number(payload, 0x10, 4)) == (0, 0xFFFFFFFF)
+    assert (number(payload, 0x14, 2), number(payload, 0x16, 2)) == (layout.KERNEL_CODE64, 0xA09B)
+    assert number(payload, 0x18, 8) == start
+    assert number(payload, 0x20, 8) == rig.states[0]["rflags"]
+    assert rig.states[0]["rip"] == start
+
+
+def code_at(rig: Rig, code: Assembler, size: int = 16) -> bytes:
+    return bytes(rig.ram.view[code.at("target") : code.at("target") + size])

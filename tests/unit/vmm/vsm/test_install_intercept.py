@@ -25,7 +25,8 @@ from vtlkit.hvdef.intercepts import HvInterceptType as Type
 from vtlkit.hvdef.messages import HvMessageType as Message
 from vtlkit.hvdef.registers import HvRegisterName as Name
 from vtlkit.hvdef.status import HvStatus
-from vtlkit.kvm.uapi import UserIntercepts
+from vtlkit.kvm.uapi import InterceptedStartup, UserIntercepts
+from vtlkit.vmm.vsm import intercepts
 from vtlkit.x86 import msr
 from vtlkit.x86.exceptions import Vector
 
@@ -338,7 +339,7 @@ def test_a_processor_is_told_from_its_vtls_enabling_on() -> None:
 
 
 def test_what_is_installed_is_what_was_asked_for() -> None:
-    """The last setting of a thing counts; the direction that the mask leaves out is removed."""
+    """The last setting of a thing counts; what the mask leaves out is removed."""
     seen: list[UserIntercepts] = []
 
     def vtl1(guest: Guest) -> Script:
@@ -364,8 +365,8 @@ def test_what_is_installed_is_what_was_asked_for() -> None:
 
     run_guests({(0, 0): vtl0, (0, 1): vtl1})
     (installed,) = seen
-    assert installed.port_reads is not None
-    assert installed.port_writes is not None
+    assert installed.port_reads
+    assert installed.port_writes
     assert int.from_bytes(installed.port_reads, "little") >> 0x40 == 0b1001
     assert int.from_bytes(installed.port_writes, "little") >> 0x40 == 0b1011
     assert (installed.msr_reads, installed.msr_writes) == (frozenset(), {0x10: None})
@@ -390,9 +391,6 @@ def test_nobody_is_told_after_a_reset() -> None:
 
 def test_a_lifted_startup_is_sent_after_all() -> None:
     """Between the trap and its handling another processor has lifted the intercept: the INIT is not lost."""
-    from vtlkit.kvm.uapi import InterceptedStartup
-    from vtlkit.vmm.vsm import intercepts
-
     rig = VsmRig({(0, 0): lambda guest: guest.end()}, cpus=2)
     vp = rig.partition.vps[0]
     sent = vp.vcpus[0].apic.statistics().ipis_sent

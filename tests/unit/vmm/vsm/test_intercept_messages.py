@@ -24,6 +24,7 @@ def restore(rig: Rig) -> None:
     rig.close(Access.ALL)
 
 
+@pytest.mark.tlfs("intercepts.gpa")
 @pytest.mark.parametrize("write", [False, True])
 @pytest.mark.parametrize("address", [CLOSED + 0x123, ALIAS + 0x123])
 def test_read_and_write_in_64_bit_mode(rig: Rig, write: bool, address: int) -> None:
@@ -58,6 +59,7 @@ def test_read_and_write_in_64_bit_mode(rig: Rig, write: bool, address: int) -> N
     assert number(payload, 0x28, 4) == 6
     assert number(payload, 0x2C, 1) == 16
     assert payload[0x40:0x50] == instruction
+    assert (number(payload, 0x2E, 1), number(payload, 0x2F, 1)) == (0, 0)
     gva_valid = number(payload, 0x2D, 1)
     assert gva_valid in (0, 1)
     assert number(payload, 0x30, 8) == (address if gva_valid else 0)
@@ -72,6 +74,7 @@ def test_read_and_write_in_64_bit_mode(rig: Rig, write: bool, address: int) -> N
     assert rig.guest.read(CLOSED + 0x123, 4) == (0x108 if write else 0) & ~0xF | (7 if write else 0)
 
 
+@pytest.mark.tlfs("intercepts.gpa")
 def test_user_mode_and_task_priority(rig: Rig) -> None:
     rig.guest.long_mode(cpl=3, rflags=RFLAGS_FIXED | 0x3000 | RFLAGS_IF)
     sregs = rig.vcpu.get_sregs()
@@ -93,6 +96,7 @@ def test_user_mode_and_task_priority(rig: Rig) -> None:
     assert rig.guest.read(CLOSED, 8) == 1
 
 
+@pytest.mark.tlfs("intercepts.gpa")
 def test_protected_mode(rig: Rig) -> None:
     rig.guest.protected_mode()
     rig.close(Access.NONE)
@@ -107,6 +111,7 @@ def test_protected_mode(rig: Rig) -> None:
     assert number(payload, 0x38, 8) == CLOSED + 0xFFF
 
 
+@pytest.mark.tlfs("intercepts.gpa")
 def test_instruction_fetch(rig: Rig) -> None:
     """A fetch says where, and no instruction: there is none yet."""
     rig.guest.long_mode()
@@ -225,6 +230,7 @@ def test_a_string_move_goes_on_where_it_was_stopped(rig: Rig) -> None:
     assert bytes(rig.ram.view[destination : destination + count]) == bytes(range(1, count + 1))
 
 
+@pytest.mark.tlfs("intercepts.handling")
 def test_gp_is_injected_instead_of_the_access(rig: Rig) -> None:
     from vtlkit.hvdef.registers import HvRegisterName as Name
     from vtlkit.vmm.vsm import vp_registers

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from vtlkit.hvdef.messages import HvMessageType, make_message
 from vtlkit.hvdef.vsm import HvVtlEntryReason
+from vtlkit.kvm.uapi import Vcpu
 
 if TYPE_CHECKING:
     from vtlkit.vmm.vsm.vp import Vp
@@ -18,13 +19,17 @@ INTERCEPT_SINT: Final = 0
 _PARTITION_ID: Final = 1
 
 
-def tell(vp: Vp, level: int, setter: int, message_type: HvMessageType, payload: bytes) -> None:
+def queue(higher: Vcpu, kind: HvMessageType, payload: bytes) -> None:
+    """Put a message before a VTL that is about to be entered."""
+    message = make_message(kind, payload, sender=_PARTITION_ID).pack()
+    if higher.hv.synic.post(INTERCEPT_SINT, message):
+        higher.hv.assist.set_intercept_message(message)
+
+
+def tell(vp: Vp, level: int, setter: int, kind: HvMessageType, payload: bytes) -> None:
     """VTL `level`, active, has done what VTL `setter` of the same processor intercepts: switch there with a message.
 
     The processor's task, between two instructions.
     """
-    message = make_message(message_type, payload, sender=_PARTITION_ID).pack()
-    higher = vp.vcpus[setter].hv
-    if higher.synic.post(INTERCEPT_SINT, message):
-        higher.assist.set_intercept_message(message)
+    queue(vp.vcpus[setter], kind, payload)
     vp.switch(level, setter, HvVtlEntryReason.HvVtlEntryIntercept)
