@@ -164,4 +164,4 @@ def _enter_guest(vcpu: Vcpu) -> KvmRun | None:
     if budget_ns is None:
         vcpu.hv.runtime_ns += vcpu.host.now_ns() - entered_ns
     vcpu.statistics.exits[reason.name] += 1
-    return exits.handle(vcpu, reason)
+    return (exits.HANDLERS[type(reason)] if vcpu.user_intercepts is None else exits.handle)(vcpu, reason)
