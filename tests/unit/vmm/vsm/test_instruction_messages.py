@@ -79,6 +79,9 @@ def test_the_header_says_in_which_state(rig: Rig) -> None:
 )
 @pytest.mark.tlfs("intercepts.io-port")
 def test_a_port(rig: Rig, emit: Any, size: int, write: bool) -> None:
+    sregs = rig.vcpu.get_sregs()
+    sregs.es.selector = layout.USER_DATA
+    rig.vcpu.set_sregs(sregs)
     rig.install(Type.HvInterceptTypeX64IoPort, PORT)
     rig.react = [lambda rig: rig.skip(1 if size != 2 else 2)]
 
@@ -99,9 +102,9 @@ def test_a_port(rig: Rig, emit: Any, size: int, write: bool) -> None:
     (state,) = rig.states
     assert number(payload, 0x30, 8) == state["rax"]
     assert payload[0x38:0x48] == bytes(rig.ram.view[start : start + 16])
-    for offset in (0x48, 0x58):
+    for offset, selector in ((0x48, layout.KERNEL_DATA), (0x58, layout.USER_DATA)):
         assert (number(payload, offset, 8), number(payload, offset + 8, 4)) == (0, 0xFFFFFFFF)
-        assert (number(payload, offset + 12, 2), number(payload, offset + 14, 2)) == (layout.KERNEL_DATA, 0xC093)
+        assert (number(payload, offset + 12, 2), number(payload, offset + 14, 2)) == (selector, 0xC093)
     assert struct.unpack_from("<QQQ", payload, 0x68) == (state["rcx"], state["rsi"], state["rdi"])
     assert message[16 + 0x80 :] == bytes(256 - 16 - 0x80)
 
