@@ -30,8 +30,10 @@ _FIELDS: Final = {
 """Name -> field of `CrIntercepts`, bits that may be set."""
 
 
-def _getter(field: str) -> Callable[[Vp, int, Vcpu], int]:
-    def read(vp: Vp, level: int, _vcpu: Vcpu) -> int:
+def _getter(field: str) -> Callable[[Vp, int, Vcpu], int | HvStatus]:
+    def read(vp: Vp, level: int, _vcpu: Vcpu) -> int | HvStatus:
+        if level == 0:
+            return HvStatus.ACCESS_DENIED
         with vp.partition.lock:
             value: int = getattr(vp.intercepts.registers.get(level, CrIntercepts()), field)
         return value
