@@ -94,7 +94,7 @@ def set_cr0(vcpu: Vcpu, value: int) -> bool:
     value = (value & _CR0_KNOWN) | CR0_ET
     if value & CR0_NW and not value & CR0_CD:
         return False
-    if value & CR0_PG and not value & CR0_PE:
+    if not value & CR0_PE and (value & CR0_PG or vcpu.vm.protected_mode_only):
         return False
     cr4, before = engine.cr4, engine.get_msr(MSR_EFER)
     efer = before

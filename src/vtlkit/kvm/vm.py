@@ -59,6 +59,8 @@ class Vm:
         self.pit: Pit | None = None
         self.routing: IrqRouting | None = None
         self.user_space_msr = False
+        self.protected_mode_only = False
+        """A guest's CR0.PE stays set: clearing it is #GP (TLFS: no real mode above VTL 0). Set before any vCPU runs."""
         self.hv = HvVm(self)
         self.tsc_khz = TSC_KHZ
         self.tsc_offset: int = 0

@@ -155,3 +155,13 @@ def test_clts_clears_ts() -> None:
     machine.vcpu.set_sregs(sregs)
     machine.vcpu.run()
     assert machine.vcpu.get_sregs().cr0 == regs.CR0_PE | regs.CR0_ET
+
+
+@pytest.mark.parametrize("only", [False, True])
+@pytest.mark.parametrize("value", [regs.CR0_ET, regs.CR0_ET | regs.CR0_WP, regs.CR0_ET | regs.CR0_PE | regs.CR0_WP])
+def test_a_vm_without_real_mode(only: bool, value: int) -> None:
+    """Whoever is in protected mode stays there; everything else is as it was."""
+    vcpu = machine_with(regs.CR0_ET | regs.CR0_PE, 0, 0, long=False)
+    vcpu.vm.protected_mode_only = only
+    assert set_cr0(vcpu, value) == (bool(value & regs.CR0_PE) or not only)
+    assert bool(vcpu.engine.cr0 & regs.CR0_PE) == (only or bool(value & regs.CR0_PE))

@@ -125,6 +125,7 @@ class Partition:
             vm.hv.share_registers(self.vtl0.vm.hv)
             # One TSC for all VTLs of a processor.
             vm.tsc_offset = self.vtl0.vm.tsc_offset
+            vm.protected_mode_only = True
         vtl = Vtl(level, vm)
         # Other processors' tasks may be going through the VTLs without the lock: they go on with those they began with.
         self.vtls = {**self.vtls, level: vtl}
