@@ -9,6 +9,7 @@ processor alone touches (its active VTL, its switch requests) is `vp`'s.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -16,10 +17,15 @@ from typing import Protocol
 
 from vtlkit.engine.api import Access
 from vtlkit.host.api import LockRank
-from vtlkit.hvdef.vsm import HV_VSM_PARTITION_CONFIG_ZERO_MEMORY_ON_RESET
+from vtlkit.hvdef.vsm import (
+    HV_VSM_PARTITION_CONFIG_DEFAULT_VTL_PROTECTION_MASK,
+    HV_VSM_PARTITION_CONFIG_ENABLE_VTL_PROTECTION,
+    HV_VSM_PARTITION_CONFIG_ZERO_MEMORY_ON_RESET,
+)
 from vtlkit.kvm.uapi import (
     HvFeatures,
     Kvm,
+    KvmError,
     KvmRun,
     MemoryAttributes,
     MemoryRegion,
@@ -30,6 +36,7 @@ from vtlkit.kvm.uapi import (
     for_vcpu,
     hv_cpuid_entries,
 )
+from vtlkit.vmm.vsm.hypercalls import ACCESS_OF_MAP_FLAGS
 from vtlkit.vmm.vsm.ports import Ports
 from vtlkit.vmm.vsm.tlb_locks import TlbLocks
 from vtlkit.vmm.vsm.vp import Vp
@@ -70,6 +77,12 @@ class Vtl:
         """What this VTL permits each lower VTL, by its number."""
         self.installed = UserIntercepts()
         """HvCallInstallIntercept: what it wants to hear of lower VTLs."""
+
+    def default_access(self) -> Access:
+        """What lower VTLs may do to memory of which this VTL has said nothing else."""
+        if not HV_VSM_PARTITION_CONFIG_ENABLE_VTL_PROTECTION.get(self.config):
+            return Access.ALL
+        return ACCESS_OF_MAP_FLAGS[HV_VSM_PARTITION_CONFIG_DEFAULT_VTL_PROTECTION_MASK.get(self.config)]
 
 
 class Partition:
@@ -185,6 +198,27 @@ class Partition:
         """(gpa, size) of all RAM."""
         for region in self._regions:
             yield region.gpa, region.size
+
+    def add_memory(self, region: MemoryRegion) -> None:
+        """Hot-add RAM. Lower VTLs have what the default protection masks of the enabled VTLs leave them, from the start.
+
+        Raises:
+            KvmError: EEXIST, the slot is in use or memory is there; EINVAL, a malformed region. Nothing changed.
+        """
+        with self.lock:
+            slots = self.vtl0.vm.memory.slots
+            if slots.by_id(region.slot) is not None:
+                raise KvmError(errno.EEXIST, f"slot {region.slot} is in use")
+            slots.changed([region])
+            # Before the memory is there: no VTL has it unprotected for a moment.
+            for setter, vtl in self.vtls.items():
+                access = vtl.default_access()
+                if access is not Access.ALL:
+                    for lower in range(setter):
+                        self.protect(setter, lower, region.gpa, region.size, access)
+            self._regions = (*self._regions, region)
+            for vtl in self.vtls.values():
+                vtl.vm.set_user_memory_region(region)
 
     def protect(self, setter: int, target: int, gpa: int, size: int, access: Access) -> None:
         """VTL `setter` permits VTL `target` `access` to whole pages. The caller holds the lock."""
