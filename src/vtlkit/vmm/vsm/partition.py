@@ -200,7 +200,7 @@ class Partition:
             yield region.gpa, region.size
 
     def add_memory(self, region: MemoryRegion) -> None:
-        """Hot-add RAM. Lower VTLs have what the default protection masks of the enabled VTLs leave them, from the start.
+        """Hot-add RAM. From the start lower VTLs have what the default masks of the enabled VTLs leave them.
 
         Raises:
             KvmError: EEXIST, the slot is in use or memory is there; EINVAL, a malformed region. Nothing changed.
