@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from vtlkit.engine.api import PAGE_SIZE, Engine
 from vtlkit.host.api import LockRank, Task
+from vtlkit.kvm import inactive
 from vtlkit.kvm import run as run_loop
 from vtlkit.kvm.cpuid import CpuidEntry, CpuidTable
 from vtlkit.kvm.device_pages import VcpuDevices
@@ -33,7 +34,7 @@ from vtlkit.kvm.statistics import VcpuStatistics
 from vtlkit.kvm.translate import translate
 from vtlkit.kvm.user_intercepts import NOTHING, UserIntercepts, UserInterceptState, engine_intercepts
 from vtlkit.kvm.vcpu_time import VcpuTime
-from vtlkit.kvm.wait import has_events, suspend
+from vtlkit.kvm.wait import suspend
 from vtlkit.x86 import cpuid as cpuid_bits
 from vtlkit.x86.msr import APICBASE_BASE, APICBASE_ENABLE, X2APIC_ENABLE
 from vtlkit.x86.registers import CR0_PE, GENERAL_REGISTERS, RFLAGS_FIXED, Regs, Sregs
@@ -154,14 +155,11 @@ class Vcpu(VcpuTime):
 
     def wake_event_pending(self) -> bool:
         """Whether a wait of this vCPU would end at once with a wake event. For the task that runs it, outside `run`."""
-        if self.apic.pending_timer():
-            with self.mutex:
-                self.apic.inject_pending_timer()
-        if self.check_request(Req.HV_STIMER):
-            # What was signalled or has expired may come to an interrupt, or to none that can be taken.
-            with self.mutex:
-                self.hv.process_stimers()
-        return has_events(self)
+        return inactive.wake_event_pending(self)
+
+    def interrupt_deliverable(self) -> bool:
+        """Whether it would take an interrupt or NMI at once, were its VTL active. As `wake_event_pending`."""
+        return inactive.interrupt_deliverable(self)
 
     def kick_running(self) -> None:
         """Make the vCPU exit if it is in the guest; let it sleep if it blocks. From any task; never blocks."""

@@ -11,6 +11,7 @@ import enum
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from vtlkit.engine.api import EventType
 from vtlkit.kvm import events
 from vtlkit.kvm.mpstate import MpState
 from vtlkit.kvm.requests import Req
@@ -19,6 +20,15 @@ if TYPE_CHECKING:
     from vtlkit.kvm.vcpu import Vcpu
 
 _UNSTARTED: Final = (MpState.UNINITIALIZED, MpState.INIT_RECEIVED)
+_INTERRUPTS: Final = (EventType.INTERRUPT, EventType.NMI)
+
+
+def interrupt_under_way(vcpu: Vcpu) -> bool:
+    """Whether an interrupt or NMI has left its controller and not reached the guest."""
+    for event in (vcpu.engine.injected(), vcpu.events.interrupted):
+        if event is not None and event.type in _INTERRUPTS:
+            return True
+    return False
 
 
 def vcpu_running(vcpu: Vcpu) -> bool:
@@ -34,7 +44,9 @@ def has_events(vcpu: Vcpu) -> bool:
     if vcpu.mp_state in _UNSTARTED:
         # All else waits, or INIT forgets it: a processor that is not started would only look again and again.
         return False
-    if queue.exception is not None or queue.interrupted is not None or vcpu.engine.injected() is not None:
+    under_way = queue.exception is not None or queue.interrupted is not None or vcpu.engine.injected() is not None
+    # The exceptions of an inactive VTL wait for it to be entered for another reason.
+    if under_way and (not vcpu.vtl_inactive or interrupt_under_way(vcpu)):
         return True
     requests = vcpu.requests
     if requests.test(Req.NMI) or (queue.nmi_pending and not vcpu.vendor.nmi_blocked(vcpu)):

@@ -59,6 +59,7 @@ class HvVcpu:
 
     __slots__ = (
         "assist",
+        "auto_eoi_vectors",
         "enabled",
         "hv_vm",
         "hypercalls",
@@ -82,6 +83,8 @@ class HvVcpu:
         """CPUID offers the interface Hv#1."""
         self.privileges = 0
         """What it offers of it (`privileges`)."""
+        self.auto_eoi_vectors = 0
+        """Vectors, a bit each, that user space raises as interrupts without EOI, beside those of the SINTs."""
         self.hypercalls = 0
         """Statistic: hypercalls executed."""
         self.idle_requested = False
@@ -180,8 +183,8 @@ class HvVcpu:
     # --- interrupts -----------------------------------------------------------------------------------------------
 
     def auto_eoi(self, vector: int) -> bool:
-        """Whether an unmasked SINT with auto-EOI uses `vector`."""
-        return self.synic.auto_eoi_vectors >> vector & 1 != 0
+        """Whether an unmasked SINT with auto-EOI uses `vector`, or user space wants it so."""
+        return (self.synic.auto_eoi_vectors | self.auto_eoi_vectors) >> vector & 1 != 0
 
     def on_eoi(self, vector: int) -> None:
         """The local APIC ended an interrupt (`kvm_hv_synic_send_eoi`)."""
@@ -232,6 +235,7 @@ class HvVcpu:
         self.npiep = 0
         if self.tlb_flush_inhibit.load():
             self.set_tlb_flush_inhibit(False)
+        self.auto_eoi_vectors = 0
         self.synic.reset()
         self.assist.reset()
         for page in (self.synic.message_page, self.synic.event_page, self.assist.page):
