@@ -47,7 +47,7 @@ class InitialState:
     context: HV_INITIAL_VP_CONTEXT
 
     def apply(self, vcpu: Vcpu) -> None:
-        """Load it into a vCPU that has never run."""
+        """Load it into a vCPU that does not run."""
         context = self.context
         sregs = vcpu.get_sregs()
         for name in ("cs", "ds", "es", "fs", "gs", "ss", "tr"):
@@ -66,13 +66,14 @@ def _segment(register: HV_X64_SEGMENT_REGISTER) -> Segment:
     return Segment(register.Selector, register.Base, register.Limit, access_rights_to_attributes(register.Attributes))
 
 
-def decode(context: HV_INITIAL_VP_CONTEXT, cr4_allowed: int) -> InitialState | None:
+def decode(context: HV_INITIAL_VP_CONTEXT, cr4_allowed: int, *, real_mode: bool = False) -> InitialState | None:
     """The state, or None if no processor can have it. VTLs above 0 start in 32- or 64-bit protected mode.
 
-    `cr4_allowed`: CR4 bits that the processor's CPUID offers.
+    `cr4_allowed`: CR4 bits that the processor's CPUID offers. `real_mode`: it may be that, too.
     """
     valid = (
-        _control_registers_valid(context, cr4_allowed)
+        (real_mode or bool(context.Cr0 & CR0_PE))
+        and _control_registers_valid(context, cr4_allowed)
         and not context.Rflags & ~RFLAGS_VALID
         and not context.Rflags & RFLAGS_VM
         and msr.pat_valid(context.MsrCrPat)
@@ -83,7 +84,7 @@ def decode(context: HV_INITIAL_VP_CONTEXT, cr4_allowed: int) -> InitialState | N
 
 def _control_registers_valid(context: HV_INITIAL_VP_CONTEXT, cr4_allowed: int) -> bool:
     cr0, cr4, efer = context.Cr0, context.Cr4, context.Efer
-    if cr0 & ~CR0_VALID or not cr0 & CR0_PE or (cr0 & CR0_NW and not cr0 & CR0_CD):
+    if cr0 & ~CR0_VALID or (cr0 & CR0_PG and not cr0 & CR0_PE) or (cr0 & CR0_NW and not cr0 & CR0_CD):
         return False
     if cr4 & ~cr4_allowed or efer & ~_EFER_VALID or context.Cr3 >> MAXPHYADDR:
         return False

@@ -33,6 +33,7 @@ from vtlkit.vmm.vsm import (
     port_calls,
     processor_ids,
     translate,
+    startup,
     vp_registers,
     vtl_access,
 )
@@ -77,6 +78,8 @@ def dispatch(vp: Vp, level: int, vcpu: Vcpu, exit_: Hyperv) -> None:
     call = decode_exit(exit_, vcpu.vm.memory)
     if call.status:
         call.result(call.status)
+        return
+    if exit_.code == HvCallCode.HvCallStartVirtualProcessor and startup.intercepted(vp, level, vcpu, exit_):
         return
     handler = HANDLERS.get(exit_.code)
     if handler is None:
@@ -283,6 +286,7 @@ HANDLERS: Final[dict[int, Handler]] = {
     HvCallCode.HvCallModifyVtlProtectionMask: _modify_vtl_protection_mask,
     HvCallCode.HvCallEnablePartitionVtl: _enable_partition_vtl,
     HvCallCode.HvCallEnableVpVtl: _enable_vp_vtl,
+    HvCallCode.HvCallStartVirtualProcessor: startup.start_virtual_processor,
     HvCallCode.HvCallGetVpRegisters: _get_vp_registers,
     HvCallCode.HvCallSetVpRegisters: _set_vp_registers,
     HvCallCode.HvCallTranslateVirtualAddress: _translate_virtual_address,

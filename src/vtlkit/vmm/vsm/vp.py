@@ -4,10 +4,10 @@ A processor has one task, which runs the vCPU of the active VTL and makes every 
 inactive VTL has no task: whoever kicks its vCPU is heard by `_kicked`, which asks the processor's task to look at that
 VTL. The task switches to a higher VTL that has a deliverable interrupt (docs/design/vtl-switch.md).
 
-Shared between tasks: `active`, `_look` (VTLs that somebody kicked while they were inactive), `_switches` (a sequence
-count: odd while the registers that the VTLs share are handed over), `_stops` (how many want the task out of the guest),
-`tlb_waits` and `tlb_holders` (`tlb_locks`); `vcpus` is replaced whole. `queue` is where the task waits outside the
-hypervisor.
+Shared between tasks: `active`, `_look` (VTLs that somebody kicked while they were inactive; START, a start state waits
+in `starting`; VINA, some VTL has enabled it), `_switches` (a sequence count: odd while the registers that VTLs share
+are handed over), `_stops` (how many want the task out of the guest), `tlb_waits` and `tlb_holders` (`tlb_locks`);
+`vcpus` is replaced whole. `queue` is where the task waits outside the hypervisor. `_passed` is the task's own.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
+from vtlkit.host.api import Cell
 from vtlkit.hvdef.identifiers import HV_MAX_VTLS
 from vtlkit.hvdef.vsm import HvVtlEntryReason
 from vtlkit.kvm.uapi import (
@@ -30,14 +31,18 @@ from vtlkit.kvm.uapi import (
     Vcpu,
     VcpuStatistics,
 )
-from vtlkit.vmm.vsm import deliverability, hypercalls, intercepts
+from vtlkit.vmm.vsm import deliverability, hypercalls, intercepts, startup
 from vtlkit.vmm.vsm.intercepts import wishes
+from vtlkit.vmm.vsm.startup import START
+from vtlkit.vmm.vsm.vina import VINA, Vina
 
 if TYPE_CHECKING:
     from vtlkit.vmm.vsm.partition import Partition
 
 SharedStateToken: TypeAlias = int
 """Switches so far, twice; odd in the middle of one."""
+
+_VTLS: Final = (1 << HV_MAX_VTLS) - 1
 
 
 class Vp:
@@ -60,6 +65,10 @@ class Vp:
         """VTLs that execute nothing until TLB locks of other processors are released (`tlb_locks`)."""
         self.tlb_holders = host.bitmap(f"vp{index}-tlb-holders")
         """VTLs that hold a TLB lock on a lower one of this processor."""
+        self.starting: Cell[startup.Start | None] = host.cell(None, f"vp{index}-starting")
+        self.vina = Vina(self)
+        self._passed = 0
+        """VTLs, a bit each, that the processor passed over on its way to a higher one."""
         self._next_higher: dict[int, int] = {}
         self._next_lower: dict[int, int] = {}
         self._retired: list[Vcpu] = []
@@ -131,8 +140,11 @@ class Vp:
         vcpu.set_user_intercepts(None)
         self._relink()
         self.active.store(0)
-        for level in range(HV_MAX_VTLS):
-            self._look.clear(level)
+        self._passed = 0
+        self.starting.store(None)
+        self.vina.reset()
+        for bit in range(VINA + 1):
+            self._look.clear(bit)
 
     # --- the task ---------------------------------------------------------------------------------------------------
 
@@ -200,6 +212,15 @@ class Vp:
             interruptible=False,
         )
 
+    def ask(self, *bits: int) -> None:
+        """Have the task look at these before it runs a VTL again. From any task."""
+        for bit in bits:
+            self._look.set(bit)
+        self.host.smp_mb()
+        vcpu = self.vcpus.get(self.active.load())
+        if vcpu is not None:
+            vcpu.signal()
+
     def _kicked(self, level: int) -> None:
         """Somebody has kicked the vCPU of a VTL: if it is inactive, the task is to look at it. From any task."""
         active = self.active.load()
@@ -258,7 +279,12 @@ class Vp:
 
     def _switch_by_event(self, level: int) -> bool:
         """Look at the VTLs that were kicked; switch to the highest one above `level` that has an event."""
-        look = self._look.load()
+        everything = self._look.load()
+        if everything >> START & 1:
+            self._look.test_and_clear(START)
+            startup.take(self, level)
+            return True
+        look = everything & _VTLS
         target = 0
         for other in reversed(range(look.bit_length())):
             if look >> other & 1:
@@ -268,15 +294,26 @@ class Vp:
                 if not target and other > level and vcpu is not None and vcpu.wake_event_pending():
                     target = other
         if not target:
+            if everything >> VINA & 1:
+                self.vina.decide(level, look)
             return False
+        if not self.settle(level):
+            # What was left of the instruction took the processor to a higher VTL already.
+            self._look.set(target)
+            return True
+        self.switch(level, target, HvVtlEntryReason.HvVtlEntryInterrupt)
+        return True
+
+    def settle(self, level: int) -> bool:
+        """Finish the instruction that VTL `level`, the active one, has an exit in; whether it is still the active one.
+
+        The processor's task.
+        """
         vcpu = self.vcpus[level]
         while (exit_ := vcpu.complete_exit()) is not None:
             self._handle(level, vcpu, exit_)
             if self.active.load() != level:
-                # What was left of the instruction took the processor to a higher VTL already.
-                self._look.set(target)
-                return True
-        self.switch(level, target, HvVtlEntryReason.HvVtlEntryInterrupt)
+                return False
         return True
 
     def switch(self, source: int, target: int, reason: HvVtlEntryReason | None = None) -> None:
@@ -288,6 +325,13 @@ class Vp:
             self.partition.tlb_locks.release_all(self, source)
         host, switches = self.host, self._switches
         giver, newcomer = self.vcpus[source], self.vcpus[target]
+        if reason is None:
+            # Above VTL 0, somebody may find itself active whom nobody has called.
+            if target and (self._passed >> target & 1 or newcomer.task is None):
+                self._passed &= ~(1 << target)
+                reason = HvVtlEntryReason.HvVtlEntryInterrupt
+        elif target - source > 1:
+            self._passed |= self.enabled_set() & (1 << target) - (2 << source)
         if reason is not None:
             newcomer.hv.assist.set_entry_reason(reason)
         count = switches.load()

@@ -1,7 +1,7 @@
 """A processor of the embedded engine with machine code in VTL 0, and a VTL 1 whose policy is a Python function.
 
-VTL 1 is a loop of an OUT to POLICY and a VTL return: the test's function runs at each OUT, that is at each entry, in the
-processor's own task. VTL 0 ends the run by an OUT to DONE.
+VTL 1 is a loop of an OUT to POLICY and a VTL return: the test's function runs at each OUT, that is at each entry, in
+the processor's own task. VTL 0 ends the run by an OUT to DONE.
 """
 
 from __future__ import annotations

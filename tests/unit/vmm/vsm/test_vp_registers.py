@@ -189,8 +189,8 @@ def test_capabilities_offer_what_there_is() -> None:
         yield from guest.end()
 
     run_guests({(0, 0): vtl0})
-    # No MBEC, DR6 private, no denial of start-up.
-    assert seen == [(HvStatus.SUCCESS, 0), (HvStatus.SUCCESS, 0)]
+    # No MBEC, DR6 private, start-up can be denied.
+    assert seen == [(HvStatus.SUCCESS, 1 << 17), (HvStatus.SUCCESS, 0)]
 
 
 # --- architectural registers ------------------------------------------------------------------------------------------

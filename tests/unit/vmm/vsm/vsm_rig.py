@@ -162,6 +162,20 @@ class Guest:
         request = io.HV_INPUT_ENABLE_VP_VTL(partition, vp, vtl, reserved, context)
         return (yield from self.call(Call.HvCallEnableVpVtl, request.pack()))
 
+    def start_vp(
+        self,
+        vp: int,
+        vtl: int = 0,
+        *,
+        context: HV_INITIAL_VP_CONTEXT | None = None,
+        partition: int = HV_PARTITION_ID_SELF,
+        reserved: bytes = bytes(3),
+    ) -> Generator[Op, int, int]:
+        """HvCallStartVirtualProcessor; the result value."""
+        context = initial_context(self.rig.entry(vp, vtl)) if context is None else context
+        request = io.HV_INPUT_START_VIRTUAL_PROCESSOR(partition, vp, vtl, reserved, context)
+        return (yield from self.call(Call.HvCallStartVirtualProcessor, request.pack()))
+
     def enable(self, vtl: int) -> Script:
         """A VTL on the partition and on this processor; both must succeed."""
         assert (yield from self.enable_partition_vtl(vtl)) == HvStatus.SUCCESS

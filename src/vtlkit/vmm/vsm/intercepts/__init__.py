@@ -4,7 +4,9 @@
 the hypervisor has stopped, `messages` are the bytes, and `delivery` hands them over.
 """
 
+from vtlkit.vmm.vsm.intercepts.delivery import tell
 from vtlkit.vmm.vsm.intercepts.instructions import intercepted
 from vtlkit.vmm.vsm.intercepts.memory import memory_fault
+from vtlkit.vmm.vsm.intercepts.messages import of_exit
 
-__all__ = ["intercepted", "memory_fault"]
+__all__ = ["intercepted", "memory_fault", "of_exit", "tell"]

@@ -10,6 +10,7 @@ from vtlkit.hvdef import vsm
 from vtlkit.hvdef.registers import HvRegisterName as Name
 from vtlkit.hvdef.status import HvStatus
 from vtlkit.kvm.uapi import Vcpu
+from vtlkit.vmm.vsm import startup
 from vtlkit.vmm.vsm.registers.table import Register, Scope
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ def _partition_status(vp: Vp, _level: int, _vcpu: Vcpu) -> int:
 
 
 def _capabilities(_vp: Vp, _level: int, _vcpu: Vcpu) -> int:
-    """DR6 is private, there is no MBEC, and start-up of lower VTLs cannot be denied yet."""
-    return 0
+    """DR6 is private, there is no MBEC; start-up of lower VTLs can be denied."""
+    return vsm.HV_VSM_CAPABILITIES_DENY_LOWER_VTL_STARTUP.make(1)
 
 
 def _get_partition_config(vp: Vp, level: int, _vcpu: Vcpu) -> int:
@@ -45,6 +46,8 @@ _CONFIG_WRITABLE: Final = (
     vsm.HV_VSM_PARTITION_CONFIG_ENABLE_VTL_PROTECTION.mask
     | vsm.HV_VSM_PARTITION_CONFIG_DEFAULT_VTL_PROTECTION_MASK.mask
     | vsm.HV_VSM_PARTITION_CONFIG_ZERO_MEMORY_ON_RESET.mask
+    | vsm.HV_VSM_PARTITION_CONFIG_DENY_LOWER_VTL_STARTUP.mask
+    | vsm.HV_VSM_PARTITION_CONFIG_INTERCEPT_VP_STARTUP.mask
 )
 
 
@@ -80,7 +83,16 @@ def _configure(vp: Vp, level: int, value: int) -> HvStatus:
                 for gpa, size in partition.ram_ranges():
                     partition.protect(level, lower, gpa, size, access)
     vtl.config = value
+    startup.configuration_changed(partition)
     return HvStatus.SUCCESS
+
+
+def _get_vina(vp: Vp, level: int, _vcpu: Vcpu) -> int | HvStatus:
+    return vp.vina.read(level) if level else HvStatus.INVALID_PARAMETER
+
+
+def _set_vina(vp: Vp, level: int, vcpu: Vcpu, value: int) -> HvStatus:
+    return vp.vina.write(level, vcpu, value)
 
 
 REGISTERS: Final[Mapping[int, Register]] = {
@@ -88,5 +100,6 @@ REGISTERS: Final[Mapping[int, Register]] = {
     Name.HvRegisterVsmVpStatus: Register(_vp_status, scope=Scope.PARTITION),
     Name.HvRegisterVsmPartitionStatus: Register(_partition_status, scope=Scope.PARTITION),
     Name.HvRegisterVsmCapabilities: Register(_capabilities, scope=Scope.PARTITION),
+    Name.HvRegisterVsmVina: Register(_get_vina, _set_vina),
     Name.HvRegisterVsmPartitionConfig: Register(_get_partition_config, _set_partition_config, Scope.PARTITION),
 }
