@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 START: Final = HV_MAX_VTLS
 """Bit of `Vp._look`: a start state waits in `Vp.starting`."""
+_DENY: Final = HV_VSM_PARTITION_CONFIG_DENY_LOWER_VTL_STARTUP.mask
 _UNSTARTED: Final = (MpState.UNINITIALIZED, MpState.INIT_RECEIVED)
 
 
@@ -74,17 +75,15 @@ def _startable(vp: Vp, target: int) -> bool:
         return vcpu.get_mp_state() in _UNSTARTED and (target == 0 or vp.active.load() == 0)
 
 
-def _denied(partition: Partition, level: int) -> bool:
+def _denied(partition: Partition, level: int, config: int = _DENY) -> bool:
     """Whether a VTL above `level` has said that those below it start no processors. The caller holds the lock."""
-    return any(
-        other > level and HV_VSM_PARTITION_CONFIG_DENY_LOWER_VTL_STARTUP.get(vtl.config)
-        for other, vtl in partition.vtls.items()
-    )
+    return any(other > level and vtl.config & config for other, vtl in partition.vtls.items())
 
 
 def configuration_changed(partition: Partition) -> None:
     """A VTL's configuration has been written: INIT and SIPI follow it. The caller holds the lock."""
-    denied = _denied(partition, 0)
+    # Where a start is to be told of, one that cannot be is not made.
+    denied = _denied(partition, 0, _DENY | HV_VSM_PARTITION_CONFIG_INTERCEPT_VP_STARTUP.mask)
     for vp in partition.vps:
         # INIT and SIPI reach no VTL above 0 anyway.
         vp.vcpus[0].startup_blocked.store(denied or max(vp.vcpus) > 0)

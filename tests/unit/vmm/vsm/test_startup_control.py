@@ -64,12 +64,17 @@ def deny_and_allow(guest: Guest) -> Script:
     assert (yield from guest.set(Name.HvRegisterVsmPartitionConfig, 0)) == HvStatus.SUCCESS
 
 
+def intercept(guest: Guest) -> Script:
+    assert (yield from guest.set(Name.HvRegisterVsmPartitionConfig, INTERCEPT)) == HvStatus.SUCCESS
+
+
 @pytest.mark.tlfs("start.init-sipi-dropped", "start.deny")
 @pytest.mark.parametrize(
-    ("prepare", "starts"), [(nothing, True), (deny_and_allow, True), (enable_there, False), (deny, False)]
+    ("prepare", "starts"),
+    [(nothing, True), (deny_and_allow, True), (enable_there, False), (deny, False), (intercept, False)],
 )
 def test_init_and_sipi_of_vtl0(prepare: Any, starts: bool) -> None:
-    """They start a processor that has no higher VTL, unless VTL 1 denies it."""
+    """They start a processor that has no higher VTL, unless VTL 1 denies it or wants to know."""
     rig = sipi_rig(prepare)
     rig.run()
     assert rig.log == (["started by SIPI"] if starts else [])
