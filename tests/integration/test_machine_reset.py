@@ -71,6 +71,7 @@ def reset_and_boot_again(
     return scripted, scripted.run(LONG_NS)
 
 
+@pytest.mark.tlfs("vsm.reset", "protection.zero-on-reset")
 @pytest.mark.parametrize("from_vtl", [0, 1])
 @pytest.mark.parametrize("how", RESETS)
 def test_a_reset_leaves_vtl0_only_and_boots_again(tmp_path: Path, how: str, from_vtl: int) -> None:
@@ -83,6 +84,7 @@ def test_a_reset_leaves_vtl0_only_and_boots_again(tmp_path: Path, how: str, from
     assert result.user_exits["HYPERV"] > 10
 
 
+@pytest.mark.tlfs("protection.zero-on-reset")
 def test_vtl1_may_ask_that_memory_survives_a_reset(tmp_path: Path) -> None:
     scripted, _ = reset_and_boot_again(tmp_path, "0xcf9", config=0x1F)
     assert scripted.log[-1] == SECRET

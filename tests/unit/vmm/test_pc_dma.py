@@ -48,6 +48,7 @@ def test_a_transfer_to_open_memory() -> None:
     assert bytes(machine.ram.view[TARGET : TARGET + 4]) == b"QEMU"
 
 
+@pytest.mark.tlfs("protection.dma")
 @pytest.mark.parametrize("access", [Access.NONE, Access.READ, Access.READ | Access.EXECUTE])
 def test_a_protected_page_is_not_written(access: Access) -> None:
     control, machine = transfer(protect(TARGET, access))
@@ -55,12 +56,14 @@ def test_a_protected_page_is_not_written(access: Access) -> None:
     assert bytes(machine.ram.view[TARGET : TARGET + 16]) == MARK
 
 
+@pytest.mark.tlfs("protection.dma")
 def test_a_transfer_ends_where_protection_begins() -> None:
     control, machine = transfer(protect(TARGET + PAGE, Access.NONE), length=PAGE + 4)
     assert control == DmaControl.ERROR
     assert not any(machine.ram.view[TARGET + PAGE : TARGET + PAGE + 16])
 
 
+@pytest.mark.tlfs("protection.dma")
 @pytest.mark.parametrize("access", [Access.NONE, Access.READ])
 def test_a_protected_descriptor_is_neither_read_nor_written(access: Access) -> None:
     control, machine = transfer(protect(DESCRIPTOR, access))
@@ -69,6 +72,7 @@ def test_a_protected_descriptor_is_neither_read_nor_written(access: Access) -> N
         assert bytes(machine.ram.view[TARGET : TARGET + 16]) == MARK
 
 
+@pytest.mark.tlfs("protection.dma")
 def test_dma_read_and_write_themselves() -> None:
     _, machine = transfer(protect(TARGET, Access.NONE))
     assert machine.pc.dma_read(TARGET, 4) is None

@@ -19,6 +19,7 @@ from vtlkit.hvdef.vsm import (
 )
 from vtlkit.kvm.uapi import HypercallParameters, Hyperv, InterceptedHypercall, MpState, Vcpu, cr4_allowed
 from vtlkit.vmm.vsm import context, intercepts
+from vtlkit.vmm.vsm.targets import plain_vtl
 
 if TYPE_CHECKING:
     from vtlkit.vmm.vsm.partition import Partition
@@ -44,13 +45,13 @@ def start_virtual_processor(vp: Vp, level: int, call: HypercallParameters) -> tu
     """HvCallStartVirtualProcessor by VTL `level`."""
     request = io.HV_INPUT_START_VIRTUAL_PROCESSOR.unpack_from(call.data)
     partition = vp.partition
-    target = request.TargetVtl
+    target = plain_vtl(request.TargetVtl)
     if request.PartitionId != HV_PARTITION_ID_SELF:
         return HvStatus.INVALID_PARTITION_ID, 0
     # The caller's own processor runs.
     if request.VpIndex in (vp.index, HV_VP_INDEX_SELF) or request.VpIndex >= len(partition.vps):
         return HvStatus.INVALID_VP_INDEX, 0
-    if any(request.RsvdZ):
+    if target is None or any(request.RsvdZ):
         return HvStatus.INVALID_PARAMETER, 0
     other = partition.vps[request.VpIndex]
     with partition.lock:

@@ -7,6 +7,7 @@ the processor's own task. VTL 0 ends the run by an OUT to DONE.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final
 
 from tests.unit.vmm.vsm.vsm_rig import initial_context
@@ -14,8 +15,8 @@ from vtlkit.engine.api import Access, RamBlock
 from vtlkit.engine.unicorn import UnicornFactory
 from vtlkit.host.sim import Simulator
 from vtlkit.hvdef.hypercalls import HvCallCode
-from vtlkit.hvdef.vsm import HV_X64_TABLE_REGISTER
-from vtlkit.kvm.uapi import Io, Kvm, KvmRun, MemoryRegion, Vcpu, cr4_allowed
+from vtlkit.hvdef.vsm import HV_X64_SEGMENT_REGISTER, HV_X64_TABLE_REGISTER
+from vtlkit.kvm.uapi import HvFeatures, Io, Kvm, KvmRun, MemoryRegion, Vcpu, cr4_allowed
 from vtlkit.testing import guest_builder as builder
 from vtlkit.testing.assembler import Assembler, Mem
 from vtlkit.vmm.vsm import context
@@ -33,14 +34,29 @@ VTL1_STACK: Final = 0x62000
 LIMIT_NS: Final = 50_000_000
 
 
+@dataclass(frozen=True, slots=True)
+class End:
+    """Where VTL 0 stood when the run ended; the processors are gone then."""
+
+    rsp: int
+    frame: tuple[int, ...]
+    """Eight words from RSP on."""
+    cr2: int
+    nmi_blocked: bool
+    upper_rsp: int
+    """VTL 1's."""
+
+
 class CodeRig:
     """One processor; `policy` is called at each entry of VTL 1."""
 
-    def __init__(self, policy: Callable[[CodeRig], None], *, cpl: int = 0) -> None:
+    def __init__(self, policy: Callable[[CodeRig], None], *, cpl: int = 0, bits: tuple[int, int] = (64, 64)) -> None:
+        """`bits`: the code of VTL 0 and VTL 1, 32 or 64."""
         self.host = Simulator()
         self.policy = policy
         self.entries = 0
         self.exits: list[KvmRun] = []
+        self.end = End(0, (), 0, False, 0)
         self._ending = self.host.cell(False, "rig-ending")
         self.ram = RamBlock(RAM_SIZE)
         self.factory = UnicornFactory()
@@ -50,14 +66,17 @@ class CodeRig:
         self.vtl0 = self.vp.vcpus[0]
         self.guest = builder.Guest(self.vtl0.engine, self.ram, map_ram=False)
         self.guest._tables()
-        self.guest.long_mode(cpl)
+        if bits[0] == 64:
+            self.guest.long_mode(cpl)
+        else:
+            self.guest.protected_mode()
         for vector in range(256):
             self._handler(vector)
         self.vtl0.start_runnable()
-        self.vtl1 = self._enable_vtl1()
+        self.vtl1 = self._enable_vtl1(bits[1])
 
     def _options(self) -> dict[str, Any]:
-        return {"cpus": 1, "vtls": 2, "hyperv": True, "supervisor": self}
+        return {"cpus": 1, "vtls": 2, "hyperv": HvFeatures(), "supervisor": self}
 
     def _handler(self, vector: int) -> None:
         """Counts and ends the run; the frame stays on the stack."""
@@ -67,18 +86,25 @@ class CodeRig:
         code.out(DONE, "al")
         self.guest.write(at, code.code())
 
-    def _enable_vtl1(self) -> Vcpu:
-        code = Assembler(64, VTL1_CODE)
+    def vtl1_loop(self, code: Assembler) -> None:
+        """Replace what VTL 1 executes."""
+        self.guest.write(VTL1_CODE, code.code())
+
+    def _enable_vtl1(self, bits: int) -> Vcpu:
+        code = Assembler(bits, VTL1_CODE)
         code.label("entry")
         code.out(POLICY, "al")
         code.mov("eax", 1)
         code.mov("ecx", HvCallCode.HvCallVtlReturn)
         code.vmmcall()
         code.jmp("entry")
-        self.guest.write(VTL1_CODE, code.code())
+        self.vtl1_loop(code)
         tables = HV_X64_TABLE_REGISTER(Limit=0xFFF, Base=builder.IDT)
+        mode: dict[str, Any] = {}
+        if bits == 32:
+            mode = {"Cs": HV_X64_SEGMENT_REGISTER(0, 0xFFFFFFFF, 0x18, 0xC09B), "Efer": 0, "Cr0": 0x33, "Cr4": 0}
         state = context.decode(
-            initial_context(VTL1_CODE, Rsp=VTL1_STACK, Cr3=builder.PML4, Idtr=tables), cr4_allowed(self.vtl0)
+            initial_context(VTL1_CODE, Rsp=VTL1_STACK, Cr3=builder.PML4, Idtr=tables, **mode), cr4_allowed(self.vtl0)
         )
         assert state is not None
         with self.partition.lock:
@@ -153,6 +179,14 @@ class CodeRig:
             self.policy(self)
             return
         self.exits.append(exit_)
+        engine = self.vtl0.engine
+        self.end = End(
+            engine.regs.rsp,
+            self.guest.frame(8),
+            self.vtl0.get_sregs().cr2,
+            engine.nmi_blocked,
+            self.vtl1.engine.regs.rsp,
+        )
         self._ending.store(True)
         for each in self.partition.all_vcpus():
             each.signal()

@@ -22,6 +22,7 @@ def idle(guest: Guest) -> Script:
         yield from guest.vtl_return()
 
 
+@pytest.mark.tlfs("vsm.enable-partition")
 def test_statuses_of_enable_partition_vtl() -> None:
     seen: list[int] = []
 
@@ -61,6 +62,7 @@ def test_statuses_of_enable_partition_vtl() -> None:
     ]
 
 
+@pytest.mark.tlfs("vsm.enable-vp", "vsm.enable-elsewhere")
 def test_statuses_of_enable_vp_vtl() -> None:
     seen: list[int] = []
 
@@ -104,6 +106,7 @@ def test_statuses_of_enable_vp_vtl() -> None:
     ]
 
 
+@pytest.mark.tlfs("vsm.enable-elsewhere")
 def test_vtl1_enables_itself_on_the_others() -> None:
     seen: list[Any] = []
 
@@ -121,6 +124,7 @@ def test_vtl1_enables_itself_on_the_others() -> None:
     assert seen == [HvStatus.SUCCESS, HvStatus.VTL_ALREADY_ENABLED, 0b11 << 16]
 
 
+@pytest.mark.tlfs("vsm.enable-partition", "vsm.enable-vp", "vsm.three")
 def test_a_higher_vtl_enables_lower_ones() -> None:
     """VTLs need not be consecutive, and a higher one may always enable one below it."""
     seen: list[Any] = []
@@ -153,6 +157,7 @@ def test_a_higher_vtl_enables_lower_ones() -> None:
     ]
 
 
+@pytest.mark.tlfs("vsm.enable-vp")
 def test_a_processor_without_vtl1_is_no_way_round_it() -> None:
     """VTL0 of a processor on which VTL1 is not enabled is not the highest VTL below VTL2 there is."""
     seen: list[int] = []
@@ -198,6 +203,7 @@ CR4_ALLOWED = 0x7E8
 CODE32 = HV_X64_SEGMENT_REGISTER(0, 0xFFFFFFFF, 8, 0xC09B)
 
 
+@pytest.mark.tlfs("vsm.enable-vp", "vsm.modes")
 @pytest.mark.parametrize(
     "changes",
     [
@@ -227,6 +233,7 @@ def test_contexts_that_no_vtl_can_start_in(changes: dict[str, Any]) -> None:
     assert vsm_context.decode(initial_context(0x1000, **changes), CR4_ALLOWED) is None
 
 
+@pytest.mark.tlfs("vsm.enable-vp", "vsm.modes")
 @pytest.mark.parametrize(
     "changes",
     [
@@ -254,6 +261,7 @@ def test_hostile_contexts_are_refused_or_loaded(data: bytes) -> None:
         assert context.Efer & EFER in (0, EFER)
 
 
+@pytest.mark.tlfs("vsm.enable-vp")
 def test_a_context_reaches_the_registers() -> None:
     seen: dict[str, Any] = {}
 
@@ -290,6 +298,7 @@ def test_a_context_reaches_the_registers() -> None:
 # --- the ladder -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.tlfs("vsm.three")
 @pytest.mark.parametrize("count", range(2, 17))
 def test_up_and_down_a_ladder_of_vtls(count: int) -> None:
     """Each VTL enables the next one and calls it; the top returns, and the way down passes each of them."""

@@ -154,13 +154,13 @@ def test_an_event_is_delivered_once_when_the_page_is_permitted(
     rig.run()
     assert seen == [True, ({}, rsp, cpl)]
     assert rig.taken() == {vector: 1}
-    frame = rig.guest.frame(6)[1 if vector in HAS_ERROR_CODE else 0 :]
+    frame = rig.end.frame[:6][1 if vector in HAS_ERROR_CODE else 0 :]
     assert (frame[0], frame[3]) == (rip, rsp)
     assert isinstance(rig.exits[0], Io)
     assert rig.exits[0].port == DONE
     if vector == Vector.PF:
-        assert rig.vtl0.get_sregs().cr2 == UNMAPPED
-    assert rig.vtl0.engine.nmi_blocked == (vector == Vector.NMI)
+        assert rig.end.cr2 == UNMAPPED
+    assert rig.end.nmi_blocked == (vector == Vector.NMI)
 
 
 def test_a_second_nmi_waits_for_the_half_delivered_one(make: Make) -> None:
@@ -219,7 +219,7 @@ def test_an_injected_exception_comes_before_an_interrupt(
     rig.protect(builder.STACK - 1, READ_ONLY)
     rig.run()
     assert rig.taken() == {vector: 1}
-    frame = rig.guest.frame(5)
+    frame = rig.end.frame[:5]
     assert frame[0] == builder.Guest.handler(Vector.GP)
     below = frame[3]
     assert rig.guest.read(below, 8) == 0x18
@@ -238,7 +238,7 @@ def test_an_injected_exception_replaces_a_software_interrupt(make: Make) -> None
     rig.protect(builder.STACK - 1, READ_ONLY)
     rig.run()
     assert rig.taken() == {Vector.GP: 1}
-    assert rig.guest.frame(2) == (0, builder.CODE)
+    assert rig.end.frame[:2] == (0, builder.CODE)
 
 
 def test_exceptions_combine_to_a_double_fault(make: Make) -> None:
@@ -279,7 +279,7 @@ def test_the_event_follows_where_vtl1_puts_vtl0(make: Make) -> None:
     rig.protect(builder.STACK - 1, READ_ONLY)
     rig.run()
     assert rig.taken() == {vector: 1}
-    assert rig.guest.frame(4)[0::3] == (builder.CODE + 0x100, elsewhere)
+    assert rig.end.frame[:4][0::3] == (builder.CODE + 0x100, elsewhere)
 
 
 def test_an_event_that_is_injected_and_not_entered_stays_with_its_vtl(
@@ -306,4 +306,4 @@ def test_an_event_that_is_injected_and_not_entered_stays_with_its_vtl(
     rig.run()
     assert seen == [(Event(EventType.INTERRUPT, vector), None, VECTOR + 1)]
     assert rig.taken() == {vector: 1}
-    assert rig.guest.frame(1) == (rip,)
+    assert rig.end.frame[:1] == (rip,)

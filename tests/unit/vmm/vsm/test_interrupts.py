@@ -71,6 +71,7 @@ def two_processors(victim: Any, sender: Any, *, below: str = "interrupts on") ->
     return VsmRig(guests, cpus=2)
 
 
+@pytest.mark.tlfs("interrupts.higher", "vsm.entry-reason")
 @pytest.mark.parametrize("below", ["interrupts off", "interrupts on", "halted", "halted for good"])
 @pytest.mark.parametrize("flag", [True, False])
 def test_an_ipi_for_an_inactive_vtl1_switches_at_once(below: str, flag: bool) -> None:
@@ -90,6 +91,7 @@ def test_an_ipi_for_an_inactive_vtl1_switches_at_once(below: str, flag: bool) ->
     assert seen == [(Reason.HvVtlEntryInterrupt, [VECTOR] if flag else []), [(1, VECTOR)]]
 
 
+@pytest.mark.tlfs("interrupts.nmi")
 @pytest.mark.parametrize("state", [MpState.UNINITIALIZED, MpState.INIT_RECEIVED])
 def test_vtl1_takes_interrupts_on_a_processor_whose_vtl0_has_not_started(state: MpState) -> None:
     seen: list[Any] = []
@@ -115,6 +117,7 @@ def test_vtl1_takes_interrupts_on_a_processor_whose_vtl0_has_not_started(state: 
     assert (rig.taken[0].vp, rig.taken[0].vtl, rig.taken[0].vector) == (1, 1, 2)
 
 
+@pytest.mark.tlfs("interrupts.higher")
 def test_vtl1s_tpr_holds_its_interrupts_back() -> None:
     """Below or at the priority VTL0 runs on; when VTL1 lowers its TPR the interrupt is there."""
     seen: list[Any] = []
@@ -147,6 +150,7 @@ def test_vtl1s_tpr_holds_its_interrupts_back() -> None:
     assert seen == ["VTL0 still runs", (Reason.HvVtlEntryVtlCall, []), [VECTOR]]
 
 
+@pytest.mark.tlfs("interrupts.higher", "interrupts.apic-per-vtl")
 def test_the_higher_vtls_timer_fires_while_vtl0_runs() -> None:
     seen: list[Any] = []
 
@@ -194,6 +198,7 @@ def test_a_synic_message_for_an_inactive_vtl1() -> None:
     assert [taken.vector for taken in rig.taken] == [SINT0_VECTOR]
 
 
+@pytest.mark.tlfs("interrupts.lower")
 def test_vtl0s_interrupts_wait_while_vtl1_runs_and_come_after_the_return() -> None:
     seen: list[Any] = []
 
@@ -251,6 +256,7 @@ def test_a_halted_vtl0_halts_on_after_an_excursion_to_vtl1() -> None:
     assert [(taken.vtl, taken.vector) for taken in rig.taken] == [(1, TIMER_VECTOR)] * 3 + [(0, VECTOR)]
 
 
+@pytest.mark.tlfs("interrupts.lower")
 def test_a_return_with_interrupts_off_and_one_pending_comes_straight_back() -> None:
     """RFLAGS.IF does not hold the switch back: the hypervisor looks again on each return."""
     seen: list[Any] = []
@@ -280,6 +286,7 @@ def test_a_return_with_interrupts_off_and_one_pending_comes_straight_back() -> N
     assert [noted for _, noted in seen] == [0] * 3
 
 
+@pytest.mark.tlfs("interrupts.apic-per-vtl")
 def test_namespaces_do_not_mix() -> None:
     """The same vector sent in VTL0's and in VTL1's namespace: each arrives in its own, broadcasts included."""
     seen: list[Any] = []
@@ -329,6 +336,7 @@ def test_namespaces_do_not_mix() -> None:
     assert seen == [(1, 0, 0x50), (1, 1, 0x51)]
 
 
+@pytest.mark.tlfs("interrupts.highest-wins")
 def test_the_highest_of_two_vtls_goes_first() -> None:
     """VTL1 and VTL2 both have an interrupt as VTL0 runs: VTL2 goes first, and its return leads into VTL1."""
     seen: list[Any] = []
@@ -359,6 +367,7 @@ def test_the_highest_of_two_vtls_goes_first() -> None:
     assert seen == [(2, [(2, 0x82)]), (1, [(2, 0x82), (1, 0x81)]), "VTL0"]
 
 
+@pytest.mark.tlfs("interrupts.lower")
 def test_a_lower_vtls_interrupt_does_not_disturb_the_ones_above() -> None:
     seen: list[Any] = []
 

@@ -32,6 +32,7 @@ def config(enable: int = 0, mask: int = 0, zero: int = 0) -> int:
     return enable | mask << 1 | zero << 5
 
 
+@pytest.mark.tlfs("protection.config")
 def test_partition_config_of_vtl0_and_of_higher_vtls() -> None:
     seen: list[Any] = []
 
@@ -64,6 +65,7 @@ def test_partition_config_of_vtl0_and_of_higher_vtls() -> None:
     ]
 
 
+@pytest.mark.tlfs("protection.config", "protection.default-mask")
 def test_protection_is_enabled_once() -> None:
     seen: list[Any] = []
     name = Name.HvRegisterVsmPartitionConfig
@@ -82,6 +84,7 @@ def test_protection_is_enabled_once() -> None:
     assert seen == [ok, 7, ok, kept, ok, kept, ok, kept, ok, kept | config(zero=1)]
 
 
+@pytest.mark.tlfs("protection.default-mask")
 @pytest.mark.parametrize("mask", range(16))
 def test_default_protection_mask(mask: int) -> None:
     """It covers all memory of all lower VTLs from the moment protection is enabled."""
@@ -103,6 +106,7 @@ def test_default_protection_mask(mask: int) -> None:
         assert seen == [HvStatus.SUCCESS, {expected}, 7]
 
 
+@pytest.mark.tlfs("protection.config")
 def test_a_higher_vtl_configures_a_lower_one() -> None:
     seen: list[Any] = []
 

@@ -42,6 +42,7 @@ def ladder(top: Any, *, vtls: int) -> dict[tuple[int, int], Any]:
 # --- the hypercall ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.tlfs("protection.combinations", "protection.modify")
 @pytest.mark.parametrize("flags", [*range(16), 0x10, 0x80000000])
 def test_every_combination_of_flags(flags: int) -> None:
     seen: list[Any] = []
@@ -59,6 +60,7 @@ def test_every_combination_of_flags(flags: int) -> None:
         assert seen == [HvStatus.INVALID_PARAMETER, [7, 7, 7]]
 
 
+@pytest.mark.tlfs("protection.modify", "protection.order")
 def test_whom_a_vtl_may_restrict() -> None:
     """Those below it: one by name, all of them by its own number or by none."""
     seen: list[Any] = []
@@ -86,6 +88,7 @@ def test_whom_a_vtl_may_restrict() -> None:
     ]
 
 
+@pytest.mark.tlfs("protection.modify")
 def test_refusals() -> None:
     seen: list[int] = []
 
@@ -127,6 +130,7 @@ def test_refusals() -> None:
     ]
 
 
+@pytest.mark.tlfs("protection.modify")
 def test_a_list_of_pages_and_its_continuation() -> None:
     seen: list[Any] = []
     pages = [FREE + number * 2 * PAGE for number in range(20)]
@@ -146,6 +150,7 @@ def test_a_list_of_pages_and_its_continuation() -> None:
     assert seen == [20 << 32, [0, 7] * 4, 20 << 32, [0, 7, 7]]
 
 
+@pytest.mark.tlfs("protection.order")
 def test_the_restrictions_of_two_vtls_are_and_ed() -> None:
     seen: list[Any] = []
 

@@ -98,9 +98,10 @@ def test_statuses() -> None:
             {"vp": 0, "context": initial_context(0)},
             {"vp": 0xFFFFFFFE, "context": initial_context(0)},
             {"vp": 1, "reserved": b"\0\1\0"},
-            # VTLs above the caller's; VTL numbers that are none.
-            {"vp": 1, "vtl": 1},
+            # VTL numbers that are none; VTLs above the caller's.
             {"vp": 1, "vtl": 200, "context": initial_context(0)},
+            {"vp": 1, "vtl": 1},
+            {"vp": 1, "vtl": 15, "context": initial_context(0)},
             {"vp": 1, "context": initial_context(0, Cr0=0x80000010)},
             {"vp": 1, "context": initial_context(1 << 63)},
             {"vp": 1, "context": initial_context(0, Rflags=1 << 22)},
@@ -118,7 +119,7 @@ def test_statuses() -> None:
     assert seen == [
         HvStatus.INVALID_PARTITION_ID,
         *[HvStatus.INVALID_VP_INDEX] * 4,
-        HvStatus.INVALID_PARAMETER,
+        *[HvStatus.INVALID_PARAMETER] * 2,
         *[HvStatus.ACCESS_DENIED] * 2,
         *[HvStatus.INVALID_REGISTER_VALUE] * 3,
         HvStatus.INVALID_VP_STATE,

@@ -55,6 +55,7 @@ def undefined_at(vtl: int, *steps: Any, vtls: int = 2) -> list[int]:
     return [taken.vector for taken in rig.taken]
 
 
+@pytest.mark.tlfs("vsm.call")
 def test_vtl_call_without_a_higher_vtl_is_undefined() -> None:
     def enabled_for_the_partition_only(guest: Guest) -> Script:
         yield from guest.enable_partition_vtl(1)
@@ -64,6 +65,7 @@ def test_vtl_call_without_a_higher_vtl_is_undefined() -> None:
     assert undefined_at(0, *steps) == [Vector.UD] * 2
 
 
+@pytest.mark.tlfs("vsm.call")
 @pytest.mark.parametrize("control", [1, 2, 1 << 31, 1 << 32, 1 << 63])
 def test_vtl_call_input_must_be_zero(control: int) -> None:
     def step(guest: Guest) -> Script:
@@ -73,16 +75,19 @@ def test_vtl_call_input_must_be_zero(control: int) -> None:
     assert undefined_at(0, step) == [Vector.UD]
 
 
+@pytest.mark.tlfs("vsm.return")
 @pytest.mark.parametrize("control", [2, 3, 1 << 32, 1 << 63])
 def test_vtl_return_input_has_one_bit(control: int) -> None:
     assert undefined_at(1, lambda guest: guest.vtl_return(control)) == [Vector.UD]
 
 
+@pytest.mark.tlfs("vsm.return")
 @pytest.mark.parametrize("control", [0, 1])
 def test_vtl_return_from_the_lowest_is_undefined(control: int) -> None:
     assert undefined_at(0, lambda guest: guest.vtl_return(control)) == [Vector.UD]
 
 
+@pytest.mark.tlfs("vsm.call", "vsm.return")
 @pytest.mark.parametrize("vtl", [0, 1])
 def test_only_cpl_0_of_protected_mode_switches(vtl: int) -> None:
     def switch(guest: Guest) -> Script:
@@ -102,6 +107,7 @@ def test_only_cpl_0_of_protected_mode_switches(vtl: int) -> None:
     assert undefined_at(vtl, at_cpl_3, in_real_mode) == [Vector.UD] * 2
 
 
+@pytest.mark.tlfs("vsm.call")
 @pytest.mark.parametrize("extra", [1 << 16, 1 << 17, 1 << 31, 1 << 32, 1 << 48, 1 << 63])
 def test_the_input_value_is_the_call_code_alone(extra: int) -> None:
     def step(guest: Guest) -> Script:
@@ -121,6 +127,7 @@ def test_without_vsm_switches_are_undefined() -> None:
 # --- 32-bit callers ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.tlfs("vsm.modes", "vsm.return")
 def test_a_32_bit_processor_switches_both_ways() -> None:
     """EDX:EAX is the input value, ECX the control input; a normal return restores EAX, ECX and EDX."""
     seen: list[Any] = []
@@ -179,6 +186,7 @@ def test_a_32_bit_processor_switches_both_ways() -> None:
 # --- return -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.tlfs("vsm.return")
 def test_fast_and_normal_return() -> None:
     seen: list[Any] = []
 
@@ -215,6 +223,7 @@ def test_a_normal_return_without_assist_page_uses_the_contents_that_it_would_hav
     assert seen == [(0, 0)]
 
 
+@pytest.mark.tlfs("vsm.entry-reason")
 def test_entry_reason_of_a_call() -> None:
     seen: list[int] = []
 
@@ -236,6 +245,7 @@ def test_entry_reason_of_a_call() -> None:
     assert rig.read(Guest(rig, rig.factory.create("vtl1-vcpu0")).assist + 8, 4) == 0
 
 
+@pytest.mark.tlfs("vsm.call", "vsm.return")
 def test_a_call_goes_to_the_next_higher_vtl_and_a_return_to_the_next_lower() -> None:
     path: list[int] = []
 
