@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from tests.unit.vmm.vsm.vsm_rig import Guest, Script, VsmRig, run_guests
-from vtlkit.engine.api import Event
 from vtlkit.engine.scripted import ops
 from vtlkit.hvdef.messages import HvMessageType, make_message
 from vtlkit.hvdef.vsm import HvVtlEntryReason as Reason
@@ -365,42 +364,3 @@ def test_the_highest_of_two_vtls_goes_first() -> None:
 
     run_guests({(0, 0): vtl0, (0, 1): body, (0, 2): body}, vtls=3)
     assert seen == [(2, [(2, 0x82)]), (1, [(2, 0x82), (1, 0x81)]), "VTL0"]
-
-
-@pytest.mark.tlfs("interrupts.lower")
-def test_a_lower_vtls_interrupt_does_not_disturb_the_ones_above() -> None:
-    seen: list[Any] = []
-
-    def handler(guest: Guest, event: Event) -> Script:
-        seen.append((guest.vtl, event.vector))
-        yield ops.Compute()
-
-    def vtl2(guest: Guest) -> Script:
-        vps = guest.rig.partition.vps[0]
-        yield ops.Sti()
-        for vtl in (0, 1):
-            vps.vcpus[vtl].apic.accept_irq(0, 0x80 + vtl, 1, False)
-        yield ops.Compute(10_000)
-        seen.append("VTL2 done")
-        yield from guest.vtl_return()
-
-    def vtl1(guest: Guest) -> Script:
-        yield from guest.enable_apic()
-        yield ops.Sti()
-        yield from guest.enable(2)
-        yield from guest.vtl_call()
-        seen.append("VTL1 done")
-        yield from guest.vtl_return()
-
-    def vtl0(guest: Guest) -> Script:
-        yield from guest.enable_apic()
-        yield ops.Sti()
-        yield from guest.enable(1)
-        yield from guest.vtl_call()
-        seen.append("VTL0 done")
-        yield from guest.end()
-
-    rig = VsmRig({(0, 0): vtl0, (0, 1): vtl1, (0, 2): vtl2}, vtls=3)
-    rig.handlers.update({(vtl, 0x80 + vtl): handler for vtl in range(2)})
-    rig.run()
-    assert seen == ["VTL2 done", (1, 0x81), "VTL1 done", (0, 0x80), "VTL0 done"]

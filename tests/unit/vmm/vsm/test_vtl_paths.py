@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.vmm.vsm.vsm_rig import FREE, Guest, Script, VsmRig
+from vtlkit.engine.api import Event
 from vtlkit.engine.scripted import ops
 from vtlkit.hvdef.registers import HvRegisterName as Name
 from vtlkit.hvdef.vsm import HvVtlEntryReason as Reason
@@ -276,3 +277,42 @@ def test_nmis_of_all_vtls() -> None:
 
     rig = VsmRig(ladder_with({0: vtl0, 2: vtl2}), vtls=3).run()
     assert rig.log == [(2, Reason.HvVtlEntryInterrupt, [2]), (2, [2, 2]), (0, [2, 2, 0])]
+
+
+@pytest.mark.tlfs("interrupts.lower")
+def test_a_lower_vtls_interrupt_does_not_disturb_the_ones_above() -> None:
+    seen: list[Any] = []
+
+    def handler(guest: Guest, event: Event) -> Script:
+        seen.append((guest.vtl, event.vector))
+        yield ops.Compute()
+
+    def vtl2(guest: Guest) -> Script:
+        vps = guest.rig.partition.vps[0]
+        yield ops.Sti()
+        for vtl in (0, 1):
+            vps.vcpus[vtl].apic.accept_irq(0, 0x80 + vtl, 1, False)
+        yield ops.Compute(10_000)
+        seen.append("VTL2 done")
+        yield from guest.vtl_return()
+
+    def vtl1(guest: Guest) -> Script:
+        yield from guest.enable_apic()
+        yield ops.Sti()
+        yield from guest.enable(2)
+        yield from guest.vtl_call()
+        seen.append("VTL1 done")
+        yield from guest.vtl_return()
+
+    def vtl0(guest: Guest) -> Script:
+        yield from guest.enable_apic()
+        yield ops.Sti()
+        yield from guest.enable(1)
+        yield from guest.vtl_call()
+        seen.append("VTL0 done")
+        yield from guest.end()
+
+    rig = VsmRig({(0, 0): vtl0, (0, 1): vtl1, (0, 2): vtl2}, vtls=3)
+    rig.handlers.update({(vtl, 0x80 + vtl): handler for vtl in range(2)})
+    rig.run()
+    assert seen == ["VTL2 done", (1, 0x81), "VTL1 done", (0, 0x80), "VTL0 done"]
