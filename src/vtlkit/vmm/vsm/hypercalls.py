@@ -32,8 +32,8 @@ from vtlkit.vmm.vsm import (
     other_vtls,
     port_calls,
     processor_ids,
-    translate,
     startup,
+    translate,
     vp_registers,
     vtl_access,
 )

@@ -19,6 +19,7 @@ from vtlkit.hvdef.vsm import (
 )
 from vtlkit.kvm.uapi import HypercallParameters, Hyperv, InterceptedHypercall, MpState, Vcpu, cr4_allowed
 from vtlkit.vmm.vsm import context, intercepts
+from vtlkit.vmm.vsm.intercepts import wishes
 from vtlkit.vmm.vsm.targets import plain_vtl
 
 if TYPE_CHECKING:
@@ -76,18 +77,18 @@ def _startable(vp: Vp, target: int) -> bool:
         return vcpu.get_mp_state() in _UNSTARTED and (target == 0 or vp.active.load() == 0)
 
 
-def _denied(partition: Partition, level: int, config: int = _DENY) -> bool:
+def _denied(partition: Partition, level: int) -> bool:
     """Whether a VTL above `level` has said that those below it start no processors. The caller holds the lock."""
-    return any(other > level and vtl.config & config for other, vtl in partition.vtls.items())
+    return any(other > level and vtl.config & _DENY for other, vtl in partition.vtls.items())
 
 
 def configuration_changed(partition: Partition) -> None:
     """A VTL's configuration has been written: INIT and SIPI follow it. The caller holds the lock."""
-    # Where a start is to be told of, one that cannot be is not made.
-    denied = _denied(partition, 0, _DENY | HV_VSM_PARTITION_CONFIG_INTERCEPT_VP_STARTUP.mask)
+    denied = _denied(partition, 0)
     for vp in partition.vps:
         # INIT and SIPI reach no VTL above 0 anyway.
         vp.vcpus[0].startup_blocked.store(denied or max(vp.vcpus) > 0)
+    wishes.apply(partition)
 
 
 def intercepted(vp: Vp, level: int, vcpu: Vcpu, exit_: Hyperv) -> bool:

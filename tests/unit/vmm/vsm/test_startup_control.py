@@ -9,7 +9,12 @@ import pytest
 from tests.unit.vmm.vsm.test_startup import noted, rig_of, spin, wait_for
 from tests.unit.vmm.vsm.vsm_rig import PROGRAMS, Guest, Script, VsmRig, input_vtl, run_guests
 from vtlkit.engine.scripted import ops
-from vtlkit.hvdef.messages import HV_MESSAGE_HEADER, HV_X64_HYPERCALL_INTERCEPT_MESSAGE, HvMessageType
+from vtlkit.hvdef.messages import (
+    HV_MESSAGE_HEADER,
+    HV_X64_APIC_INIT_SIPI_INTERCEPT_MESSAGE,
+    HV_X64_HYPERCALL_INTERCEPT_MESSAGE,
+    HvMessageType,
+)
 from vtlkit.hvdef.registers import HvRegisterName as Name
 from vtlkit.hvdef.status import HvStatus
 from vtlkit.hvdef.vsm import HvVtlEntryReason as Reason
@@ -64,17 +69,13 @@ def deny_and_allow(guest: Guest) -> Script:
     assert (yield from guest.set(Name.HvRegisterVsmPartitionConfig, 0)) == HvStatus.SUCCESS
 
 
-def intercept(guest: Guest) -> Script:
-    assert (yield from guest.set(Name.HvRegisterVsmPartitionConfig, INTERCEPT)) == HvStatus.SUCCESS
-
-
 @pytest.mark.tlfs("start.init-sipi-dropped", "start.deny")
 @pytest.mark.parametrize(
     ("prepare", "starts"),
-    [(nothing, True), (deny_and_allow, True), (enable_there, False), (deny, False), (intercept, False)],
+    [(nothing, True), (deny_and_allow, True), (enable_there, False), (deny, False)],
 )
 def test_init_and_sipi_of_vtl0(prepare: Any, starts: bool) -> None:
-    """They start a processor that has no higher VTL, unless VTL 1 denies it or wants to know."""
+    """They start a processor that has no higher VTL, unless VTL 1 denies it."""
     rig = sipi_rig(prepare)
     rig.run()
     assert rig.log == (["started by SIPI"] if starts else [])
@@ -209,6 +210,40 @@ def test_a_start_is_intercepted() -> None:
     assert seen[0] == (HvMessageType.HvMessageTypeHypercallIntercept, Reason.HvVtlEntryIntercept)
     assert seen[1][:2] == (0, 0)
     assert seen[2] == (0x99, page, None)
+
+
+@pytest.mark.tlfs("start.intercept")
+def test_init_and_sipi_are_intercepted() -> None:
+    """VTL 1 gets each, the processor gets none; after it has lifted the intercept, both go through."""
+    seen: list[Any] = []
+
+    def vtl1(guest: Guest) -> Script:
+        yield from guest.enable_assist_page()
+        yield from guest.enable_synic(0x30 | 1 << 18)
+        yield from guest.set(Name.HvRegisterVsmPartitionConfig, INTERCEPT)
+        for _ in range(2):
+            yield from guest.vtl_return()
+            raw = guest.take_message()
+            message = HV_X64_APIC_INIT_SIPI_INTERCEPT_MESSAGE.unpack_from(raw[16:])
+            kind = HV_MESSAGE_HEADER.unpack_from(raw).MessageType
+            seen.append((kind, guest.entry_reason, message.Header.VpIndex, message.ApicIcr))
+        yield from guest.set(Name.HvRegisterVsmPartitionConfig, 0)
+        assert guest.rig.partition.vps[1].vcpus[0].get_mp_state() is MpState.UNINITIALIZED
+        yield from guest.vtl_return()
+
+    def vtl0(guest: Guest) -> Script:
+        yield from guest.enable(1)
+        yield from guest.vtl_call()
+        yield from start_by_sipi(guest, 1)
+        assert guest.rig.log == []
+        yield from start_by_sipi(guest, 1)
+        yield from guest.end()
+
+    rig = rig_of({(0, 0): vtl0, (0, 1): vtl1, (1, 0): noted("started by SIPI")})
+    rig.run()
+    told = (HvMessageType.HvMessageTypeX64ApicInitSipiIntercept, Reason.HvVtlEntryIntercept, 0)
+    assert seen == [(*told, 1 << 32 | INIT), (*told, 1 << 32 | SIPI | PROGRAMS >> 12)]
+    assert rig.log == ["started by SIPI"]
 
 
 @pytest.mark.tlfs("start.intercept")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vtlkit.hvdef.messages import HvMessageType
 from vtlkit.kvm.uapi import Intercepted, InterceptedStartup, Vcpu
 from vtlkit.vmm.vsm.intercepts import messages, wishes
 from vtlkit.vmm.vsm.intercepts.delivery import tell
@@ -26,13 +25,3 @@ def intercepted(vp: Vp, level: int, vcpu: Vcpu, exit_: Intercepted) -> None:
             vcpu.send_startup(exit_.icr)
         return
     tell(vp, level, setter, *messages.of_exit(vp, level, vcpu, exit_))
-
-
-def tell_startup(vp: Vp, level: int, vcpu: Vcpu, setter: int, icr: int) -> None:
-    """Tell VTL `setter` of this processor that VTL `level`, active here, starts or resets a processor; switch there.
-
-    `icr` is the INIT or SIPI as the x2APIC's ICR would have it. For HV_VSM_PARTITION_CONFIG_INTERCEPT_VP_STARTUP, whose
-    rules are elsewhere: nothing is sent here.
-    """
-    payload = messages.startup(vp, level, vcpu, icr)
-    tell(vp, level, setter, HvMessageType.HvMessageTypeX64ApicInitSipiIntercept, payload)

@@ -15,6 +15,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from vtlkit.engine.api import Intercept, touches_port
+from vtlkit.hvdef.vsm import (
+    HV_VSM_PARTITION_CONFIG_DENY_LOWER_VTL_STARTUP,
+    HV_VSM_PARTITION_CONFIG_INTERCEPT_VP_STARTUP,
+)
 from vtlkit.hvdef.vsm import HvCrInterceptControl as Control
 from vtlkit.kvm import uapi
 from vtlkit.kvm.uapi import CpuidOverride, UserIntercepts, Vcpu
@@ -25,6 +29,8 @@ if TYPE_CHECKING:
     from vtlkit.vmm.vsm.vp import Vp
 
 NOTHING: Final = UserIntercepts()
+_TOLD_OF_STARTS: Final = HV_VSM_PARTITION_CONFIG_INTERCEPT_VP_STARTUP.mask
+_DENIES_STARTS: Final = HV_VSM_PARTITION_CONFIG_DENY_LOWER_VTL_STARTUP.mask
 
 _MSR_READS: Final = {
     Control.IA32MiscEnableRead: msr.MSR_IA32_MISC_ENABLE,
@@ -112,9 +118,14 @@ class VpIntercepts:
 
 def of_vtl(vp: Vp, setter: int) -> UserIntercepts:
     """What VTL `setter` wants to hear of lower ones on this processor."""
-    installed = vp.partition.vtls[setter].installed
+    vtl = vp.partition.vtls[setter]
+    wish = vtl.installed
     registers = vp.intercepts.registers.get(setter)
-    return installed if registers is None else union([installed, registers.wish()])
+    if registers is not None:
+        wish = union([wish, registers.wish()])
+    if vtl.config & (_TOLD_OF_STARTS | _DENIES_STARTS) == _TOLD_OF_STARTS and not wish.init_sipi:
+        wish = replace(wish, init_sipi=True)
+    return wish
 
 
 def above(vp: Vp, level: int) -> list[int]:
