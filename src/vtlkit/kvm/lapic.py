@@ -274,7 +274,7 @@ class LocalApic(LapicCore):
         self._bus.deliver(_message(icr, dest_id), self)
 
     def send_startup(self, icr: int) -> None:
-        """Send an INIT or SIPI that `listener` kept from being sent; ICR as in x2APIC mode."""
+        """Send after all what left `run` as `InterceptedStartup`; ICR as in x2APIC mode."""
         self._ipis_sent += 1
         self._bus.deliver(_message(icr & _U32_MASK, icr >> 32), self)
 

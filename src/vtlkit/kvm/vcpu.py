@@ -198,14 +198,10 @@ class Vcpu(VcpuTime):
         """Whether guest code may still execute under a memory map that is not the present one. From any task."""
         if not self.map.behind():
             return False
-        return self._may_execute()
+        return self.may_execute()
 
-    def may_run_on_old_intercepts(self) -> bool:
-        """Whether guest code may still execute without what `set_user_intercepts` last set. From any task."""
-        return self.user.behind() and self._may_execute()
-
-    def _may_execute(self) -> bool:
-        # Outside the guest and between two instructions: requests are looked at before the next one.
+    def may_execute(self) -> bool:
+        """False outside the guest, between two instructions: requests are looked at before the next one. Any task."""
         return self.mode.load() != Mode.OUTSIDE_GUEST_MODE or not self.engine.at_boundary
 
     # --- what an APIC needs of its vCPU -----------------------------------------------------------------------------
@@ -350,10 +346,6 @@ class Vcpu(VcpuTime):
     def set_user_intercepts(self, intercepts: UserIntercepts | None) -> None:
         """What is to leave `run` as `Intercepted`; in force before the next instruction. From any task."""
         self.user.set(NOTHING if intercepts is None else intercepts)
-
-    def send_startup(self, icr: int) -> None:
-        """Send after all what left `run` as `InterceptedStartup`."""
-        self.apic.send_startup(icr)
 
     def get_mp_state(self) -> MpState:
         return self.mp_state

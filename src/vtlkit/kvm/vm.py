@@ -281,7 +281,7 @@ class Vm:
     def wait_for_intercepts(self, given_up: Callable[[], bool] = lambda: False) -> None:
         """Block until no vCPU can execute without what `Vcpu.set_user_intercepts` last set; as `wait_for_memory`."""
         for vcpu in self.vcpus:
-            while vcpu.may_run_on_old_intercepts() and not given_up():
+            while vcpu.user.behind() and vcpu.may_execute() and not given_up():
                 self.host.relax()
 
     def _memory_written(self, gpa: int, size: int) -> None:

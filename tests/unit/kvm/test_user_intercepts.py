@@ -73,19 +73,20 @@ def test_an_intercept_set_in_the_middle_of_an_instruction_begins_behind_it() -> 
     first = vcpu.run()
     assert isinstance(first, kvm_run.Io)
     vcpu.set_user_intercepts(UserIntercepts(port_reads=ports(PORT)))
-    assert vcpu.may_run_on_old_intercepts()
+    assert vcpu.user.behind()
+    assert vcpu.may_execute()
     first.data = 0x42
     second = vcpu.run()
     assert isinstance(second, kvm_run.InterceptedIo)
     assert vcpu.engine.regs.rax & 0xFF == 0x42
-    assert not vcpu.may_run_on_old_intercepts()
+    assert not vcpu.user.behind()
 
 
 def test_outside_the_guest_there_is_nothing_to_wait_for() -> None:
     machine = Machine(script(ops.Rdmsr()))
     machine.vcpu.set_user_intercepts(UserIntercepts(msr_reads=frozenset({0})))
     assert machine.vcpu.user.behind()
-    assert not machine.vcpu.may_run_on_old_intercepts()
+    assert not machine.vcpu.may_execute()
     machine.vm.wait_for_intercepts()
 
 

@@ -22,6 +22,6 @@ def intercepted(vp: Vp, level: int, vcpu: Vcpu, exit_: Intercepted) -> None:
     if setter is None:
         # Lifted since: an instruction runs again, and what was kept from being sent is sent.
         if isinstance(exit_, InterceptedStartup):
-            vcpu.send_startup(exit_.icr)
+            vcpu.apic.send_startup(exit_.icr)
         return
     tell(vp, level, setter, *messages.of_exit(vp, level, vcpu, exit_))
