@@ -2,6 +2,7 @@
  * One loop per word of the command line, timed from outside: `WORD [N]`. Each powers the machine off when done, except where
  * README.md says otherwise. Loops are in assembly, so that the compiler cannot change what is measured.
  */
+#include "bench.h"
 #include "apic.h"
 #include "console.h"
 #include "cpu.h"
@@ -201,6 +202,8 @@ void guest_main(void)
         {"hlt", bench_hlt},           {"compute", bench_compute},   {"memory", bench_memory},
         {"cpuid", bench_cpuid},       {"vtlcall", bench_vtlcall},   {"apicwrite", bench_apicwrite},
         {"pingpong", bench_pingpong}, {"portout", bench_portout},   {"cpuidall", bench_cpuidall},
+        {"pvflush", bench_pvflush},   {"pvipi", bench_pvipi},       {"synicmsg", bench_synicmsg},
+        {"stimer", bench_stimer},
     };
 
     for (u32 i = 0; i < sizeof benches / sizeof benches[0]; i++) {
@@ -213,5 +216,6 @@ void guest_main(void)
         power_off();
     }
     console_init();
-    fail("say what to run: exit spin triple hlt compute memory cpuid vtlcall apicwrite pingpong portout cpuidall");
+    fail("say what to run: exit spin triple hlt compute memory cpuid vtlcall apicwrite pingpong portout cpuidall "
+         "pvflush pvipi synicmsg stimer");
 }
