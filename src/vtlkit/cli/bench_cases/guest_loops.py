@@ -28,6 +28,10 @@ class GuestLoop:
 
     def seconds(self, iterations: int) -> float:
         """What a machine takes from its start to the guest's power-off; making the machine is left out."""
+        return self.run(iterations)[0]
+
+    def run(self, iterations: int) -> tuple[float, str]:
+        """That, and what the guest printed."""
         from vtlkit import guests
         from vtlkit.vmm.machine import MachineConfig, Outcome
 
@@ -42,9 +46,17 @@ class GuestLoop:
             raise RuntimeError(
                 f"'{self.word} {iterations}' ended with {result.message}: {printed.decode()}{result.crash}"
             )
-        return taken
+        return taken, printed.decode()
 
     def per_iteration(self, iterations: int) -> float:
         """Seconds that one turn of the loop takes; too few turns drown in the noise and may come out negative."""
         short = self.seconds(SHORT)
         return (self.seconds(SHORT + iterations) - short) / iterations
+
+
+def timer_jitter_ns(beats: int) -> float:
+    """By how much the distance of two beats of a periodic direct-mode synthetic timer varies, in ns of virtual time."""
+    _, printed = GuestLoop("stimer").run(beats)
+    words = printed.split()
+    # One TSC cycle is one nanosecond.
+    return float(words[words.index("jitter") + 1])

@@ -7,18 +7,19 @@ from dataclasses import dataclass
 from typing import Final
 
 from vtlkit.cli.bench_cases import devkvm_loop, qemu_tcg, raw_unicorn, whole_process
-from vtlkit.cli.bench_cases.guest_loops import GuestLoop
+from vtlkit.cli.bench_cases.guest_loops import GuestLoop, timer_jitter_ns
 from vtlkit.cli.bench_cases.raw_unicorn import RawUnicorn
 from vtlkit.cli.measure import Case, Figure, SecondsPerOperation
 
 NEARLY_RAW: Final = 1 / 0.9
 """At least 0.9 of the rival's speed."""
 EXIT_LIMIT: Final = 2.0
-VTL_SWITCH_LIMIT: Final = 12.0
+VTL_SWITCH_LIMIT: Final = 10.0
 IPI_LIMIT: Final = 10.0
 GROWTH_LIMIT: Final = 1.5
 START_SECONDS: Final = 0.6
 RESIDENT_MEGABYTES: Final = 150.0
+SOME_CPUS: Final = 8
 MANY_CPUS: Final = 16
 
 
@@ -37,12 +38,16 @@ class Lengths:
     qemu_exits: int = 5_000_000
     kvm_exits: int = 50_000
     exits_each: int = 4_000
+    flushes: int = 10_000
+    broadcasts: int = 500
+    messages: int = 2_000
+    beats: int = 2_000
 
 
 def cases(lengths: Lengths | None = None) -> list[Case | Figure]:
     """The table. Nothing runs, and no engine is loaded, before a row is measured."""
     lengths = lengths or Lengths()
-    return [*_loops(lengths), *_exits(lengths), *_virtualisation(lengths), *_processes()]
+    return [*_loops(lengths), *_exits(lengths), *_virtualisation(lengths), *_hyperv(lengths), *_processes()]
 
 
 def _loops(lengths: Lengths) -> list[Case | Figure]:
@@ -101,6 +106,24 @@ def _virtualisation(lengths: Lengths) -> list[Case | Figure]:
             one,
             GROWTH_LIMIT,
         ),
+    ]
+
+
+def _hyperv(lengths: Lengths) -> list[Case | Figure]:
+    exit_ = _loop(GuestLoop("cpuid"), lengths.exits)
+    rows: list[Case | Figure] = []
+    for word, name, turns, few in (
+        ("pvflush", "pv-flush", lengths.flushes, 1),
+        ("pvipi", "pv-ipi", lengths.broadcasts, 2),
+    ):
+        some, many, least = (_loop(GuestLoop(word, cpus=cpus), turns) for cpus in (SOME_CPUS, MANY_CPUS, few))
+        rows.append(Case(f"{name}-{SOME_CPUS}-vps", some, "one CPUID exit", exit_))
+        rows.append(Case(f"{name}-{MANY_CPUS}-vps", many, f"the same with {few} VP{'s' * (few > 1)}", least))
+    message = _loop(GuestLoop("synicmsg", cpus=2), lengths.messages)
+    return [
+        *rows,
+        Case("synic-message", message, "one CPUID exit", exit_),
+        Figure("stimer-jitter", lambda: timer_jitter_ns(lengths.beats), "ns of virtual time", 0.0),
     ]
 
 
