@@ -46,6 +46,7 @@ GUESTS: Final = [
     pytest.param("protection_status", marks=pytest.mark.tlfs("protection.modify", "protection.combinations")),
     pytest.param("reference_time", marks=pytest.mark.tlfs("msrs.frequencies")),
     pytest.param("registers_other"),
+    pytest.param("registers_synthetic"),
     pytest.param("reset", marks=pytest.mark.tlfs("msrs.reset")),
     pytest.param("synic_sints"),
     pytest.param("tlb_flush"),
