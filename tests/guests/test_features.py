@@ -50,6 +50,8 @@ GUESTS: Final = [
     pytest.param("reset", marks=pytest.mark.tlfs("msrs.reset")),
     pytest.param("synic_sints"),
     pytest.param("tlb_flush"),
+    pytest.param("tlb_lock", marks=pytest.mark.tlfs("tlb.secure-config", "tlb.flusher", "tlb.release")),
+    pytest.param("translate"),
     pytest.param("vp_assist", marks=pytest.mark.tlfs("vsm.entry-reason", "vsm.return")),
     pytest.param("vp_index", marks=pytest.mark.tlfs("msrs.vp-index")),
     pytest.param("vp_runtime", marks=pytest.mark.tlfs("msrs.vp-runtime")),
