@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Final
 
+from tests.unit.vmm.vsm.hypercall_inputs import FLAGS, PAGES, hypercall_input
 from tests.unit.vmm.vsm.vsm_rig import initial_context
 from vtlkit.engine.api import RamBlock
 from vtlkit.engine.scripted import ScriptedFactory, ops
@@ -22,8 +23,6 @@ from vtlkit.host.sim import Simulator
 from vtlkit.hvdef import hypercall_io as io
 from vtlkit.hvdef import msrs
 from vtlkit.hvdef.hypercalls import HvCallCode as Call
-from vtlkit.hvdef.identifiers import HV_PARTITION_ID_SELF, HV_VP_INDEX_SELF
-from vtlkit.hvdef.registers import HvRegisterName
 from vtlkit.hvdef.status import HvStatus
 from vtlkit.kvm.hyperv.layouts import LAYOUTS
 from vtlkit.kvm.uapi import HvFeatures, Kvm, KvmRun, MemoryRegion, Vcpu
@@ -33,7 +32,6 @@ from vtlkit.vmm.vsm.partition import Partition
 from vtlkit.vmm.vsm.vp import Vp
 
 PAGE: Final = 4096
-PAGES: Final = 40
 CPUS: Final = 2
 VTLS: Final = 3
 LENGTH: Final = 3
@@ -51,7 +49,15 @@ OVERLAYS: Final = (
     msrs.HV_X64_MSR_SIMP,
 )
 READ, WRITE = 1, 2
-FLAGS: Final = tuple(ACCESS_OF_MAP_FLAGS)
+CODES: Final = tuple(int(code) for code in LAYOUTS if code not in SWITCHES)
+SYNIC: Final = ((msrs.HV_X64_MSR_SIMP, 1), (msrs.HV_X64_MSR_SCONTROL, 1), (msrs.HV_X64_MSR_SINT0 + 5, 0x60 | 1 << 18))
+"""Messages go to a polled SINT 5; the page lies at 0 until it moves."""
+BEFORE_INPUT: Final = (
+    HvStatus.INVALID_HYPERCALL_CODE,
+    HvStatus.INVALID_HYPERCALL_INPUT,
+    HvStatus.INVALID_ALIGNMENT,
+)
+"""Statuses that a call may end in before anybody has looked at its parameters."""
 LEGAL: Final = frozenset(int(status) for status in HvStatus)
 
 
@@ -127,6 +133,9 @@ class DeputyRig:
                         vp.add_vcpu(partition.create_vcpu(vp.index, level), level)
                 state.apply(vp.vcpus[level])
             partition.vtls[level].vm.hv.set_guest_os_id(1)
+            for vp in partition.vps:
+                for index, value in SYNIC:
+                    assert vp.vcpus[level].set_guest_msr(index, value)
 
     def _protect(self) -> None:
         """Random rights, of a higher VTL never fewer than of a lower one."""
@@ -195,8 +204,9 @@ class DeputyRig:
             self._checked(level, lambda: self._hypercall(vp, level, control, input_gpa, output_gpa))
 
     def _checked(self, level: int, act: Callable[[], bytes]) -> None:
-        before = bytes(self.ram.view)
+        before, messages = bytes(self.ram.view), self._messages()
         seen = set(pages_named(act()))
+        seen.update(pages_named(self._messages(), messages))
         after = bytes(self.ram.view)
         if before != after:
             for page in range(PAGES):
@@ -210,6 +220,10 @@ class DeputyRig:
             assert any(page in self.oracle.ever_readable[vtl] for vtl in range(level + 1)), (
                 f"VTL {level} learnt what is in page {page}"
             )
+
+    def _messages(self) -> bytes:
+        """All message pages, which VTLs read as soon as they are laid somewhere."""
+        return b"".join(bytes(vcpu.hv.synic.message_page.view) for vcpu in self.partition.all_vcpus())
 
     def _move_overlay(self, vcpu: Vcpu) -> bytes:
         gpa = self.random.randrange(PAGES + 2) * PAGE
@@ -232,7 +246,7 @@ class DeputyRig:
             control |= random.choice((0, 0, 1, 2)) << 17
         if random.random() < 0.03:
             control |= 1 << random.randrange(64)
-        data = self._input(code, level)
+        data = hypercall_input(random, code, level)
         input_gpa, output_gpa = self._gpa(), self._gpa()
         if fast:
             input_gpa, output_gpa = struct.unpack_from("<QQ", data)
@@ -268,9 +282,25 @@ class DeputyRig:
         assert status in LEGAL, f"call {code:#x} answered {result:#x}"
         if vcpu.events.exception is None and regs.rcx == control:
             self.answers[code, status] += 1
+        if status not in BEFORE_INPUT and not self._passes(vcpu, level, code, control, input_gpa, output_gpa):
+            raise AssertionError(f"VTL {level} passed call {code:#x} a page that it may not access: status {status:#x}")
         if code == Call.HvCallModifyVtlProtectionMask:
             self._note_protection(level, data, control >> 48 & 0xFFF, result >> 32 & 0xFFF)
         return struct.pack("<QQQ", regs.rax, regs.rdx, regs.r8) + vcpu.engine.get_fpu()[XMM0 : XMM0 + 96]
+
+    def _passes(self, vcpu: Vcpu, level: int, code: int, control: int, input_gpa: int, output_gpa: int) -> bool:
+        """Whether the caller may have a memory-based call read and write there, by the oracle."""
+        layout = LAYOUTS.get(code)
+        if layout is None or control >> 16 & 1:
+            return True
+        reads = layout.input_size or layout.input_element
+        writes = layout.output_size or layout.output_element
+        return all(
+            not used
+            or vcpu.vm.memory.overlay_at(gpa & -PAGE) is not None
+            or (gpa < PAGES * PAGE and self.oracle.allows(level, gpa // PAGE, right))
+            for used, gpa, right in ((reads, input_gpa, READ), (writes, output_gpa, WRITE))
+        )
 
     def _seen(self, vcpu: Vcpu, gpa: int) -> bytes:
         """What lies at `gpa` up to the end of its page, the VTL's overlays above RAM."""
@@ -295,102 +325,6 @@ class DeputyRig:
         page = random.randrange(PAGES) if random.random() < 0.97 else random.choice((PAGES, 1 << 40, (1 << 52) // PAGE))
         offset = random.choice((0, 0, 0, 0, 8, 16, 0x800, 0xFF8, 4)) if random.random() < 0.5 else 0
         return page * PAGE + offset
-
-    def _input(self, code: int, level: int) -> bytes:
-        """What the call has a use for, mostly, and then anything."""
-        random = self.random
-        shape = SHAPES.get(code) if random.random() < 0.8 else None
-        words = [make(random, level) for make in shape or (_partition, random.choice(_SECOND_WORDS))]
-        rest = _REST.get(code) if random.random() < 0.8 else random.choice((*_WORDS, None))
-        while len(words) < 48:
-            words.append((rest or random.choice(_WORDS))(random, level))
-        return b"".join(words)
-
-
-def _partition(random: Random, _level: int) -> bytes:
-    return struct.pack("<Q", HV_PARTITION_ID_SELF if random.random() < 0.95 else random.randrange(3))
-
-
-def _zero(_random: Random, _level: int) -> bytes:
-    return bytes(8)
-
-
-def _ipi(random: Random, level: int) -> bytes:
-    return struct.pack(
-        "<IBBH", random.choice((0x60, 0x10, 0xFF, 8)), random.choice((0, 0x10, 0x11, level | 0x10)), 0, 0
-    )
-
-
-def _flush_flags(random: Random, _level: int) -> bytes:
-    return struct.pack("<Q", random.choice((0, 1, 2, 3, 4, 8, 0x10, 0x30, 0x110)))
-
-
-def _translate_flags(random: Random, level: int) -> bytes:
-    flags = (
-        random.choice((0, 1, 2, 3, 4, 8, 0x10, 0x13, 0x20, 0x40, 0x80)) | random.choice((0, 0x10, level | 0x10)) << 56
-    )
-    return struct.pack("<Q", flags)
-
-
-def _register_pair(random: Random, _level: int) -> bytes:
-    return struct.pack("<II", random.choice(NAMES), random.choice(NAMES))
-
-
-def _register_value(random: Random, level: int) -> bytes:
-    return struct.pack("<IIQ", random.choice(NAMES), 0, 0) + _small(random, level) + bytes(8)
-
-
-def _vp_and_vtl(random: Random, level: int) -> bytes:
-    index = random.choice((0, 1, HV_VP_INDEX_SELF, HV_VP_INDEX_SELF, 7))
-    return struct.pack("<IBBH", index, random.choice((0, 0, 0x10, 0x11, 0x12, 0x13, level | 0x10)), 0, 0)
-
-
-def _map_flags(random: Random, level: int) -> bytes:
-    return struct.pack("<IBBH", random.choice(FLAGS), random.choice((0, 0x10, 0x11, level | 0x10)), 0, 0)
-
-
-def _registers(random: Random, _level: int) -> bytes:
-    return struct.pack("<II", random.choice(NAMES), random.choice(NAMES))
-
-
-def _page_number(random: Random, _level: int) -> bytes:
-    return struct.pack("<Q", random.randrange(PAGES + 1))
-
-
-def _small(random: Random, _level: int) -> bytes:
-    return struct.pack("<Q", random.choice((0, 0, 1, 2, 3, 0x10, 0x60, 0x1000, 0x3000, (1 << 64) - 1)))
-
-
-def _any(random: Random, _level: int) -> bytes:
-    return random.randbytes(8)
-
-
-_WORDS: Final[tuple[Callable[[Random, int], bytes], ...]] = (
-    *(_vp_and_vtl, _map_flags, _registers, _page_number, _page_number),
-    *(_small, _small, _any),
-)
-_SECOND_WORDS: Final = (_vp_and_vtl, _vp_and_vtl, _map_flags, *_WORDS)
-SHAPES: Final[dict[int, tuple[Callable[[Random, int], bytes], ...]]] = {
-    Call.HvCallFlushVirtualAddressSpace: (_zero, _flush_flags, _small),
-    Call.HvCallFlushVirtualAddressList: (_zero, _flush_flags, _small),
-    Call.HvCallFlushVirtualAddressSpaceEx: (_zero, _flush_flags, _small, _small, _small),
-    Call.HvCallFlushVirtualAddressListEx: (_zero, _flush_flags, _small, _small, _small),
-    Call.HvCallSendSyntheticClusterIpi: (_ipi, _small),
-    Call.HvCallSendSyntheticClusterIpiEx: (_ipi, _small, _small, _small),
-    Call.HvCallModifyVtlProtectionMask: (_partition, _map_flags),
-    Call.HvCallGetVpRegisters: (_partition, _vp_and_vtl),
-    Call.HvCallSetVpRegisters: (_partition, _vp_and_vtl),
-    Call.HvCallTranslateVirtualAddress: (_partition, _vp_and_vtl, _translate_flags, _page_number),
-    Call.HvCallTranslateVirtualAddressEx: (_partition, _vp_and_vtl, _translate_flags, _page_number),
-}
-_REST: Final[dict[int, Callable[[Random, int], bytes]]] = {
-    Call.HvCallModifyVtlProtectionMask: _page_number,
-    Call.HvCallGetVpRegisters: _register_pair,
-    Call.HvCallSetVpRegisters: _register_value,
-}
-NAMES: Final = tuple(int(name) for name in HvRegisterName if name is not HvRegisterName.HvX64RegisterRip)
-"""Without RIP: the scripted processor has code at one address only."""
-CODES: Final = tuple(int(code) for code in LAYOUTS if code not in SWITCHES)
 
 
 def _revive(vcpu: Vcpu) -> None:
