@@ -139,6 +139,74 @@ def test_no_signal_is_lost_to_a_sleeper() -> None:
         assert [type(exit_) for exit_ in exits] == [Intr]
 
 
+# --- ending an interrupt ------------------------------------------------------------------------------------------------
+
+
+SAME_CLASS = (0x61, 0x63, 0x65)
+"""Each holds the others back while it is in service."""
+EOI = ops.Write(0xFEE000B0, 4, 0)
+
+
+def taken_by_a_busy_guest(seed: int, before_run: Callable[[Machine], None] = lambda _machine: None) -> list[int]:
+    """What a guest that never halts has taken when all vectors of a class have been sent and it has run on a while."""
+    seen: list[int] = []
+    sent: list[int] = []
+
+    def program(_engine: object) -> Script:
+        # A while longer than the handlers take, counted from the last sender's last step.
+        left = 40
+        while left:
+            yield ops.Compute(2)
+            left -= len(sent) == len(SAME_CLASS)
+        yield ops.Out(DONE, 1, 0)
+
+    def handler(_engine: object, event: Event) -> Script:
+        seen.append(event.vector)
+        return body()
+
+    def body() -> Script:
+        yield ops.Compute(2)
+        yield EOI
+
+    machine = Machine(program, handlers=dict.fromkeys(SAME_CLASS, handler), host=Simulator(seed=seed, instrument=True))
+    machine.cpu.rflags |= RFLAGS_IF
+    before_run(machine)
+
+    def sender(vector: int) -> Callable[[], None]:
+        def body() -> None:
+            linger(machine, 60)
+            machine.vcpu.apic.accept_irq(DeliveryMode.FIXED, vector, 1, False)
+            sent.append(vector)
+
+        return body
+
+    machine.run(machine.vcpu.run, *map(sender, SAME_CLASS))
+    return sorted(seen)
+
+
+def test_an_interrupt_that_an_eoi_uncovers_is_delivered_without_an_exit_of_its_own() -> None:
+    assert all(taken_by_a_busy_guest(seed) == list(SAME_CLASS) for seed in SEEDS)
+
+
+def test_an_eoi_that_looks_before_it_lowers_the_priority_is_caught() -> None:
+    def look_too_early(machine: Machine) -> None:
+        apic: Any = machine.vcpu.apic
+        end = type(apic).set_eoi
+
+        class Early(type(apic)):  # type: ignore[misc]
+            __slots__ = ()
+
+            def set_eoi(self) -> None:
+                held_back = self.has_interrupt() < 0
+                end(self)
+                if held_back:
+                    self._owner.requests.clear(Req.EVENT)
+
+        apic.__class__ = Early
+
+    assert any(taken_by_a_busy_guest(seed, look_too_early) != list(SAME_CLASS) for seed in SEEDS)
+
+
 # --- kicking ----------------------------------------------------------------------------------------------------------
 
 

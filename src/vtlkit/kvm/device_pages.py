@@ -9,8 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from vtlkit.engine.api import MmioRead8, MmioWrite8
-from vtlkit.kvm.events import has_interrupt
-from vtlkit.kvm.requests import Req
 from vtlkit.x86 import apic as apic_regs
 
 if TYPE_CHECKING:
@@ -19,7 +17,6 @@ if TYPE_CHECKING:
 _PRIVATE_REGISTERS: Final = frozenset({apic_regs.APIC_TASKPRI, apic_regs.APIC_EOI, apic_regs.APIC_ICR2})
 """Registers whose writes concern neither time nor another processor: they need no look at the clock."""
 _TIMER_REGISTERS: Final = frozenset({apic_regs.APIC_TMICT, apic_regs.APIC_LVTT, apic_regs.APIC_TDCR})
-_EVENT_ONLY: Final = 1 << Req.EVENT
 
 
 class VcpuDevices:
@@ -74,22 +71,11 @@ class VcpuDevices:
                 # The slice was chosen before this timer was set.
                 vcpu.engine.kick()
             elif requests():
-                self._look_at_requests()
+                vcpu.engine.kick()
 
         return apic_write
 
     def _look_at_requests(self) -> None:
-        """Leave the guest if a write from inside it made a request that has something to do."""
-        vcpu = self._vcpu
-        pending = vcpu.requests.load()
-        if not pending:
-            return
-        if pending == _EVENT_ONLY:
-            # Taken before the look: a sender who adds an event after it makes the request again, and kicks.
-            vcpu.check_request(Req.EVENT)
-            queue = vcpu.events
-            if not has_interrupt(vcpu) and not queue.has_events() and not queue.apic_events.load():
-                # An EOI that uncovered nothing, say.
-                return
-            vcpu.make_request(Req.EVENT)
-        vcpu.engine.kick()
+        """Leave the guest if a write from inside it made a request: every one of them has something to do."""
+        if self._vcpu.requests.load():
+            self._vcpu.engine.kick()

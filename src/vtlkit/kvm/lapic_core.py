@@ -310,7 +310,6 @@ class LapicCore:
         self._eois += 1
         vector = self._isr.bit_length() - 1
         self._isr ^= 1 << vector
-        # What this uncovers is looked at when the request below is.
         self._ppr = self._compute_ppr()
         if self.on_eoi is not None:
             self.on_eoi(vector)
@@ -320,7 +319,9 @@ class LapicCore:
             self._bus.edge_eoi(self._owner.vcpu_id, vector)
         if self.listener is not None:
             self.listener.eoi(vector)
-        self._owner.make_request(Req.EVENT)
+        # For what was there before; a sender makes the request of its own after it has set the bit.
+        if self.has_interrupt() >= 0:
+            self._owner.make_request(Req.EVENT)
 
     def statistics(self) -> LapicStatistics:
         """What this APIC did so far."""
