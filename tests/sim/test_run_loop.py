@@ -139,7 +139,7 @@ def test_no_signal_is_lost_to_a_sleeper() -> None:
         assert [type(exit_) for exit_ in exits] == [Intr]
 
 
-# --- ending an interrupt ------------------------------------------------------------------------------------------------
+# --- ending an interrupt ----------------------------------------------------------------------------------------------
 
 
 SAME_CLASS = (0x61, 0x63, 0x65)

@@ -54,7 +54,7 @@ class CpuidEntry:
 
 DEFAULT_MAXPHYADDR = 36
 """Physical address bits of a processor that does not tell them."""
-DYNAMIC_LEAVES = frozenset({1, 7, 0xD, 0x80000001})
+DYNAMIC_LEAVES = frozenset({1, 7, 0xD, 0x80000001, 0x80000007})
 """Leaves of which bits follow other state."""
 
 
@@ -176,7 +176,9 @@ def for_guest(vcpu: Vcpu, function: int, index: int) -> tuple[int, int, int, int
     wanted = vcpu.user_intercepts
     override = None if wanted is None else wanted.override(function, index)
     apic_enabled = bool(vcpu.apic.get_base() & APICBASE_ENABLE)
-    return answer(vcpu.cpuid, function, index, vcpu.engine.cr4, vcpu.engine.xcr0, apic_enabled, override)
+    hide = vcpu.hv.hides_invariant_tsc
+    cr4, xcr0 = vcpu.engine.cr4, vcpu.engine.xcr0
+    return answer(vcpu.cpuid, function, index, cr4, xcr0, apic_enabled, override, hide_invariant_tsc=hide)
 
 
 def answer(
@@ -187,6 +189,8 @@ def answer(
     xcr0: int,
     apic_enabled: bool,
     override: CpuidOverride | None = None,
+    *,
+    hide_invariant_tsc: bool = False,
 ) -> tuple[int, int, int, int]:
     """EAX, EBX, ECX, EDX as the CPUID instruction returns them (`kvm_cpuid`)."""
     entry = table.find(function, index)
@@ -197,6 +201,8 @@ def answer(
         registers = 0, 0, index & 0xFF, first.edx
     else:
         registers = 0, 0, 0, 0
+    if hide_invariant_tsc and function == 0x80000007:
+        registers = (*registers[:3], registers[3] & ~bits.CPUID_80000007_EDX_INVARIANT_TSC)
     if override is not None:
         registers = override.apply(registers)
     if entry is not None:

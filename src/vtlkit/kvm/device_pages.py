@@ -56,14 +56,20 @@ class VcpuDevices:
         return synced_read, synced_write
 
     def _apic_read(self, offset: int, size: int) -> int:
+        assist = self._vcpu.hv.eoi_assist
+        if assist.offered:
+            assist.sync()
         self._vcpu.sync_clock()
         return self._vcpu.apic.mmio_read(offset, size)
 
     def _apic_writer(self) -> MmioWrite8:
         vcpu = self._vcpu
-        write, requests = vcpu.apic.mmio_write, vcpu.requests.load
+        write, requests, assist = vcpu.apic.mmio_write, vcpu.requests.load, vcpu.hv.eoi_assist
 
         def apic_write(offset: int, size: int, value: int) -> None:
+            if assist.offered:
+                # The guest may have ended an interrupt since it was entered.
+                assist.sync()
             if offset not in _PRIVATE_REGISTERS:
                 vcpu.sync_clock()
             write(offset, size, value)

@@ -306,6 +306,10 @@ class IpiBus:
         """Which edge-triggered vectors (one bit each) `acked` wants (`ioapic_handled_vectors`)."""
         self._ack_vectors.store(vectors)
 
+    def edge_eoi_wanted(self, vector: int) -> bool:
+        """Whether somebody waits for the EOI of an edge-triggered vector. From any task."""
+        return self._ack_vectors.load() >> vector & 1 != 0
+
     def edge_eoi(self, vcpu_id: int, vector: int) -> None:
         """A vCPU ended an edge-triggered interrupt."""
         if self._ack_vectors.load() >> vector & 1 and self._edge_acked is not None:

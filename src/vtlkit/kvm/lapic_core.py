@@ -320,8 +320,16 @@ class LapicCore:
         if self.listener is not None:
             self.listener.eoi(vector)
         # For what was there before; a sender makes the request of its own after it has set the bit.
-        if self.has_interrupt() >= 0:
+        if self.has_interrupt() >= 0 or self._owner.wants_windows():
             self._owner.make_request(Req.EVENT)
+
+    def private_eoi(self) -> int:
+        """The highest vector in service, if its EOI would do nothing but take it out of ISR; else -1."""
+        isr = self._isr
+        if not isr or self.irr.load() or self.listener is not None or self._owner.wants_windows():
+            return -1
+        vector = isr.bit_length() - 1
+        return -1 if self.tmr.test(vector) or self._bus.edge_eoi_wanted(vector) else vector
 
     def statistics(self) -> LapicStatistics:
         """What this APIC did so far."""

@@ -130,7 +130,6 @@ def _enter_guest(vcpu: Vcpu) -> KvmRun | None:
         return window
 
     budget_ns = vcpu.host.guest_budget_ns()
-    budget = None if budget_ns is None else budget_ns // vcpu.vm.ns_per_instruction or 1
 
     mode = vcpu.mode
     mode.store(exits.IN_GUEST_MODE)
@@ -145,8 +144,28 @@ def _enter_guest(vcpu: Vcpu) -> KvmRun | None:
     elif vcpu.requests.load() and not force_immediate_exit:
         mode.store(exits.OUTSIDE_GUEST_MODE)
         return None
+    reason = _run_guest(vcpu, budget_ns, force_immediate_exit)
+    if reason is None:
+        return None
+    vcpu.statistics.exits[reason.name] += 1
+    return (exits.HANDLERS[type(reason)] if vcpu.user_intercepts is None else exits.handle)(vcpu, reason)
+
+
+def _run_guest(vcpu: Vcpu, budget_ns: int | None, force_immediate_exit: bool) -> engine_api.Exit | None:
+    """In guest mode, with nothing left to look at: run until an exit that is not answered here, None if all were."""
+    engine, hv = vcpu.engine, vcpu.hv
     run = vcpu.vendor.vcpu_run
-    entered_ns = vcpu.host.now_ns() if budget_ns is None else 0
+    budget = entered_ns = None
+    if budget_ns is None:
+        entered_ns = vcpu.host.now_ns()
+        if hv.unhalted.running:
+            hv.unhalted.arm(entered_ns)
+    else:
+        if hv.unhalted.running:
+            budget_ns = min(budget_ns, hv.unhalted.left_ns)
+        budget = budget_ns // vcpu.vm.ns_per_instruction or 1
+    if hv.assist.enabled:
+        hv.eoi_assist.offer()
     reason = run(vcpu, budget, force_immediate_exit)
     fast, plain_cpuid = 0, engine_api.Cpuid if vcpu.user_intercepts is None else None
     while type(reason) is plain_cpuid:
@@ -155,13 +174,21 @@ def _enter_guest(vcpu: Vcpu) -> KvmRun | None:
         fast += 1
         # A kick that came as the run ended does not count for the next one: look at what it was about.
         if fast == FASTPATH_LIMIT or vcpu.requests.load() or vcpu.signal_pending() or engine.injected() is not None:
-            mode.store(exits.OUTSIDE_GUEST_MODE)
-            vcpu.sync_clock(fast)
+            _leave_guest(vcpu, fast, entered_ns)
             return None
         reason = run(vcpu, None, False)
-    mode.store(exits.OUTSIDE_GUEST_MODE)
-    vcpu.sync_clock(fast + 1)
-    if budget_ns is None:
-        vcpu.hv.runtime_ns += vcpu.host.now_ns() - entered_ns
-    vcpu.statistics.exits[reason.name] += 1
-    return (exits.HANDLERS[type(reason)] if vcpu.user_intercepts is None else exits.handle)(vcpu, reason)
+    _leave_guest(vcpu, fast + 1, entered_ns)
+    return reason
+
+
+def _leave_guest(vcpu: Vcpu, count: int, entered_ns: int | None) -> None:
+    """After `count` exits: the local APIC is made exact, time is accounted. `entered_ns`: on a host of real time."""
+    vcpu.mode.store(exits.OUTSIDE_GUEST_MODE)
+    hv = vcpu.hv
+    if hv.eoi_assist.offered:
+        hv.eoi_assist.sync()
+    vcpu.sync_clock(count)
+    if entered_ns is not None:
+        if hv.unhalted.running:
+            hv.unhalted.disarm()
+        hv.account_guest_time(vcpu.host.now_ns() - entered_ns)

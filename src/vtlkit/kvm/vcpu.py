@@ -258,10 +258,10 @@ class Vcpu(VcpuTime):
         return self.engine.cpl
 
     def is_irq_blocked_by_rflags_if(self) -> bool:
-        """RFLAGS.IF blocks interrupts, but for a vCPU whose VTL is inactive (TLFS: IF is ignored there)."""
-        if self.vtl_inactive or self.mp_state is MpState.HV_INACTIVE_VTL:
+        """RFLAGS.IF blocks interrupts, but for a vCPU whose VTL is inactive, or that idles (TLFS: IF is ignored)."""
+        if self.vtl_inactive or self.mp_state is MpState.HV_INACTIVE_VTL or self.engine.interrupt_flag:
             return False
-        return not self.engine.interrupt_flag
+        return not (self.hv.idle and self.mp_state is MpState.HALTED)
 
     def queue_exception(self, vector: int, error_code: int | None = None) -> None:
         self.events.queue_exception(vector, error_code)
@@ -397,5 +397,6 @@ class Vcpu(VcpuTime):
         if self.hv.tlb_flush_inhibit.load():
             self.hv.set_tlb_flush_inhibit(False)
         self.apic.destroy()
+        self.hv.destroy()
         self.vm.memory.unfollow(self.map)
         self.engine.close()

@@ -40,7 +40,7 @@ class VcpuTime:
         delta = executed - self.clock_mark
         self.clock_mark = executed
         spent = delta * self.vm.ns_per_instruction
-        self.hv.runtime_ns += spent
+        self.hv.account_guest_time(spent)
         self.host.consume_ns(spent + exits * self.vm.ns_per_exit)
 
     def guest_tsc(self) -> int:

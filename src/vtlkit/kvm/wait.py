@@ -51,10 +51,7 @@ def has_events(vcpu: Vcpu) -> bool:
     requests = vcpu.requests
     if requests.test(Req.NMI) or (queue.nmi_pending and not vcpu.vendor.nmi_blocked(vcpu)):
         return True
-    if requests.test(Req.HV_STIMER):
-        return True
-    idle = vcpu.hv.idle and vcpu.mp_state is MpState.HALTED
-    return events.has_interrupt(vcpu) and (idle or vcpu.vendor.interrupt_allowed(vcpu))
+    return events.has_interrupt(vcpu) and vcpu.vendor.interrupt_allowed(vcpu)
 
 
 def vcpu_runnable(vcpu: Vcpu) -> bool:
@@ -90,13 +87,21 @@ def check_block(vcpu: Vcpu, ready: Callable[[Vcpu], bool] = vcpu_runnable) -> En
 
 
 def block(vcpu: Vcpu, ready: Callable[[Vcpu], bool] = vcpu_runnable) -> bool:
-    """Sleep until `check_block` (`kvm_vcpu_block`): no polling. Whether a wake event ended it."""
+    """Sleep until `check_block` (`kvm_vcpu_block`): no polling. Whether a wake event ended it.
+
+    HV_STIMER is no wake event: what it asks for is done here, and may bring one. That takes locks, so it is done with
+    the wait ended, and the wait begins anew.
+    """
     queue = vcpu.wait
     while True:
         queue.prepare()
         ended = check_block(vcpu, ready)
         if ended is not _NOT_YET:
             break
+        if vcpu.requests.test(Req.HV_STIMER):
+            queue.finish()
+            process_stimers(vcpu)
+            continue
         vcpu.statistics.blocks += 1
         vcpu.host.schedule()
     queue.finish()
@@ -110,6 +115,12 @@ def suspend(vcpu: Vcpu) -> None:
     """
     vcpu.statistics.suspends += 1
     block(vcpu, has_events)
+
+
+def process_stimers(vcpu: Vcpu) -> None:
+    """Req.HV_STIMER of a vCPU that waits."""
+    if vcpu.check_request(Req.HV_STIMER):
+        vcpu.hv.process_stimers()
 
 
 def wait_for_event(vcpu: Vcpu) -> bool:

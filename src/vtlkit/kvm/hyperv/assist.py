@@ -65,6 +65,22 @@ class VpAssistPage:
         _U32.pack_into(self.page.view, layout.HV_VP_ASSIST_PAGE_ENTRY_REASON, reason)
 
     @property
+    def no_eoi_required(self) -> bool:
+        """The guest may end the interrupt in service by clearing this."""
+        return self.page.view[0] & layout.HV_APIC_ASSIST_NO_EOI_REQUIRED != 0
+
+    def set_no_eoi_required(self, value: bool) -> None:
+        # As the entry reason: no code lies here.
+        if value:
+            self.page.view[0] |= layout.HV_APIC_ASSIST_NO_EOI_REQUIRED
+        else:
+            self.page.view[0] &= ~layout.HV_APIC_ASSIST_NO_EOI_REQUIRED
+
+    def set_unhalted_timer_expired(self) -> None:
+        """Tell the guest that its time-unhalted timer expired; it resets the field itself."""
+        self.write(layout.HV_VP_ASSIST_PAGE_UNHALTED_TIMER_EXPIRED, b"\1")
+
+    @property
     def vina_asserted(self) -> bool:
         return self.page.view[layout.HV_VP_ASSIST_PAGE_VINA_STATUS] & layout.HV_VINA_STATUS_ASSERTED != 0
 

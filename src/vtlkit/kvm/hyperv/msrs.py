@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from vtlkit.hvdef import msrs
 from vtlkit.hvdef.cpuid import HvPartitionPrivilege as Privilege
-from vtlkit.hvdef.synic import HV_SYNIC_VERSION
-from vtlkit.kvm.hyperv.privileges import GUEST_CRASH, NPIEP
+from vtlkit.hvdef.synic import HV_SYNIC_FIRST_VALID_VECTOR, HV_SYNIC_VERSION
+from vtlkit.kvm.hyperv.privileges import GUEST_CRASH, NPIEP, UNHALTED_TIMER
 from vtlkit.kvm.hyperv.reference_time import REFERENCE_TICK_NS
 from vtlkit.kvm.lapic_timer import APIC_BUS_CYCLE_NS
 from vtlkit.x86.apic import APIC_EOI, APIC_ICR, APIC_ICR2, APIC_TASKPRI
@@ -29,6 +29,7 @@ _U32: Final = 0xFFFFFFFF
 _KHZ: Final = 1000
 _NS_PER_S: Final = 1_000_000_000
 _TPR_RESERVED: Final = ~0xFF
+_REENLIGHTENMENT_RESERVED: Final = 0xFFFEFF00
 _MSR_REG_SHIFT: Final = 4
 
 
@@ -119,6 +120,7 @@ def _set_vp_assist(hv: HvVcpu, value: int) -> bool:
 
 def _set_scontrol(hv: HvVcpu, value: int) -> bool:
     hv.synic.set_scontrol(value)
+    hv.deliver_waiting()
     return True
 
 
@@ -129,11 +131,19 @@ def _set_siefp(hv: HvVcpu, value: int) -> bool:
 
 def _set_simp(hv: HvVcpu, value: int) -> bool:
     hv.hv_vm.move_overlay(hv.synic.message_page, hv.synic.set_simp(value))
+    hv.deliver_waiting()
     return True
 
 
 def _set_eom(hv: HvVcpu, _value: int) -> bool:
-    hv.end_of_message()
+    hv.deliver_waiting()
+    return True
+
+
+def _set_sint(hv: HvVcpu, number: int, value: int, host_initiated: bool) -> bool:
+    if not hv.synic.set_sint(number, value, host_initiated=host_initiated):
+        return False
+    hv.deliver_waiting()
     return True
 
 
@@ -141,8 +151,24 @@ def _sint(number: int) -> SyntheticMsr:
     return SyntheticMsr(
         Privilege.AccessSynicRegs,
         lambda hv: hv.synic.sints[number],
-        lambda hv, value: hv.synic.set_sint(number, value),
-        lambda hv, value: hv.synic.set_sint(number, value, host_initiated=True),
+        lambda hv, value: _set_sint(hv, number, value, False),
+        lambda hv, value: _set_sint(hv, number, value, True),
+    )
+
+
+def _stimer(number: int, *, is_count: bool) -> SyntheticMsr:
+    if is_count:
+        return SyntheticMsr(
+            Privilege.AccessSyntheticTimerRegs,
+            lambda hv: hv.stimers[number].count,
+            lambda hv, value: hv.stimers[number].set_count(value),
+            lambda hv, value: hv.stimers[number].set_count(value, host_initiated=True),
+        )
+    return SyntheticMsr(
+        Privilege.AccessSyntheticTimerRegs,
+        lambda hv: hv.stimers[number].config,
+        lambda hv, value: hv.stimers[number].set_config(value),
+        lambda hv, value: hv.stimers[number].set_config(value, host_initiated=True),
     )
 
 
@@ -160,13 +186,35 @@ def _set_crash_control(hv: HvVcpu, value: int) -> bool:
     return True
 
 
-def _stored(privilege: int, index: int) -> SyntheticMsr:
-    """A register of the whole VM that is only kept."""
+def _stored(privilege: int, index: int, write: Write) -> SyntheticMsr:
+    """A register of the whole VM that is only kept, by the rules of `write`."""
     return SyntheticMsr(
         privilege,
         lambda hv: hv.hv_vm.stored_msrs.get(index, 0),
+        write,
         lambda hv, value: hv.hv_vm.set_stored_msr(index, value),
     )
+
+
+def _set_reenlightenment(hv: HvVcpu, value: int) -> bool:
+    vector = msrs.HV_REENLIGHTENMENT_VECTOR.get(value)
+    if value & _REENLIGHTENMENT_RESERVED:
+        return False
+    if msrs.HV_REENLIGHTENMENT_ENABLED.get(value) and vector < HV_SYNIC_FIRST_VALID_VECTOR:
+        return False
+    return hv.hv_vm.set_stored_msr(msrs.HV_X64_MSR_REENLIGHTENMENT_CONTROL, value)
+
+
+def _set_tsc_emulation_control(hv: HvVcpu, value: int) -> bool:
+    if value & ~msrs.HV_TSC_EMULATION_ENABLED:
+        return False
+    return hv.hv_vm.set_stored_msr(msrs.HV_X64_MSR_TSC_EMULATION_CONTROL, value)
+
+
+def _set_tsc_invariant_control(hv: HvVcpu, value: int) -> bool:
+    if value & ~msrs.HV_EXPOSE_INVARIANT_TSC or (hv.hv_vm.invariant_tsc_exposed and not value):
+        return False
+    return hv.hv_vm.set_stored_msr(msrs.HV_X64_MSR_TSC_INVARIANT_CONTROL, value)
 
 
 def _set_tsc_emulation_status(_hv: HvVcpu, value: int) -> bool:
@@ -180,6 +228,7 @@ _SYNIC = Privilege.AccessSynicRegs
 _APIC = Privilege.AccessIntrCtrlRegs
 _FREQUENCY = Privilege.AccessFrequencyRegs
 _REENLIGHTENMENT = Privilege.AccessReenlightenmentControls
+_UNHALTED = Privilege.AccessSyntheticTimerRegs | UNHALTED_TIMER
 
 MSRS: Final[Mapping[int, SyntheticMsr]] = {
     msrs.HV_X64_MSR_GUEST_OS_ID: SyntheticMsr(
@@ -225,6 +274,19 @@ MSRS: Final[Mapping[int, SyntheticMsr]] = {
         index: _sint(index - msrs.HV_X64_MSR_SINT0)
         for index in range(msrs.HV_X64_MSR_SINT0, msrs.HV_X64_MSR_SINT15 + 1)
     },
+    **{
+        index: _stimer((index - msrs.HV_X64_MSR_STIMER0_CONFIG) // 2, is_count=index & 1 != 0)
+        for index in range(msrs.HV_X64_MSR_STIMER0_CONFIG, msrs.HV_X64_MSR_STIMER3_COUNT + 1)
+    },
+    msrs.HV_X64_MSR_STIME_UNHALTED_TIMER_CONFIG: SyntheticMsr(
+        _UNHALTED, lambda hv: hv.unhalted.config, lambda hv, value: hv.unhalted.set_config(value)
+    ),
+    msrs.HV_X64_MSR_STIME_UNHALTED_TIMER_COUNT: SyntheticMsr(
+        _UNHALTED, lambda hv: hv.unhalted.count, lambda hv, value: hv.unhalted.set_count(value)
+    ),
+    msrs.HV_X64_MSR_TSC_INVARIANT_CONTROL: _stored(
+        Privilege.AccessTscInvariantControls, msrs.HV_X64_MSR_TSC_INVARIANT_CONTROL, _set_tsc_invariant_control
+    ),
     msrs.HV_X64_MSR_GUEST_IDLE: SyntheticMsr(Privilege.AccessGuestIdleReg, _zero),
     # No bit of CPUID tells of this one; it says that there is no debug device until a guest says otherwise.
     msrs.HV_X64_MSR_DEBUG_DEVICE_OPTIONS: SyntheticMsr(
@@ -235,7 +297,11 @@ MSRS: Final[Mapping[int, SyntheticMsr]] = {
         for index in range(msrs.HV_X64_MSR_CRASH_P0, msrs.HV_X64_MSR_CRASH_P4 + 1)
     },
     msrs.HV_X64_MSR_CRASH_CTL: SyntheticMsr(GUEST_CRASH, lambda _hv: CRASH_CAPABILITIES, _set_crash_control, _ignored),
-    msrs.HV_X64_MSR_REENLIGHTENMENT_CONTROL: _stored(_REENLIGHTENMENT, msrs.HV_X64_MSR_REENLIGHTENMENT_CONTROL),
-    msrs.HV_X64_MSR_TSC_EMULATION_CONTROL: _stored(_REENLIGHTENMENT, msrs.HV_X64_MSR_TSC_EMULATION_CONTROL),
+    msrs.HV_X64_MSR_REENLIGHTENMENT_CONTROL: _stored(
+        _REENLIGHTENMENT, msrs.HV_X64_MSR_REENLIGHTENMENT_CONTROL, _set_reenlightenment
+    ),
+    msrs.HV_X64_MSR_TSC_EMULATION_CONTROL: _stored(
+        _REENLIGHTENMENT, msrs.HV_X64_MSR_TSC_EMULATION_CONTROL, _set_tsc_emulation_control
+    ),
     msrs.HV_X64_MSR_TSC_EMULATION_STATUS: SyntheticMsr(_REENLIGHTENMENT, _zero, _set_tsc_emulation_status),
 }

@@ -75,6 +75,9 @@ class VcpuOwner(Protocol):
     def guest_tsc(self) -> int:
         """The guest's TSC now (any)."""
 
+    def tsc_to_ns(self, guest_tsc: int) -> int:
+        """The host time, in ns, at which the guest's TSC reads `guest_tsc`; 0 if it is 2^63 cycles away (any)."""
+
 
 class VmOwner(Protocol):
     """The VM."""

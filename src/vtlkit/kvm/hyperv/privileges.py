@@ -40,6 +40,8 @@ def hint(bit: HvEnlightenments) -> int:
 
 XMM_INPUT: Final = feature(HvFeaturesEdx.XmmRegistersForFastHypercallAvailable)
 FAST_OUTPUT: Final = feature(HvFeaturesEdx.FastHypercallOutputAvailable)
+DIRECT_TIMERS: Final = feature(HvFeaturesEdx.DirectSyntheticTimers)
+UNHALTED_TIMER: Final = feature(HvFeaturesEdx.SyntheticTimeUnhaltedTimerAvailable)
 GUEST_CRASH: Final = feature(HvFeaturesEdx.GuestCrashRegsAvailable)
 NPIEP: Final = feature(HvFeaturesEdx.Npiep1Available)
 EXTENDED_GVA_RANGES: Final = int(HvPartitionPrivilege.EnableExtendedGvaRangesForFlushVirtualAddressList)

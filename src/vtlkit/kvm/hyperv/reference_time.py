@@ -24,6 +24,9 @@ REFERENCE_TICK_NS: Final = 100
 _TICKS_PER_MS: Final = 10_000
 _SCALE_SHIFT: Final = 64
 _U64: Final = (1 << 64) - 1
+_FAR_CYCLES: Final = 1 << 61
+NEVER_NS: Final = 1 << 62
+"""A host time that does not come: 146 years."""
 _MAX_SEQUENCE: Final = 0xFFFFFFFF
 _SEQUENCE = struct.Struct("<I")
 _SCALE_AND_OFFSET = struct.Struct("<Qq")
@@ -53,6 +56,24 @@ class ReferenceTime:
             return max(self._elapsed(), self._floor.load())
         scale, offset = parameters
         return ((self._tsc() * scale >> _SCALE_SHIFT) + offset) & _U64
+
+    def host_ns(self, count: int) -> int:
+        """The host time, in ns, at which the counter comes to read `count` (the present if it does already).
+
+        It may be later if the parameters change meanwhile. From any task.
+        """
+        now = self._vm.host.now_ns()
+        parameters = self._parameters.load_acquire()
+        if parameters is None:
+            return max(now, now + self._origin_ns + count * REFERENCE_TICK_NS - self._vm.kvm_clock_ns())
+        scale, offset = parameters
+        vcpu = self._vm.vcpus[0]
+        tsc = -(-((count - offset) << _SCALE_SHIFT) // scale)
+        cycles = tsc - vcpu.guest_tsc()
+        if cycles <= 0:
+            return now
+        # The TSC's phase against the clock is the vCPU's to know; it counts modulo 2^64, and back at half of that.
+        return NEVER_NS if cycles >= _FAR_CYCLES else vcpu.tsc_to_ns(tsc & _U64)
 
     def _elapsed(self) -> int:
         return (self._vm.kvm_clock_ns() - self._origin_ns) // REFERENCE_TICK_NS

@@ -92,6 +92,7 @@ class SynIc:
         "simp",
         "sints",
         "vectors",
+        "waiting",
     )
 
     def __init__(self, vcpu: VcpuOwner, lock_name: str) -> None:
@@ -105,6 +106,8 @@ class SynIc:
         self.auto_eoi_vectors = 0
         """Those of them whose SINT has auto-EOI."""
         self._queues: list[Queue] = [deque() for _ in _SINTS]
+        self.waiting = vcpu.host.bitmap(f"{lock_name}-waiting")
+        """SINTs with messages in their queue: written under the lock, read without by the vCPU's own task."""
         self._events = [0] * HV_SYNIC_SINT_COUNT
         """Event flags signalled and not set in the page yet, one integer per SINT."""
         self.message_page = OverlayPage(memory, Precedence.MESSAGES, Access.READ | Access.WRITE)
@@ -147,6 +150,11 @@ class SynIc:
     def end_of_message(self) -> None:
         """Write EOM: deliver what the guest has made room for."""
         self._scan(_SINTS)
+
+    def awaits_eoi(self, vector: int) -> bool:
+        """Whether messages are queued that an EOI of `vector` may bring."""
+        waiting = self.waiting.load()
+        return waiting != 0 and any(waiting >> sint & 1 and sint_vector(self.sints[sint]) == vector for sint in _SINTS)
 
     def end_of_interrupt(self, vector: int) -> None:
         """The guest ended an interrupt with this vector at its local APIC."""
@@ -201,8 +209,13 @@ class SynIc:
             if not buffers.take() if buffers is not None else self._own_buffers_full(queue):
                 return HvStatus.INSUFFICIENT_BUFFERS
             queue.append((message, buffers))
+            self.waiting.set(sint)
             vector = self._deliver_queued(sint)
+            waits = bool(queue)
         self._interrupt(vector)
+        if waits:
+            # The EOI of the SINT's interrupt has something to do from now on: it may not be skipped (`eoi_assist`).
+            self._vcpu.kick()
         return HvStatus.SUCCESS
 
     @staticmethod
@@ -230,6 +243,8 @@ class SynIc:
             elif entry[1] is not None:
                 entry[1].give()
         self._queues[sint] = kept
+        if not kept:
+            self.waiting.clear(sint)
 
     def has_room(self, sint: int) -> bool:
         """Whether a message would go into its slot now; if not for want of room, the guest is asked for an EOM."""
@@ -260,6 +275,8 @@ class SynIc:
             vector = self._fill_slot(sint, message)
             if buffers is not None:
                 buffers.give()
+        if not queue:
+            self.waiting.clear(sint)
         return vector
 
     def _slot_free(self, sint: int) -> bool:

@@ -8,7 +8,7 @@ are the SynIC (its lock), the overlays (the lock of `HvVm`), `tlb_flush_inhibit`
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from vtlkit.host.api import Cell
 from vtlkit.hvdef.cpuid import (
@@ -18,13 +18,18 @@ from vtlkit.hvdef.cpuid import (
     HV_CPUID_INTERFACE_SIGNATURE,
     HV_IMPLEMENTED_PHYSICAL_ADDRESS_BITS,
 )
+from vtlkit.hvdef.cpuid import HvPartitionPrivilege as Privilege
 from vtlkit.hvdef.msrs import HV_NPIEP_ALL, HV_X64_MSR_GUEST_IDLE
 from vtlkit.hvdef.status import HvStatus
+from vtlkit.hvdef.synic import HV_SYNIC_STIMER_COUNT
 from vtlkit.kvm.hyperv import hypercall as calls
 from vtlkit.kvm.hyperv.assist import VpAssistPage
+from vtlkit.kvm.hyperv.eoi_assist import EoiAssist
 from vtlkit.kvm.hyperv.msrs import MSRS
 from vtlkit.kvm.hyperv.privileges import privilege_bits
-from vtlkit.kvm.hyperv.synic import SynIc
+from vtlkit.kvm.hyperv.stimer import SyntheticTimer
+from vtlkit.kvm.hyperv.synic import SynIc, sint_vector
+from vtlkit.kvm.hyperv.unhalted import UnhaltedTimer
 from vtlkit.kvm.hyperv.vp_set import ALL_VPS
 from vtlkit.kvm.kvm_run import Hyperv, KvmRun, SystemEvent, SystemEventExit
 from vtlkit.kvm.requests import Req
@@ -32,16 +37,6 @@ from vtlkit.kvm.requests import Req
 if TYPE_CHECKING:
     from vtlkit.kvm.hyperv.owner import VcpuOwner
     from vtlkit.kvm.hyperv.vm import HvVm
-
-
-class SyntheticTimer(Protocol):
-    """What the rest of the interface knows of a synthetic timer."""
-
-    def process(self) -> None:
-        """Send the expiry that is pending, if one is."""
-
-    def message_ended(self) -> None:
-        """The guest ended a message or interrupt: a message that found no room may be sent again."""
 
 
 class HvVcpu:
@@ -56,11 +51,14 @@ class HvVcpu:
     assist: VpAssistPage
     tlb_flush_inhibit: Cell[bool]
     waiting_on: Cell[HvVcpu | None]
+    stimers: tuple[SyntheticTimer, ...]
+    unhalted: UnhaltedTimer
 
     __slots__ = (
         "assist",
         "auto_eoi_vectors",
         "enabled",
+        "eoi_assist",
         "hv_vm",
         "hypercalls",
         "idle",
@@ -71,6 +69,7 @@ class HvVcpu:
         "stimers",
         "synic",
         "tlb_flush_inhibit",
+        "unhalted",
         "vcpu",
         "vp_index",
         "waiting_on",
@@ -94,8 +93,10 @@ class HvVcpu:
         self.npiep = 0
         """HV_X64_MSR_NPIEP_CONFIG: HV_NPIEP_* of what is #GP at CPL > 0."""
         self.runtime_ns = 0
-        """HV_X64_MSR_VP_RUNTIME in ns: the run loop adds what each stay in the guest took."""
-        self.stimers: tuple[SyntheticTimer, ...] = ()
+        """HV_X64_MSR_VP_RUNTIME in ns; all VTLs of a processor share it."""
+        self.stimers = tuple(SyntheticTimer(self, index) for index in range(HV_SYNIC_STIMER_COUNT))
+        self.unhalted = UnhaltedTimer(self)
+        self.eoi_assist = EoiAssist(self)
         self.synic = SynIc(vcpu, f"vcpu{vcpu.vcpu_id}-synic")
         self.assist = VpAssistPage(vcpu.vm.memory)
         # Flush hypercalls that name this vCPU do not complete; and the vCPU for whose sake this one's does not.
@@ -191,13 +192,28 @@ class HvVcpu:
         if self.synic.vectors >> vector & 1:
             self.synic.end_of_interrupt(vector)
             for timer in self.stimers:
-                timer.message_ended()
+                timer.retry()
 
-    def end_of_message(self) -> None:
-        """The guest wrote HV_X64_MSR_EOM."""
+    def awaits_eoi(self, vector: int) -> bool:
+        """Whether a message waits that the EOI of `vector` may bring."""
+        if not self.synic.vectors >> vector & 1:
+            return False
+        if self.synic.awaits_eoi(vector):
+            return True
+        sints = [sint for sint, register in enumerate(self.synic.sints) if sint_vector(register) == vector]
+        return any(timer.waits_for_sint(sint) for timer in self.stimers for sint in sints)
+
+    def deliver_waiting(self) -> None:
+        """Deliver what waits and can be: the guest wrote HV_X64_MSR_EOM, or made the SynIC accept more."""
         self.synic.end_of_message()
         for timer in self.stimers:
-            timer.message_ended()
+            timer.retry()
+
+    def account_guest_time(self, spent_ns: int) -> None:
+        """Guest code of this VTL has executed for so long."""
+        self.runtime_ns += spent_ns
+        if self.unhalted.running:
+            self.unhalted.account(spent_ns)
 
     def process_stimers(self) -> None:
         """Req.HV_STIMER (`kvm_hv_process_stimers`): set signalled event flags, send what expired timers have to say."""
@@ -208,6 +224,11 @@ class HvVcpu:
     def post_synic_message(self, sint: int, message: bytes) -> HvStatus:
         """Deliver or queue an HV_MESSAGE (256 bytes) on a SINT (0 to 15); statuses as `SynIc.post`. From any task."""
         return self.synic.post(sint, message)
+
+    @property
+    def hides_invariant_tsc(self) -> bool:
+        """CPUID does not tell of the invariant TSC until the guest asks for it (`kvm_hv_invtsc_suppressed`)."""
+        return self._may_use(Privilege.AccessTscInvariantControls) and not self.hv_vm.invariant_tsc_exposed
 
     # --- system events and reset ----------------------------------------------------------------------------------
 
@@ -236,7 +257,16 @@ class HvVcpu:
         if self.tlb_flush_inhibit.load():
             self.set_tlb_flush_inhibit(False)
         self.auto_eoi_vectors = 0
+        for timer in self.stimers:
+            timer.reset()
+        self.unhalted.reset()
         self.synic.reset()
         self.assist.reset()
         for page in (self.synic.message_page, self.synic.event_page, self.assist.page):
             self.hv_vm.move_overlay(page, None)
+
+    def destroy(self) -> None:
+        """Stop the timers; the vCPU is about to go."""
+        for timer in self.stimers:
+            timer.destroy()
+        self.unhalted.disarm()

@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Final
 from vtlkit.engine.api import Access
 from vtlkit.host.api import Cell, LockRank
 from vtlkit.hvdef.msrs import (
+    HV_EXPOSE_INVARIANT_TSC,
     HV_MSR_PAGE_ENABLE,
     HV_MSR_PAGE_GPA,
     HV_X64_MSR_CRASH_PARAMETERS,
     HV_X64_MSR_HYPERCALL_LOCKED,
+    HV_X64_MSR_TSC_INVARIANT_CONTROL,
 )
 from vtlkit.hvdef.vp_set import HV_VP_SET_BANK_SIZE, HV_VP_SET_MAX_BANKS
 from vtlkit.kvm.errors import KvmError
@@ -193,6 +195,11 @@ class HvVm:
     def share_registers(self, other: HvVm) -> None:
         """Have the registers that all VTLs of a partition share in common with `other`. Before any vCPU runs."""
         self.debug_options = other.debug_options
+
+    @property
+    def invariant_tsc_exposed(self) -> bool:
+        """The guest has asked for the invariant TSC (HV_X64_MSR_TSC_INVARIANT_CONTROL)."""
+        return self.stored_msrs.get(HV_X64_MSR_TSC_INVARIANT_CONTROL, 0) & HV_EXPOSE_INVARIANT_TSC != 0
 
     def crash_data(self) -> tuple[int, ...]:
         """P0 to P4, then what the guest wrote to HV_X64_MSR_CRASH_CTL."""

@@ -8,6 +8,7 @@ import pytest
 
 from tests.unit.kvm.hyperv.rig import FakeVm
 from vtlkit.hvdef import msrs
+from vtlkit.hvdef.cpuid import HvPartitionPrivilege as Privilege
 from vtlkit.hvdef.vsm import HvVtlEntryReason
 from vtlkit.kvm.errors import KvmError
 from vtlkit.kvm.hyperv.features import NOTHING
@@ -42,7 +43,7 @@ def test_privileges_guard_the_msrs() -> None:
 def test_indices_that_are_no_msr() -> None:
     """No synthetic debugger (0xF1 to 0xF5), no interrupt response buffer (0x85)."""
     cpu = FakeVm().cpu
-    for index in (0x40000004, 0x40000085, *range(0x400000F1, 0x400000F6), 0x400000A0, 0x400001FF):
+    for index in (0x40000004, 0x40000085, 0x400000B8, *range(0x400000F1, 0x400000F6), 0x400000A0, 0x400001FF):
         assert cpu.rdmsr(index) is None
         assert not cpu.wrmsr(index, 0)
         assert not cpu.hv.set_msr(index, 0, host_initiated=True)
@@ -75,6 +76,7 @@ def test_vp_index() -> None:
         FakeVm(2, vp_indices=[3, 3])
 
 
+@pytest.mark.tlfs("msrs.frequencies")
 def test_frequencies_and_runtime() -> None:
     cpu = FakeVm().cpu
     assert cpu.rdmsr(msrs.HV_X64_MSR_TSC_FREQUENCY) == 1_000_000_000
@@ -119,6 +121,7 @@ def test_idle() -> None:
     assert not cpu.wrmsr(msrs.HV_X64_MSR_GUEST_IDLE, 0)
 
 
+@pytest.mark.tlfs("msrs.apic")
 @pytest.mark.parametrize("x2apic", [False, True])
 def test_apic_registers(x2apic: bool) -> None:
     vm = FakeVm(2)
@@ -141,6 +144,7 @@ def test_apic_registers(x2apic: bool) -> None:
     assert other.rdmsr(msrs.HV_X64_MSR_EOI) is None
 
 
+@pytest.mark.tlfs("msrs.apic")
 def test_apic_registers_of_a_disabled_apic() -> None:
     cpu = FakeVm().cpu
     assert cpu.apic.set_base(0, host_initiated=True)
@@ -148,14 +152,46 @@ def test_apic_registers_of_a_disabled_apic() -> None:
     assert not cpu.wrmsr(msrs.HV_X64_MSR_ICR, 0x71)
 
 
+@pytest.mark.tlfs("msrs.reenlightenment")
 def test_reenlightenment_registers() -> None:
     cpu = FakeVm().cpu
+    assert not cpu.wrmsr(msrs.HV_X64_MSR_REENLIGHTENMENT_CONTROL, 1 << 16 | 15)
+    for reserved in (1 << 8, 1 << 15, 1 << 17, 1 << 31):
+        assert not cpu.wrmsr(msrs.HV_X64_MSR_REENLIGHTENMENT_CONTROL, reserved)
+    for value, accepted in ((1, True), (2, False), (0, True)):
+        assert cpu.wrmsr(msrs.HV_X64_MSR_TSC_EMULATION_CONTROL, value) is accepted
+        assert cpu.rdmsr(msrs.HV_X64_MSR_TSC_EMULATION_CONTROL) == (value if accepted else 1)
     assert cpu.wrmsr(msrs.HV_X64_MSR_REENLIGHTENMENT_CONTROL, 1 << 16 | 0x44)
     assert cpu.rdmsr(msrs.HV_X64_MSR_REENLIGHTENMENT_CONTROL) == 1 << 16 | 0x44
     assert cpu.wrmsr(msrs.HV_X64_MSR_TSC_EMULATION_STATUS, 0)
     assert not cpu.wrmsr(msrs.HV_X64_MSR_TSC_EMULATION_STATUS, 1)
     cpu.vm.hv.reset()
     assert cpu.rdmsr(msrs.HV_X64_MSR_REENLIGHTENMENT_CONTROL) == 0
+
+
+@pytest.mark.tlfs("msrs.reenlightenment")
+def test_the_invariant_tsc_is_told_when_the_guest_asks_for_it() -> None:
+    vm = FakeVm(2)
+    cpu, other = vm.vcpus
+    index = msrs.HV_X64_MSR_TSC_INVARIANT_CONTROL
+
+    def hidden() -> list[bool]:
+        return [vcpu.hv.hides_invariant_tsc for vcpu in vm.vcpus]
+
+    assert not cpu.wrmsr(index, 1)
+    assert hidden() == [False, False]
+    for vcpu in vm.vcpus:
+        vcpu.hv.privileges |= Privilege.AccessTscInvariantControls
+    assert cpu.rdmsr(index) == 0
+    assert cpu.wrmsr(index, 0)
+    assert hidden() == [True, True]
+    assert not cpu.wrmsr(index, 2)
+    assert cpu.wrmsr(index, 1)
+    assert other.rdmsr(index) == 1
+    assert hidden() == [False, False]
+    assert not other.wrmsr(index, 0)
+    vm.hv.reset()
+    assert hidden() == [True, True]
 
 
 # --- system events ------------------------------------------------------------------------------------------------

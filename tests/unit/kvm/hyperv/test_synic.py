@@ -209,11 +209,13 @@ class MessageMachine(RuleBasedStateMachine):
         vector = 0x50 if sint == 2 else 0x40
         self.vm.cpu.wrmsr(SINT0 + sint, vector | MASKED * masked)
         self.vectors[sint] = 0 if masked else vector
+        self.settle([0, 1, 2])
 
     @rule(enabled=st.booleans())
     def control(self, enabled: bool) -> None:
         self.vm.cpu.wrmsr(msrs.HV_X64_MSR_SCONTROL, int(enabled))
         self.enabled = enabled
+        self.settle([0, 1, 2])
 
     @rule(enabled=st.booleans())
     def move_page(self, enabled: bool) -> None:
@@ -221,6 +223,7 @@ class MessageMachine(RuleBasedStateMachine):
         if enabled:
             self.vm.cpu.wrmsr(msrs.HV_X64_MSR_SIMP, 0x9000 | 1)
         self.vm.cpu.wrmsr(msrs.HV_X64_MSR_SIMP, MESSAGES | 1)
+        self.settle([0, 1, 2])
 
     @invariant()
     def agree(self) -> None:
