@@ -154,9 +154,9 @@ def taken_by_a_busy_guest(seed: int, before_run: Callable[[Machine], None] = lam
 
     def program(_engine: object) -> Script:
         # A while longer than the handlers take, counted from the last sender's last step.
-        left = 40
+        left = 10
         while left:
-            yield ops.Compute(2)
+            yield ops.Compute(100)
             left -= len(sent) == len(SAME_CLASS)
         yield ops.Out(DONE, 1, 0)
 
