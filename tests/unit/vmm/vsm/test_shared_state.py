@@ -38,6 +38,8 @@ PRIVATE_SYNTHETIC = {
     0x40000080: 1,
     0x40000082: 0x173000,
     0x40000083: 0x174000,
+    **{0x400000B1 + 2 * timer: 1 << 60 for timer in range(4)},
+    **{0x400000B0 + 2 * timer: 0x50000 for timer in range(4)},
     **{0x40000090 + sint: 0x40 + sint for sint in range(16)},
 }
 SHARED_MSRS = {
@@ -203,7 +205,7 @@ def test_what_is_private() -> None:
     assert seen[1, 1] == seen[1, 2]
     mine, theirs = seen[0, 1], seen[1, 1]
     assert all(mine[1][index] != theirs[1][index] for index in PRIVATE_MSRS)
-    assert all(first != second for first, second in zip(mine[2][-17:], theirs[2][-17:], strict=True))
+    assert all(first != second for first, second in zip(mine[2][-25:], theirs[2][-25:], strict=True))
     for first, second in zip(mine[0][:7], theirs[0][:7], strict=True):
         assert first != second
 
