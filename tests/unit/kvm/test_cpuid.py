@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from tests.unit.kvm.core_rig import DONE, Machine, Script
+from tests.unit.kvm.hyperv.timer_rig import offer_hyperv
+from vtlkit.engine.scripted import ops
 from vtlkit.engine.unicorn.registers import FEATURES, MAXPHYADDR, FeatureWord
+from vtlkit.hvdef.cpuid import HvPartitionPrivilege
+from vtlkit.hvdef.msrs import HV_X64_MSR_TSC_INVARIANT_CONTROL
 from vtlkit.kvm.cpuid import CpuidTable, answer, supported
 from vtlkit.x86 import cpuid as bits
 from vtlkit.x86.registers import CR4_OSXSAVE, CR4_PKE, XCR0_PKRU, XCR0_SSE, XCR0_X87
@@ -61,3 +66,32 @@ def test_the_xsave_area_grows_with_xcr0() -> None:
     ):
         _, ebx, ecx, _ = answer(TABLE, 0xD, 0, CR4_OSXSAVE | CR4_PKE, xcr0, True)
         assert (ebx, ecx) == (wanted, offset + size)
+
+
+@pytest.mark.tlfs("msrs.reenlightenment")
+def test_the_invariant_tsc_is_hidden_until_the_guest_exposes_it() -> None:
+    seen: list[int] = []
+
+    def wrmsr(index: int, value: int) -> Script:
+        yield ops.Set(index, "rcx")
+        yield ops.Set(0, "rdx")
+        yield ops.Set(value)
+        yield ops.Wrmsr()
+
+    def program(_engine: object) -> Script:
+        for _ in range(2):
+            yield ops.Set(0x80000007)
+            yield ops.Cpuid()
+            seen.append(machine.cpu.regs.rdx >> 8 & 1)
+            yield from wrmsr(HV_X64_MSR_TSC_INVARIANT_CONTROL, 1)
+        yield ops.Out(DONE, 1, 0)
+
+    machine = Machine(program)
+    machine.vcpu.run()
+    assert seen == [1], "the control is not offered: its write is #GP, and the invariant TSC is there"
+    machine = Machine(program)
+    offer_hyperv(machine.vcpu)
+    machine.vcpu.hv.privileges |= HvPartitionPrivilege.AccessTscInvariantControls
+    seen.clear()
+    machine.vcpu.run()
+    assert seen == [0, 1]

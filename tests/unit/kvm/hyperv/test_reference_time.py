@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,6 +23,7 @@ def page_time(vm: FakeVm) -> int | None:
     return ((vm.cpu.tsc * page.TscScale >> 64) + page.TscOffset) & U64
 
 
+@pytest.mark.tlfs("msrs.reference-time")
 def test_the_counter_counts_100_ns_from_its_origin() -> None:
     vm = FakeVm(time_origin_ns=1000)
     vm.clock_ns = 1000
@@ -38,6 +40,7 @@ def test_the_counter_counts_100_ns_from_its_origin() -> None:
     st.integers(0, 1 << 60),
     st.lists(st.integers(0, U64), min_size=1, max_size=20),
 )
+@pytest.mark.tlfs("msrs.reference-time")
 def test_page_and_counter_agree(tsc_khz: int, clock_ns: int, tsc: int, later: list[int]) -> None:
     vm = FakeVm()
     vm.tsc_khz, vm.clock_ns, vm.cpu.tsc = tsc_khz, clock_ns, tsc
@@ -49,6 +52,7 @@ def test_page_and_counter_agree(tsc_khz: int, clock_ns: int, tsc: int, later: li
         assert vm.cpu.rdmsr(COUNT) == page_time(vm)
 
 
+@pytest.mark.tlfs("msrs.reference-time")
 def test_the_page_runs_at_the_rate_of_time() -> None:
     vm = FakeVm()
     vm.tsc_khz = 2_893_437
@@ -62,6 +66,7 @@ def test_the_page_runs_at_the_rate_of_time() -> None:
     assert abs(now - vm.clock_ns // 100) <= 1
 
 
+@pytest.mark.tlfs("msrs.reference-time")
 def test_disabling_the_page_never_turns_time_back() -> None:
     vm = FakeVm()
     vm.cpu.wrmsr(PAGE, GPA | 1)
@@ -75,6 +80,7 @@ def test_disabling_the_page_never_turns_time_back() -> None:
     assert vm.cpu.rdmsr(COUNT) == vm.clock_ns // 100
 
 
+@pytest.mark.tlfs("msrs.reference-time")
 def test_sequence_numbers_and_a_changed_tsc() -> None:
     vm = FakeVm()
     assert vm.memory.read(GPA, 4) == bytes(4)
@@ -91,6 +97,23 @@ def test_sequence_numbers_and_a_changed_tsc() -> None:
     assert page_time(vm) == 50_000
 
 
+@pytest.mark.tlfs("msrs.reference-time")
+def test_sequence_numbers_differ_from_change_to_change_and_are_never_0() -> None:
+    vm = FakeVm()
+    vm.cpu.wrmsr(PAGE, GPA | 1)
+    seen = []
+    # The last value is followed by 1; all ones, which older guests took for "invalid", is not used.
+    vm.hv.reference_time._sequence = 0xFFFFFFFC
+    for _ in range(4):
+        vm.hv.tsc_changed()
+        seen.append(int.from_bytes(vm.memory.read(GPA, 4), "little"))
+    assert seen == [0xFFFFFFFD, 0xFFFFFFFE, 1, 2]
+    vm.cpu.wrmsr(PAGE, GPA)
+    vm.cpu.wrmsr(PAGE, GPA | 1)
+    assert int.from_bytes(vm.memory.read(GPA, 4), "little") == 3
+
+
+@pytest.mark.tlfs("msrs.reference-time")
 def test_a_tsc_too_slow_to_scale_leaves_the_page_invalid() -> None:
     vm = FakeVm()
     vm.tsc_khz = 9_999

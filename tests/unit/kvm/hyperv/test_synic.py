@@ -57,6 +57,7 @@ def empty(vm: FakeVm, sint: int) -> bool:
 # --- registers ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.tlfs("synic.sints")
 def test_reset_values() -> None:
     cpu = FakeVm().cpu
     for index in (msrs.HV_X64_MSR_SCONTROL, msrs.HV_X64_MSR_SIEFP, msrs.HV_X64_MSR_SIMP, msrs.HV_X64_MSR_EOM):
@@ -66,6 +67,7 @@ def test_reset_values() -> None:
     assert cpu.rdmsr(SINT0 + 16) is None
 
 
+@pytest.mark.tlfs("synic.sints")
 def test_vectors_of_sints() -> None:
     cpu = FakeVm().cpu
     assert not cpu.wrmsr(SINT0, 15)
@@ -78,6 +80,7 @@ def test_vectors_of_sints() -> None:
     assert not cpu.wrmsr(msrs.HV_X64_MSR_SVERSION, 1)
 
 
+@pytest.mark.tlfs("synic.sints")
 def test_auto_eoi_follows_the_sints_of_a_vector() -> None:
     cpu = FakeVm().cpu
     cpu.wrmsr(SINT0 + 1, 0x40)
@@ -97,6 +100,7 @@ def test_auto_eoi_follows_the_sints_of_a_vector() -> None:
 # --- messages -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.tlfs("synic.messages")
 def test_delivery_interrupts_and_queues() -> None:
     vm = make_vm()
     vm.cpu.wrmsr(SINT0, 0x30)
@@ -119,6 +123,7 @@ def test_delivery_interrupts_and_queues() -> None:
     assert vm.cpu.take() == -1
 
 
+@pytest.mark.tlfs("synic.messages")
 def test_no_message_without_a_synic_or_its_page() -> None:
     vm = make_vm()
     for index, off, on in ((msrs.HV_X64_MSR_SCONTROL, 0, 1), (msrs.HV_X64_MSR_SIMP, MESSAGES, MESSAGES | 1)):
@@ -130,6 +135,7 @@ def test_no_message_without_a_synic_or_its_page() -> None:
     assert vm.cpu.hv.post_synic_message(0, message(1)) == HvStatus.INVALID_SYNIC_STATE
 
 
+@pytest.mark.tlfs("synic.sints")
 def test_masked_and_polled_sints_get_messages_without_interrupt() -> None:
     vm = make_vm()
     vm.cpu.wrmsr(SINT0 + 3, 0x33 | POLLING)
@@ -139,6 +145,7 @@ def test_masked_and_polled_sints_get_messages_without_interrupt() -> None:
     assert vm.cpu.take() == -1
 
 
+@pytest.mark.tlfs("synic.messages")
 def test_a_full_queue() -> None:
     vm = make_vm()
     for number in range(MESSAGE_BUFFERS + 1):
@@ -236,7 +243,56 @@ class MessageMachine(RuleBasedStateMachine):
                 assert slot_of(self.vm, sint)[PENDING_OFFSET] & 1
 
 
-TestMessages = MessageMachine.TestCase
+TestMessages = pytest.mark.tlfs("synic.messages")(MessageMachine.TestCase)
+
+
+@pytest.mark.tlfs("synic.messages")
+@pytest.mark.parametrize("register", ["scontrol", "simp", "sint"])
+def test_what_waits_comes_when_the_synic_takes_it_again(register: str) -> None:
+    """The guest empties the slot while the SynIC is off, and will not write EOM for it."""
+    vm = make_vm()
+    vm.cpu.wrmsr(SINT0, 0x30)
+    for number in (1, 2):
+        assert vm.cpu.hv.post_synic_message(0, message(number)) == HvStatus.SUCCESS
+    off, on = {
+        "scontrol": ((msrs.HV_X64_MSR_SCONTROL, 0), (msrs.HV_X64_MSR_SCONTROL, 1)),
+        "simp": ((msrs.HV_X64_MSR_SIMP, MESSAGES), (msrs.HV_X64_MSR_SIMP, MESSAGES | 1)),
+        "sint": ((SINT0, 0x30 | MASKED), (SINT0, 0x30)),
+    }[register]
+    vm.cpu.wrmsr(*off)
+    vm.cpu.hv.synic.message_page.write(0, bytes(4))
+    vm.cpu.wrmsr(*on)
+    assert number_in(vm, 0) == 2
+
+
+@pytest.mark.tlfs("synic.sints", "synic.messages", "synic.event-flags")
+@pytest.mark.parametrize("sint", range(16))
+@pytest.mark.parametrize("mode", [0, AUTO_EOI, POLLING, MASKED, MASKED | POLLING])
+def test_every_sint_alike(sint: int, mode: int) -> None:
+    vm = make_vm()
+    cpu = vm.cpu
+    vector = 0x40 + sint
+    assert cpu.wrmsr(SINT0 + sint, vector | mode)
+    assert cpu.rdmsr(SINT0 + sint) == vector | mode
+    interrupts = [vector] if not mode & (MASKED | POLLING) else []
+
+    def taken() -> list[int]:
+        found = []
+        while (got := cpu.take(eoi=not mode & AUTO_EOI)) >= 0:
+            found.append(got)
+        return found
+
+    assert cpu.hv.post_synic_message(sint, message(7)) == HvStatus.SUCCESS
+    assert number_in(vm, sint) == 7
+    assert taken() == interrupts
+    accepted = mode != MASKED
+    for flag in (0, 1000, 2047):
+        status = cpu.hv.synic.signal_event(sint, flag)
+        assert status == (HvStatus.SUCCESS if accepted else HvStatus.INVALID_SYNIC_STATE)
+        cpu.hv.process_stimers()
+        byte = vm.memory.read(FLAGS + sint * 256 + flag // 8, 1)[0]
+        assert byte >> flag % 8 & 1 == accepted
+        assert taken() == interrupts
 
 
 class PreemptedPage(OverlayPage):
@@ -250,6 +306,7 @@ class PreemptedPage(OverlayPage):
         super().write(offset, data)
 
 
+@pytest.mark.tlfs("synic.messages")
 @pytest.mark.parametrize("seed", range(30))
 def test_no_message_is_lost_between_poster_and_guest(seed: int) -> None:
     """The race of the module's docstring: a guest that writes EOM only if it saw MessagePending gets every message."""
@@ -291,6 +348,7 @@ def test_no_message_is_lost_between_poster_and_guest(seed: int) -> None:
 # --- event flags --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.tlfs("synic.event-flags")
 def test_event_flags() -> None:
     vm = make_vm()
     vm.cpu.wrmsr(SINT0 + 5, 0x60)
@@ -356,6 +414,7 @@ def test_messages_of_a_port_wait_in_its_buffers() -> None:
     assert (others.free, synic.queued(4)) == (3, 0)
 
 
+@pytest.mark.tlfs("synic.event-flags")
 @given(st.lists(st.tuples(st.integers(0, 15), st.integers(0, 2047)), max_size=20))
 def test_signalled_flags_are_the_page(signals: list[tuple[int, int]]) -> None:
     vm = make_vm()
