@@ -15,6 +15,8 @@ import pytest
 from tests.sim.test_run_loop import linger
 from tests.unit.kvm.core_rig import DONE, Machine, Script
 from tests.unit.kvm.hyperv.timer_rig import ENABLED, PERIODIC, direct, offer_hyperv, sint
+from tests.unit.vmm.vsm.vsm_rig import Guest, VsmRig
+from tests.unit.vmm.vsm.vsm_rig import Script as VtlScript
 from vtlkit.engine.api import Event
 from vtlkit.engine.scripted import ops
 from vtlkit.host.api import Timer
@@ -192,6 +194,52 @@ def test_an_inactive_vtl_wakes_once_the_priority_lets_the_interrupt_through() ->
         machine.run(user, signaller(machine, 5))
         assert exits == [SystemEventExit(SystemEvent.WAKEUP)]
         assert vcpu.apic.has_interrupt() == FLAGS
+
+
+# --- an inactive VTL of a processor -----------------------------------------------------------------------------------
+
+
+ROUNDS = 4
+
+
+def timer_of_an_inactive_vtl(seed: int) -> None:
+    """VTL 1 sets its timer and gives way; VTL 0 halts for good. Nothing but the timer ends the halt."""
+
+    def vtl1(guest: Guest) -> VtlScript:
+        yield from guest.enable_apic()
+        yield ops.Sti()
+        yield from guest.wrmsr(msrs.HV_X64_MSR_STIMER0_COUNT, 100 + seed % 40)
+        yield from guest.wrmsr(msrs.HV_X64_MSR_STIMER0_CONFIG, direct(TIMER) | PERIODIC | ENABLED)
+        while True:
+            yield from guest.vtl_return()
+
+    def vtl0(guest: Guest) -> VtlScript:
+        yield from guest.enable(1)
+        yield from guest.vtl_call()
+        yield ops.Cli()
+        while True:
+            yield ops.Hlt() if seed % 2 else ops.Compute(20)
+
+    def handler(guest: Guest, _event: Event) -> VtlScript:
+        if len(rig.taken) >= ROUNDS:
+            yield from guest.end()
+
+    rig = VsmRig({(0, 0): vtl0, (0, 1): vtl1}, host=OtherCpus(seed=seed, instrument=True, slice_ns=300))
+    rig.handlers[1, TIMER] = handler
+    rig.run()
+    assert {(taken.vtl, taken.vector) for taken in rig.taken} == {(1, TIMER)}
+
+
+@pytest.mark.parametrize("first", range(0, len(SEEDS), 50))
+def test_no_expiry_for_an_inactive_vtl_is_lost(first: int) -> None:
+    for seed in SEEDS[first : first + 50]:
+        timer_of_an_inactive_vtl(seed)
+
+
+def test_a_look_at_an_inactive_vtl_that_does_not_serve_its_timers_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Vcpu, "wake_event_pending", wait.has_events)
+    with pytest.raises(Deadlock):
+        timer_of_an_inactive_vtl(1)
 
 
 # --- known-bad variants -----------------------------------------------------------------------------------------------

@@ -112,8 +112,7 @@ class SyntheticTimer:
     def _arm(self) -> None:
         reference = self._hv.hv_vm.reference_time
         if reference.counter() >= self._expiration:
-            self._expired.store(True)
-            self._hv.vcpu.make_request(Req.HV_STIMER)
+            self._fired()
             return
         deadline = reference.host_ns(self._expiration)
         if deadline < NEVER_NS:
@@ -122,7 +121,8 @@ class SyntheticTimer:
     # --- expiring -----------------------------------------------------------------------------------------------------
 
     def _fired(self) -> None:
-        # Order against the vCPU's decision to block: mark, request, kick.
+        # Order against the vCPU's decision to block: mark, request, kick. The kick counts for the vCPU's own task, too:
+        # it may set a timer of a VTL that is not the active one.
         self._expired.store(True)
         self._hv.vcpu.make_request(Req.HV_STIMER)
         self._hv.vcpu.kick()

@@ -131,7 +131,6 @@ def test_ports_and_extended_calls_need_their_privileges(code: int) -> None:
     assert isinstance(FakeVm(features=HvFeatures()).cpu.call(code, INPUT, OUTPUT), Hyperv)
 
 
-AWAITED = {"AccessSyntheticTimerRegs", "AccessTscInvariantControls"}
 ELSEWHERE = (
     HvPartitionPrivilege.FastHypercallOutput
     | HvPartitionPrivilege.EnableExtendedGvaRangesForFlushVirtualAddressList
@@ -144,9 +143,7 @@ ELSEWHERE = (
 @pytest.mark.parametrize(
     "bit",
     [
-        pytest.param(bit, id=bit.name, marks=[pytest.mark.xfail(strict=True)] if bit.name in AWAITED else [])
-        for bit in HvPartitionPrivilege
-        if not bit & ELSEWHERE
+        pytest.param(bit, id=bit.name) for bit in HvPartitionPrivilege if not bit & ELSEWHERE
     ],
 )
 def test_a_privilege_is_announced_if_something_needs_it(bit: HvPartitionPrivilege) -> None:

@@ -113,6 +113,29 @@ def test_what_the_priority_holds_back_does_not_take_the_processor(halted: bool) 
     assert seen == [Reason.HvVtlEntryVtlCall, [FLAGS, TIMER], 1 << 3]
 
 
+def test_a_timer_that_is_set_for_an_inactive_vtl_and_due_takes_the_processor() -> None:
+    """As another processor does by HvCallSetVpRegisters."""
+
+    def body(guest: Guest) -> Script:
+        yield from forever_back(guest)
+
+    def below(_guest: Guest) -> Script:
+        vcpu = rig.partition.vps[0].vcpus[1]
+        assert vcpu.set_guest_msr(msrs.HV_X64_MSR_STIMER0_COUNT, 1)
+        assert vcpu.set_guest_msr(msrs.HV_X64_MSR_STIMER0_CONFIG, DIRECT | TIMER << 4 | ENABLED)
+        yield ops.Cli()
+        while True:
+            yield ops.Hlt()
+
+    def handler(guest: Guest, _event: Event) -> Script:
+        yield from guest.end()
+
+    rig = VsmRig(in_vtl1(body, below))
+    rig.handlers[1, TIMER] = handler
+    rig.run()
+    assert [(taken.vtl, taken.vector) for taken in rig.taken] == [(1, TIMER)]
+
+
 # --- what the VTLs share ----------------------------------------------------------------------------------------------
 
 
