@@ -14,7 +14,9 @@ from vtlkit.engine.scripted.ops import Op
 from vtlkit.host.sim import Simulator
 from vtlkit.hvdef import msrs
 from vtlkit.hvdef.messages import HvMessageType, make_message
+from vtlkit.kvm.kvm_run import IrqWindowOpen
 from vtlkit.kvm.mpstate import MpState
+from vtlkit.kvm.windows import Windows
 from vtlkit.x86 import apic as regs
 from vtlkit.x86.apic import DeliveryMode
 from vtlkit.x86.registers import RFLAGS_IF
@@ -168,6 +170,18 @@ def test_a_pin_that_waits_for_the_eoi_needs_it() -> None:
     guest.left = 20
     guest.run()
     assert dict(zip(guest.seen, guest.bits, strict=True)) == {VECTOR: 0, LOW: 1}
+
+
+def test_user_space_that_waits_for_the_priority_to_fall_needs_the_eoi() -> None:
+    guest = Guest({VECTOR: leaves})
+    guest.send(VECTOR)
+    guest.machine.run(guest.vcpu.run)
+    guest.vcpu.events.windows = Windows(interrupt=True, priority=VECTOR >> 4)
+    exits: list[object] = []
+    guest.machine.run(lambda: exits.append(guest.vcpu.run()))
+    assert isinstance(exits[0], IrqWindowOpen)
+    assert guest.skipped == []
+    assert guest.apic.statistics().eois == 1
 
 
 def with_sint(guest: Guest, vector: int) -> None:

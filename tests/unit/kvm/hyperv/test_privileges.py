@@ -142,9 +142,7 @@ ELSEWHERE = (
 @pytest.mark.tlfs("discovery.features")
 @pytest.mark.parametrize(
     "bit",
-    [
-        pytest.param(bit, id=bit.name) for bit in HvPartitionPrivilege if not bit & ELSEWHERE
-    ],
+    [pytest.param(bit, id=bit.name) for bit in HvPartitionPrivilege if not bit & ELSEWHERE],
 )
 def test_a_privilege_is_announced_if_something_needs_it(bit: HvPartitionPrivilege) -> None:
     eax, ebx, _, _ = cpuid_leaves(ALL)[3][1:]
