@@ -15,6 +15,7 @@ from vtlkit.engine.unicorn import UnicornFactory
 from vtlkit.host.sim import Simulator
 from vtlkit.hvdef.registers import HvRegisterName as Name
 from vtlkit.hvdef.status import HvStatus
+from vtlkit.hvdef.synic import HV_STIMER_CONFIG_SINTX, HV_SYNIC_STIMER_COUNT, HvStimerConfig
 from vtlkit.kvm.uapi import HvFeatures, Kvm, KvmRun, MemoryRegion, Vcpu
 from vtlkit.vmm.vsm import vp_registers
 from vtlkit.vmm.vsm.partition import Partition
@@ -151,8 +152,12 @@ def kept(name: int, value: int) -> int | None:
         return value & ~(1 << 12)
     if name == Name.HvRegisterPendingInterruption:
         return value if value & 1 else 0
+    if name in TIMER_CONFIGS and not value & HvStimerConfig.DirectMode and not HV_STIMER_CONFIG_SINTX.get(value):
+        return value & ~HvStimerConfig.Enabled
     return None if name in DERIVED else value
 
+
+TIMER_CONFIGS = {Name(Name.HvRegisterStimer0Config + 2 * number) for number in range(HV_SYNIC_STIMER_COUNT)}
 
 DERIVED = {
     # EFER.LMA is the processor's; the mask of MXCSR, and on one engine the last x87 instruction's address.
