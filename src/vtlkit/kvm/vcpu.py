@@ -394,9 +394,7 @@ class Vcpu(VcpuTime):
     def close(self) -> None:
         """Destroy the vCPU; called by the task that runs it."""
         self.vm.forget_vcpu(self)
-        if self.hv.tlb_flush_inhibit.load():
-            self.hv.set_tlb_flush_inhibit(False)
-        self.apic.destroy()
         self.hv.destroy()
+        self.apic.destroy()
         self.vm.memory.unfollow(self.map)
         self.engine.close()

@@ -266,7 +266,9 @@ class HvVcpu:
             self.hv_vm.move_overlay(page, None)
 
     def destroy(self) -> None:
-        """Stop the timers; the vCPU is about to go."""
+        """The vCPU is about to go: stop its timers, hold up nobody's flush."""
+        if self.tlb_flush_inhibit.load():
+            self.set_tlb_flush_inhibit(False)
         for timer in self.stimers:
             timer.destroy()
         self.unhalted.disarm()
