@@ -27,6 +27,7 @@ GUESTS: Final = [
     pytest.param("code_page_32", marks=pytest.mark.tlfs("vsm.code-page", "vsm.modes")),
     pytest.param("crash", marks=pytest.mark.tlfs("msrs.crash")),
     pytest.param("dma", marks=pytest.mark.tlfs("protection.dma")),
+    pytest.param("eoi_assist", marks=pytest.mark.tlfs("msrs.eoi-assist")),
     pytest.param("flush_vtl"),
     pytest.param("guest_idle", marks=pytest.mark.tlfs("msrs.guest-idle")),
     pytest.param("hypercall_caller", marks=pytest.mark.tlfs("hypercalls.caller")),
@@ -54,6 +55,12 @@ GUESTS: Final = [
     pytest.param("registers_synthetic"),
     pytest.param("reset", marks=pytest.mark.tlfs("msrs.reset")),
     pytest.param("start_vp"),
+    pytest.param(
+        "stimers",
+        marks=pytest.mark.tlfs(
+            "synic.stimer-one-shot", "synic.stimer-direct", "synic.stimer-auto-enable", "synic.stimer-message"
+        ),
+    ),
     pytest.param("synic_sints"),
     pytest.param("tlb_flush"),
     pytest.param("tlb_lock", marks=pytest.mark.tlfs("tlb.secure-config", "tlb.flusher", "tlb.release")),
