@@ -219,11 +219,11 @@ def complete(vcpu: Vcpu) -> None:
     pending, vcpu.pending_exit = vcpu.pending_exit, None
     if pending is None:
         return
-    if isinstance(pending, _IO_EXITS):
+    if isinstance(pending, kvm_run.Hyperv):
+        vcpu.hv.complete(pending)
+    elif isinstance(pending, _IO_EXITS):
         if not pending.write:
             vcpu.engine.complete(pending.data)
-    elif isinstance(pending, kvm_run.Hyperv):
-        vcpu.hv.complete(pending)
     elif isinstance(pending, kvm_run.Rdmsr):
         if pending.error:
             vcpu.queue_exception(Vector.GP, 0)

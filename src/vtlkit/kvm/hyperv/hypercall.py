@@ -71,16 +71,16 @@ def hypercall(hv: HvVcpu, length: int) -> KvmRun | None:
     hv.hypercalls += 1
     is_64bit = vcpu.is_64bit()
     regs = vcpu.engine.regs
-    if is_64bit:
-        control, input_gpa, output_gpa = regs.rcx, regs.rdx, regs.r8
-    else:
-        control = _pair(regs.rdx, regs.rax)
-        input_gpa, output_gpa = _pair(regs.rbx, regs.rcx), _pair(regs.rdi, regs.rsi)
+    control = _control(regs, is_64bit)
     code = control & CODE_MASK
     layout = LAYOUTS.get(code)
     user_space = code in hv.hv_vm.user_space_calls
     if layout is not None and layout.vtl_switch:
         return _vtl_switch(hv, layout, control, user_space, is_64bit, length)
+    if is_64bit:
+        input_gpa, output_gpa = regs.rdx, regs.r8
+    else:
+        input_gpa, output_gpa = _pair(regs.rbx, regs.rcx), _pair(regs.rdi, regs.rsi)
     engine = vcpu.engine
     call = Hypercall(control, input_gpa, output_gpa, vcpu.vm.memory, lambda: read_xmm(engine), is_64bit=is_64bit)
     handler = HANDLERS.get(code)
@@ -180,6 +180,9 @@ def complete(hv: HvVcpu, answer: Hyperv) -> None:
     `retry`: RIP stays, and a changed rep start index goes to the guest's register. `complete` False: only RIP moves.
     """
     vcpu = hv.vcpu
+    if not (answer.complete or answer.retry):
+        vcpu.skip_instruction(answer.length)
+        return
     regs = vcpu.engine.regs
     is_64bit = vcpu.is_64bit()
     layout = LAYOUTS.get(answer.code)
@@ -190,6 +193,5 @@ def complete(hv: HvVcpu, answer: Hyperv) -> None:
         if changed and not changed & ~REP_START_MASK:
             _set_control(regs, is_64bit, answer.control)
         return
-    if answer.complete:
-        _set_result(regs, is_64bit, answer.result)
+    _set_result(regs, is_64bit, answer.result)
     vcpu.skip_instruction(answer.length)

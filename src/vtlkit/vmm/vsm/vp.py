@@ -351,8 +351,6 @@ class Vp:
     # --- exits ------------------------------------------------------------------------------------------------------
 
     def _handle(self, level: int, vcpu: Vcpu, exit_: KvmRun) -> None:
-        if isinstance(exit_, Intr):
-            return
         if isinstance(exit_, Hyperv):
             hypercalls.dispatch(self, level, vcpu, exit_)
         elif isinstance(exit_, MemoryFault):
@@ -361,5 +359,5 @@ class Vp:
             deliverability.opened(self, level, vcpu, exit_)
         elif isinstance(exit_, Intercepted):
             intercepts.intercepted(self, level, vcpu, exit_)
-        else:
+        elif not isinstance(exit_, Intr):
             self.partition.supervisor.handle(self, vcpu, exit_)

@@ -30,8 +30,7 @@ from vtlkit.x86.registers import RFLAGS_FIXED, Regs, Segment
 RAM_SIZE: Final = 0x200000
 PROGRAMS: Final = 0x10000
 """Where programs begin: one page per VTL, 0x10 bytes per processor."""
-INPUT_PAGES: Final = 0x40000
-"""Hypercall input and output pages: two per processor and VTL."""
+INPUT_PAGES: Final = 0x40000  # hypercall input and output: two per processor and VTL
 SYNIC_PAGES: Final = 0xC0000
 """VP assist page and message page: two per processor and VTL."""
 FREE: Final = 0x150000
