@@ -58,13 +58,16 @@ def render(checklist: Iterable[Item], tests: Mapping[str, set[str]], failed: set
 
 
 def _function(node: str) -> str:
+    """The test without its parameters, but for the guest that it runs."""
     path, _, name = node.partition("::")
-    return f"{path.removeprefix('tests/')}::{name.partition('[')[0]}"
+    function, _, parameters = name.partition("[")
+    guest = f"[{parameters.partition('-')[0]}]" if function == "test_feature" else ""
+    return f"{path.removeprefix('tests/')}::{function}{guest}"
 
 
 def main() -> int:
     recorder = Recorder()
-    status = pytest.main(["-m", MARKER, "-n", "0", "-p", "no:cacheprovider", str(TESTS)], plugins=[recorder])
+    status = pytest.main(["-m", MARKER, "-n", "0", str(TESTS)], plugins=[recorder])
     checklist = items()
     DOCUMENT.write_text(render(checklist, recorder.tests, recorder.failed), encoding="utf-8")
     missing = [item.id for item in checklist if not recorder.tests.get(item.id) and not item.limit]
