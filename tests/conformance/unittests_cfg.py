@@ -142,9 +142,27 @@ def plan(directory: Path, entries: Iterable[Entry]) -> tuple[list[PlannedTest], 
 
 
 def _extra_entries() -> list[Entry]:
-    """Rows beyond unittests.cfg: images that it does not list, and SMP start-up from 1 to 8 CPUs (it has 2 and 3)."""
+    """Rows beyond unittests.cfg: images that it does not list, SMP start-up from 1 to 8 CPUs (it has 2 and 3), and the
+    Hyper-V tests with 1 and 4 CPUs (it has 2)."""
     smp = [Entry(f"smptest_{cpus}cpus", file="smptest.flat", smp=str(cpus)) for cpus in (1, 4, 5, 6, 7, 8)]
-    return [Entry("dummy", file="dummy.flat"), Entry("init", file="init.flat"), *smp]
+    hyperv = [
+        Entry(
+            f"{name}_{cpus}cpus" + ("_" + arguments if arguments else ""),
+            file=f"{name}.flat",
+            smp=str(cpus),
+            test_args=arguments,
+            qemu_params="-cpu host,hv_passthrough -device hyperv-testdev",
+        )
+        for name, arguments in (
+            ("hyperv_synic", ""),
+            ("hyperv_connections", ""),
+            ("hyperv_stimer", ""),
+            ("hyperv_stimer", "direct"),
+            ("hyperv_clock", ""),
+        )
+        for cpus in (1, 4)
+    ]
+    return [Entry("dummy", file="dummy.flat"), Entry("init", file="init.flat"), *smp, *hyperv]
 
 
 def reason_not_to_run(entry: Entry, directory: Path) -> str | None:

@@ -60,7 +60,8 @@ max\"\"\"
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
     (tmp_path / "x86").mkdir()
-    for name in ("apic", "sieve", "kvmclock_test", "msr", "vmx", "dummy", "init", "smptest"):
+    hyperv = tuple(f"hyperv_{name}" for name in ("synic", "connections", "stimer", "clock"))
+    for name in ("apic", "sieve", "kvmclock_test", "msr", "vmx", "dummy", "init", "smptest", *hyperv):
         (tmp_path / "x86" / f"{name}.flat").touch()
     return tmp_path
 
@@ -91,6 +92,10 @@ def test_rows_are_added_to_those_of_the_file(checkout: Path) -> None:
     tests, _ = planned(checkout)
     assert {f"smptest_{cpus}cpus" for cpus in (1, 4, 5, 6, 7, 8)} | {"dummy", "init"} <= tests.keys()
     assert tests["smptest_8cpus"].cpus == 8
+    assert {f"hyperv_{name}_{cpus}cpus" for name in ("synic", "connections", "stimer", "clock") for cpus in (1, 4)} <= (
+        tests.keys()
+    )
+    assert tests["hyperv_stimer_4cpus_direct"].arguments == "direct"
     assert tests["init"].reboots
 
 
