@@ -15,6 +15,7 @@ from vtlkit.kvm.errors import GuestMemoryError, KvmError
 from vtlkit.kvm.hyperv.cpuid import cpuid_leaves
 from vtlkit.kvm.hyperv.features import HvFeatures
 from vtlkit.kvm.hyperv.message_buffers import MessageBuffers
+from vtlkit.kvm.hyperv.overlays import OverlayPage as HvOverlayPage
 from vtlkit.kvm.hyperv.parameters import HypercallParameters, decode_exit
 from vtlkit.kvm.hyperv.tlb_flush import FlushRequest, decode_flush
 from vtlkit.kvm.hyperv.vp_set import ALL_VPS, sparse_set
@@ -67,6 +68,7 @@ __all__ = [
     "FlushRequest",
     "GuestMemoryError",
     "HvFeatures",
+    "HvOverlayPage",
     "HvSintRoute",
     "HypercallParameters",
     "Hyperv",

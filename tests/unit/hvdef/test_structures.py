@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import vtlkit.hvdef
-from vtlkit.hvdef import assist, hypercall_io, intercepts, messages, ports, register_values, synic, vsm
+from vtlkit.hvdef import assist, hypercall_io, intercepts, messages, ports, register_values, state_pages, synic, vsm
 from vtlkit.layout import Bits, Struct
 
 MODULES = [importlib.import_module(f"vtlkit.hvdef.{m.name}") for m in pkgutil.iter_modules(vtlkit.hvdef.__path__)]
@@ -58,6 +58,9 @@ SIZES: dict[type[Struct], int] = {
     assist.HV_VP_ASSIST_PAGE: 4096,
     assist.HV_REFERENCE_TSC_PAGE: 4096,
     synic.HV_SYNIC_EVENT_FLAGS: 256,
+    state_pages.HV_X64_REGISTER_PAGE: 4096,
+    hypercall_io.HV_INPUT_MAP_VP_STATE_PAGE: 24,
+    hypercall_io.HV_INPUT_UNMAP_VP_STATE_PAGE: 16,
     register_values.HV_X64_PENDING_EVENT: 32,
     hypercall_io.HV_INPUT_ENABLE_VP_VTL: 240,
     hypercall_io.HV_INPUT_POST_MESSAGE: 256,
@@ -89,6 +92,13 @@ OFFSETS: list[tuple[type[Struct], dict[str, int]]] = [
     (hypercall_io.HV_INPUT_SIGNAL_EVENT_DIRECT, {"TargetVtl": 12, "TargetSint": 13, "FlagNumber": 14}),
     (hypercall_io.HV_INPUT_POST_MESSAGE_DIRECT, {"Vtl": 12}),
     (hypercall_io.HV_INPUT_MAP_VP_STATE_PAGE, {"InputVtl": 14}),
+    (hypercall_io.HV_INPUT_UNMAP_VP_STATE_PAGE, {"VpIndex": 8, "Type": 12, "InputVtl": 14, "Reserved0": 15}),
+    (
+        state_pages.HV_X64_REGISTER_PAGE,
+        {"IsValid": 2, "Vtl": 3, "Dirty": 4, "GpRegisters": 8, "Rip": 136, "Rflags": 144, "Xmm": 160, "Es": 256}
+        | {"Cs": 272, "Gs": 336, "Cr0": 352, "Cr8": 376, "Efer": 384, "Dr7": 392, "PendingInterruption": 400}
+        | {"InterruptState": 408, "InstructionEmulationHints": 416, "ReservedEnd": 424},
+    ),
     (hypercall_io.HV_INPUT_GET_VP_SET_FROM_MDA, {"TargetVtl": 16}),
     (ports.HV_INPUT_CREATE_PORT, {"PortVtl": 12, "MinConnectionVtl": 13}),
     (ports.HV_INPUT_CONNECT_PORT, {"ConnectionVtl": 12}),

@@ -147,6 +147,12 @@ LAYOUTS: Final[Mapping[int, HypercallLayout]] = {
     Call.HvCallCheckForIoIntercept: HypercallLayout(
         intercepts.HV_INPUT_CHECK_FOR_IO_INTERCEPT.SIZE, 1, privilege=Privilege.AccessVsm
     ),
+    Call.HvCallMapVpStatePage: HypercallLayout(
+        io.HV_INPUT_MAP_VP_STATE_PAGE.SIZE, _U64, privilege=Privilege.AccessVsm | Privilege.AccessVpRegisters
+    ),
+    Call.HvCallUnmapVpStatePage: HypercallLayout(
+        io.HV_INPUT_UNMAP_VP_STATE_PAGE.SIZE, privilege=Privilege.AccessVsm | Privilege.AccessVpRegisters
+    ),
 }
 
 VSM_CALLS: Final = frozenset(
@@ -180,6 +186,8 @@ VSM_CALLS: Final = frozenset(
         Call.HvCallRegisterInterceptResult,
         Call.HvCallUnregisterInterceptResult,
         Call.HvCallCheckForIoIntercept,
+        Call.HvCallMapVpStatePage,
+        Call.HvCallUnmapVpStatePage,
     }
 )
 """Calls about VTLs, ports and the machine's memory, of which only user space knows: it answers them."""

@@ -35,6 +35,7 @@ class Precedence(enum.IntEnum):
     VP_ASSIST = 2
     EVENT_FLAGS = 3
     MESSAGES = 4
+    VP_STATE = 5
 
 
 class OverlayPage:

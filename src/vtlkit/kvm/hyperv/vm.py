@@ -216,6 +216,15 @@ class HvVm:
         """Let a vCPU's page lie at `gpa`; nowhere if that is None or beyond the GPA space. May block; hold no lock."""
         self.overlays.move(page, self._within(gpa))
 
+    def state_page(self) -> OverlayPage:
+        """A page of zeroes for user space to place (`claim_overlay`) and fill: a VP state page."""
+        return OverlayPage(self.vm.memory, Precedence.VP_STATE, Access.READ | Access.WRITE)
+
+    def claim_overlay(self, page: OverlayPage, gpa: int | None) -> None:
+        """`move_overlay` but for the mapping, which `overlays.apply` does. Never blocks."""
+        with self.lock:
+            self.overlays.claim(page, self._within(gpa))
+
     def _within(self, gpa: int | None) -> int | None:
         return None if gpa is None or gpa >> self.physical_address_bits else gpa
 

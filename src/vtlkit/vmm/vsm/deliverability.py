@@ -25,9 +25,8 @@ from vtlkit.hvdef.register_values import (
     HvX64PendingInterruptionType,
 )
 from vtlkit.hvdef.status import HvStatus
-from vtlkit.hvdef.vsm import HvVtlEntryReason
 from vtlkit.kvm.uapi import IrqWindowOpen, Vcpu, Windows, windows_request
-from vtlkit.vmm.vsm.intercepts.delivery import queue
+from vtlkit.vmm.vsm.intercepts.delivery import tell
 from vtlkit.vmm.vsm.intercepts.messages import header
 
 if TYPE_CHECKING:
@@ -78,14 +77,15 @@ def opened(vp: Vp, level: int, vcpu: Vcpu, exit_: IrqWindowOpen) -> None:
     """Tell the VTL that asked, and switch to it."""
     asker = vp.notified[level]
     head = header(vp, level, vcpu, Access.READ, 0)
+    messages = []
     for present, kind in (
         (exit_.interrupt, HvX64PendingInterruptionType.HvX64PendingInterrupt),
         (exit_.nmi, HvX64PendingInterruptionType.HvX64PendingNmi),
     ):
         if present:
             payload = HV_X64_INTERRUPTION_DELIVERABLE_MESSAGE(head, kind).pack()
-            queue(vp.vcpus[asker], HvMessageType.HvMessageTypeX64InterruptionDeliverable, payload)
+            messages.append((HvMessageType.HvMessageTypeX64InterruptionDeliverable, payload))
     if exit_.sints:
         payload = HV_X64_SYNIC_SINT_DELIVERABLE_MESSAGE(head, exit_.sints).pack()
-        queue(vp.vcpus[asker], HvMessageType.HvMessageTypeSynicSintDeliverable, payload)
-    vp.switch(level, asker, HvVtlEntryReason.HvVtlEntryIntercept)
+        messages.append((HvMessageType.HvMessageTypeSynicSintDeliverable, payload))
+    tell(vp, level, asker, *messages)

@@ -33,6 +33,7 @@ from vtlkit.vmm.vsm import (
     port_calls,
     processor_ids,
     startup,
+    state_pages,
     translate,
     vp_registers,
     vtl_access,
@@ -316,4 +317,6 @@ HANDLERS: Final[dict[int, Handler]] = {
     HvCallCode.HvCallRegisterInterceptResult: install.register_result,
     HvCallCode.HvCallUnregisterInterceptResult: install.unregister_result,
     HvCallCode.HvCallCheckForIoIntercept: install.check_for_io,
+    HvCallCode.HvCallMapVpStatePage: state_pages.map_vp_state_page,
+    HvCallCode.HvCallUnmapVpStatePage: state_pages.unmap_vp_state_page,
 }

@@ -114,7 +114,7 @@ def intercepted(vp: Vp, level: int, vcpu: Vcpu, exit_: Hyperv) -> bool:
     unfinished = vcpu.complete_exit()
     assert unfinished is None
     message = intercepts.of_exit(vp, level, vcpu, InterceptedHypercall(exit_.length))
-    intercepts.tell(vp, level, told, *message)
+    intercepts.tell(vp, level, told, message)
     return True
 
 

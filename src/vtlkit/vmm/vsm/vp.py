@@ -31,7 +31,7 @@ from vtlkit.kvm.uapi import (
     Vcpu,
     VcpuStatistics,
 )
-from vtlkit.vmm.vsm import deliverability, hypercalls, intercepts, startup
+from vtlkit.vmm.vsm import deliverability, hypercalls, intercepts, startup, state_pages
 from vtlkit.vmm.vsm.intercepts import wishes
 from vtlkit.vmm.vsm.startup import START
 from vtlkit.vmm.vsm.vina import VINA, Vina
@@ -75,6 +75,8 @@ class Vp:
         self._started = False
         self.intercepts = wishes.VpIntercepts()
         """What higher VTLs intercept here; guarded by the partition's lock."""
+        self.state_pages: state_pages.StatePages = {}
+        """Pages that show VTLs of this processor to higher ones; replaced whole, under the partition's lock."""
 
     @property
     def switches(self) -> int:
@@ -143,6 +145,7 @@ class Vp:
         self._passed = 0
         self.starting.store(None)
         self.vina.reset()
+        self.state_pages = {}
         for bit in range(VINA + 1):
             self._look.clear(bit)
 
@@ -323,6 +326,8 @@ class Vp:
         """
         if target < source:
             self.partition.tlb_locks.release_all(self, source)
+            if self.state_pages:
+                state_pages.take_back(self, source)
         host, switches = self.host, self._switches
         giver, newcomer = self.vcpus[source], self.vcpus[target]
         if reason is None:

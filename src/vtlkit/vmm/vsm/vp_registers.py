@@ -31,6 +31,7 @@ from vtlkit.vmm.vsm.registers import (
     vsm,
 )
 from vtlkit.vmm.vsm.registers.table import Get, Register, Scope, Set
+from vtlkit.vmm.vsm.state_pages import REGISTERS as STATE_PAGE_REGISTERS
 
 if TYPE_CHECKING:
     from vtlkit.vmm.vsm.vp import Vp
@@ -48,6 +49,7 @@ _REGISTERS: Final[dict[int, Register]] = {
     **synthetic.REGISTERS,
     **tlb_locks.REGISTERS,
     **INTERCEPT_REGISTERS,
+    **STATE_PAGE_REGISTERS,
     Name.HvRegisterDeliverabilityNotifications: Register(deliverability.read),
 }
 _GETTERS: Final[dict[int, Get]] = {name: register.get for name, register in _REGISTERS.items()}

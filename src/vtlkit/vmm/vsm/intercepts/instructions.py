@@ -24,4 +24,4 @@ def intercepted(vp: Vp, level: int, vcpu: Vcpu, exit_: Intercepted) -> None:
         if isinstance(exit_, InterceptedStartup):
             vcpu.apic.send_startup(exit_.icr)
         return
-    tell(vp, level, setter, *messages.of_exit(vp, level, vcpu, exit_))
+    tell(vp, level, setter, messages.of_exit(vp, level, vcpu, exit_))

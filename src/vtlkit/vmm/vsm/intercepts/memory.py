@@ -37,7 +37,7 @@ def memory_fault(vp: Vp, level: int, vcpu: Vcpu, fault: MemoryFault) -> None:
         )
         return
     payload = memory_intercept(vp, level, vcpu, fault).pack()
-    tell(vp, level, setter, HvMessageType.HvMessageTypeGpaIntercept, payload)
+    tell(vp, level, setter, (HvMessageType.HvMessageTypeGpaIntercept, payload))
 
 
 def memory_intercept(vp: Vp, level: int, vcpu: Vcpu, fault: MemoryFault) -> HV_X64_MEMORY_INTERCEPT_MESSAGE:

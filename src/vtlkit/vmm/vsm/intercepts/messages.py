@@ -41,7 +41,7 @@ _REGISTERS: Final = {
 }
 _BREAKPOINTS_ENABLED: Final = 0xFF
 """DR7's L0 to G3."""
-_XMM0_TO_XMM5: Final = slice(160, 256)
+XMM0_TO_XMM5: Final = slice(160, 256)
 """In the FXSAVE image (SDM volume 1, table 10-2)."""
 _INSTRUCTION_BYTES: Final = 16
 
@@ -198,7 +198,7 @@ def _hypercall(vp: Vp, level: int, vcpu: Vcpu, exit_: uapi.InterceptedHypercall)
         R8=regs.r8,
         Rsi=regs.rsi,
         Rdi=regs.rdi,
-        XmmRegisters=vcpu.engine.get_fpu()[_XMM0_TO_XMM5],
+        XmmRegisters=vcpu.engine.get_fpu()[XMM0_TO_XMM5],
     )
     return HvMessageType.HvMessageTypeHypercallIntercept, message.pack()
 

@@ -59,7 +59,7 @@ _NOT_OF_THIS_HYPERVISOR: Final = (
     Name.HvX64RegisterEmulatedTimerPeriod,
     Name.HvX64RegisterEmulatedTimerControl,
     Name.HvX64RegisterPmTimerAssist,
-    # No isolation, no SEV, no nested guests, no VP state pages.
+    # No isolation, no SEV, no nested guests.
     Name.HvRegisterIsolationCapabilities,
     Name.HvRegisterGuestVsmPartitionConfig,
     Name.HvX64RegisterSevControl,
@@ -71,7 +71,6 @@ _NOT_OF_THIS_HYPERVISOR: Final = (
     Name.HvX64RegisterNestedCurrentVmGpa,
     Name.HvX64RegisterNestedVmxInvEpt,
     Name.HvX64RegisterNestedVmxInvVpid,
-    Name.HvX64RegisterRegisterPage,
 )
 
 UNAVAILABLE: Final[Mapping[int, str]] = {
