@@ -281,7 +281,8 @@ class Loop(Hooks):
         self.linear.forget()
         self._code.clear()
         self._lengths.clear()
-        del self._callbacks, self._caller
+        # The registers were the instance's own memory.
+        del self._callbacks, self._caller, self.regs, self._bytes
         if self._factory.last_entered is self:
             self._factory.last_entered = None
         cpu, self._cpu = self._cpu, None

@@ -127,7 +127,9 @@ class Rig:
 
     def task_finished(self) -> None: ...
 
-    def vcpu_finished(self, vcpu: Vcpu) -> None: ...
+    def vcpu_finished(self, vcpu: Vcpu) -> None:
+        """The test looks at the processor yet: closing the factory ends it."""
+        vcpu.__dict__["close"] = lambda: None
 
     def handle(self, vp: Vp, vcpu: Vcpu, exit_: KvmRun) -> None:
         assert isinstance(exit_, Io), exit_

@@ -170,7 +170,9 @@ class CodeRig:
 
     def task_finished(self, *_vcpu: Vcpu) -> None: ...
 
-    def vcpu_finished(self, vcpu: Vcpu) -> None: ...
+    def vcpu_finished(self, vcpu: Vcpu) -> None:
+        """The test looks at the processor yet: closing the factory ends it."""
+        vcpu.__dict__["close"] = lambda: None
 
     def handle(self, vp: Vp, vcpu: Vcpu, exit_: KvmRun) -> None:
         if isinstance(exit_, Io) and exit_.port == POLICY:
