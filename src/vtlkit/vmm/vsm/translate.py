@@ -104,6 +104,9 @@ def translate(vp: Vp, level: int, other: Vp, target: int, call: HypercallParamet
         if target == level:
             # Nobody above it would ever let go of such a lock.
             return HvStatus.ACCESS_DENIED
+        if level not in other.vcpus:
+            # There is no VTL there whose return, or whose register, could end it.
+            return HvStatus.INVALID_VTL_STATE
         vp.partition.tlb_locks.acquire(other, level, target)
     vcpu = other.vcpus[target]
     gva = request.GvaPage * PAGE_SIZE

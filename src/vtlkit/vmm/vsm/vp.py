@@ -43,6 +43,8 @@ SharedStateToken: TypeAlias = int
 """Switches so far, twice; odd in the middle of one."""
 
 _VTLS: Final = (1 << HV_MAX_VTLS) - 1
+_NEWS: Final = _VTLS | 1 << START
+"""Bits of `Vp._look` that the task clears when it has looked; VINA stays."""
 
 
 class Vp:
@@ -211,7 +213,7 @@ class Vp:
         """Sleep until the locks have been released, or there is something else to do."""
         self.host.wait_event(
             self.queue,
-            lambda: not self.tlb_waits.test(level) or bool(self._look.load()) or self._interrupted(),
+            lambda: not self.tlb_waits.test(level) or bool(self._look.load() & _NEWS) or self._interrupted(),
             interruptible=False,
         )
 
@@ -219,10 +221,7 @@ class Vp:
         """Have the task look at these before it runs a VTL again. From any task."""
         for bit in bits:
             self._look.set(bit)
-        self.host.smp_mb()
-        vcpu = self.vcpus.get(self.active.load())
-        if vcpu is not None:
-            vcpu.signal()
+        self._news()
 
     def _kicked(self, level: int) -> None:
         """Somebody has kicked the vCPU of a VTL: if it is inactive, the task is to look at it. From any task."""
@@ -231,6 +230,10 @@ class Vp:
             # If the task leaves this VTL now, it looks at it after that.
             return
         self._look.set(level)
+        self._news()
+
+    def _news(self) -> None:
+        """A bit of `_look` has been set: the task is to hear of it, wherever it is. From any task."""
         self.host.smp_mb()
         vcpu = self.vcpus.get(self.active.load())
         if vcpu is not None:

@@ -66,5 +66,6 @@ def _set_wait(vp: Vp, level: int, _vcpu: Vcpu, value: int) -> HvStatus:
 
 REGISTERS: Final[Mapping[int, Register]] = {
     **{Name(Name.HvRegisterVsmVpSecureConfigVtl0 + lower): _secure_config(lower) for lower in range(HV_MAX_VTLS - 1)},
-    Name.HvRegisterVsmVpWaitForTlbLock: Register(_get_wait, _set_wait, Scope.PARTITION),
+    # Written while the VTL stands between two instructions: it executes none after that.
+    Name.HvRegisterVsmVpWaitForTlbLock: Register(_get_wait, _set_wait),
 }
