@@ -268,6 +268,41 @@ class GuestMemory:
                 return
             gpa += left
 
+    # --- accesses by the rights of a guest -------------------------------------------------------------------------
+
+    def read_for_guest(self, gpa: int, size: int) -> bytes:
+        """As `read`, of what a guest may read at some moment of the call: what was forbidden before it is not read.
+
+        Raises:
+            GuestMemoryError: part of the range is not there, or forbidden.
+        """
+        while True:
+            space = self.space
+            if not self.check(gpa, size, Access.READ):
+                raise GuestMemoryError(gpa, size, write=False)
+            data = self.read(gpa, size)
+            if self._space.load_acquire() is space:
+                return data
+            # Something changed meanwhile: what was read may be somebody else's by now.
+
+    def write_for_guest(self, gpa: int, data: bytes) -> None:
+        """As `write`, where a guest may write: when `set_attributes` has returned, nothing of an access that it forbids
+        is still to come. The range lies in one page.
+
+        Raises:
+            GuestMemoryError: it is not there, or forbidden; nothing has been written.
+        """
+        size = len(data)
+        assert (gpa & _PAGE_MASK) + size <= PAGE_SIZE
+        with self.lock:
+            if not self.check(gpa, size, Access.WRITE):
+                raise GuestMemoryError(gpa, size, write=True)
+            found = self.find(gpa)
+            assert found is not None
+            block, offset, _, _ = found
+            block.view[offset : offset + size] = data
+        self.on_write(gpa, size)
+
     def compare_exchange(self, gpa: int, size: int, old: int, new: int) -> bool:
         """Replace a naturally aligned number of 4 or 8 bytes if it is `old` still (`cmpxchg_gpte`); whether it was.
 

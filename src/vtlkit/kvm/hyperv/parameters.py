@@ -58,9 +58,9 @@ class ParameterMemory(Protocol):
 
     def check(self, gpa: int, size: int, access: Access) -> bool: ...
 
-    def read(self, gpa: int, size: int) -> bytes: ...
+    def read_for_guest(self, gpa: int, size: int) -> bytes: ...
 
-    def write(self, gpa: int, data: bytes) -> None: ...
+    def write_for_guest(self, gpa: int, data: bytes) -> None: ...
 
 
 class Hypercall:
@@ -188,9 +188,9 @@ class Hypercall:
         if refusal:
             return refusal
         try:
-            return self.memory.read(self.input_gpa, size)
+            return self.memory.read_for_guest(self.input_gpa, size)
         except GuestMemoryError:
-            # The slot went away between check and use, by another vCPU's doing.
+            # Taken away between check and use, by another vCPU's doing.
             return HvStatus.INVALID_HYPERCALL_INPUT
 
     def _refusal(self, gpa: int, size: int, access: Access) -> HvStatus:
@@ -238,7 +238,7 @@ class Hypercall:
         written = bytes(self._output[self._low : self._high])
         if not self.fast:
             try:
-                self.memory.write(self.output_gpa + self._low, written)
+                self.memory.write_for_guest(self.output_gpa + self._low, written)
             except GuestMemoryError:
                 return HvStatus.INVALID_HYPERCALL_INPUT
             return HvStatus.SUCCESS

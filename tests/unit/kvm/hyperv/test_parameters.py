@@ -146,12 +146,12 @@ def test_memory_that_vanishes_between_check_and_use_is_a_status() -> None:
         def check(self, gpa: int, size: int, access: Access) -> bool:
             return True
 
-        def read(self, gpa: int, size: int) -> bytes:
+        def read_for_guest(self, gpa: int, size: int) -> bytes:
             if gpa == 0x1000:
                 raise GuestMemoryError(gpa, size, write=False)
             return bytes(size)
 
-        def write(self, gpa: int, data: bytes) -> None:
+        def write_for_guest(self, gpa: int, data: bytes) -> None:
             raise GuestMemoryError(gpa, len(data), write=True)
 
     assert decode_exit(make_exit(TRANSLATE, 0x1000, 0x2000), Vanishing()).status == HvStatus.INVALID_HYPERCALL_INPUT
@@ -160,6 +160,42 @@ def test_memory_that_vanishes_between_check_and_use_is_a_status() -> None:
     call.write_output(bytes(16))
     call.result(HvStatus.SUCCESS)
     assert call.exit.result == HvStatus.INVALID_HYPERCALL_INPUT
+
+
+@pytest.mark.tlfs("hypercalls.parameters")
+@pytest.mark.parametrize("left", [Access.NONE, Access.READ])
+def test_what_is_forbidden_between_check_and_use_is_not_written(left: Access) -> None:
+    """A higher VTL takes the output page away while the call waits for another processor."""
+    memory, ram = make_memory()
+    call = decode_exit(make_exit(TRANSLATE, 0x1000, 0x2000), memory)
+    assert call.status == HvStatus.SUCCESS
+    memory.set_attributes(0x2000, PAGE_SIZE, left)
+    call.write_output(b"\xff" * 16)
+    call.result(HvStatus.SUCCESS)
+    assert call.exit.result == HvStatus.INVALID_HYPERCALL_INPUT
+    assert not any(ram.view[0x2000:0x3000])
+
+
+def test_what_is_forbidden_between_check_and_use_is_not_read() -> None:
+    """The page is taken away, and what its new owner keeps there is not handed out."""
+
+    class TakenAway(GuestMemory):
+        taken = False
+
+        def check(self, gpa: int, size: int, access: Access) -> bool:
+            permitted = super().check(gpa, size, access)
+            if permitted and checks.pop(0) and not self.taken:
+                self.taken = True
+                self.set_attributes(0x1000, PAGE_SIZE, Access.NONE)
+                self.write(0x1000, b"secret..")
+            return permitted
+
+    for at in range(2):
+        checks = [number == at for number in range(9)]
+        memory = TakenAway(Simulator(), "test")
+        memory.set_regions([MemoryRegion(0, 0, RAM_SIZE, RamBlock(RAM_SIZE))])
+        call = Hypercall(0x7777, 0x1000, 0, memory, lambda: bytes(96))
+        assert call.input(8) is HvStatus.INVALID_HYPERCALL_INPUT
 
 
 def test_a_call_without_a_layout_is_read_by_size() -> None:
@@ -182,11 +218,11 @@ class Watched:
             access & ~self.rights[page] == 0 for page in range(gpa >> 12, (gpa + size - 1 >> 12) + 1)
         )
 
-    def read(self, gpa: int, size: int) -> bytes:
+    def read_for_guest(self, gpa: int, size: int) -> bytes:
         assert self.check(gpa, size, Access.READ), "read what the caller may not read"
         return bytes(size)
 
-    def write(self, gpa: int, data: bytes) -> None:
+    def write_for_guest(self, gpa: int, data: bytes) -> None:
         assert self.check(gpa, len(data), Access.WRITE), "wrote what the caller may not write"
 
 
