@@ -30,6 +30,7 @@ VINA: Final = HV_MAX_VTLS + 1
 _KNOWN: Final = (
     HV_VSM_VINA_VECTOR.mask | HV_VSM_VINA_ENABLED.mask | HV_VSM_VINA_AUTO_RESET.mask | HV_VSM_VINA_AUTO_EOI.mask
 )
+_AUTO_RESET: Final = HV_VSM_VINA_ENABLED.mask | HV_VSM_VINA_AUTO_RESET.mask
 _FIRST_VECTOR: Final = 16
 """Those below are no interrupts (SDM volume 3, "Valid Interrupt Vectors")."""
 _NOTHING: Final[tuple[int, ...]] = (0,) * HV_MAX_VTLS
@@ -41,15 +42,13 @@ class Vina:
     def __init__(self, vp: Vp) -> None:
         self._vp = vp
         self._registers = vp.host.cell(_NOTHING, f"vp{vp.index}-vina")
-        self._level = HV_MAX_VTLS
-        """Which VTL was active at the last look."""
         self._switches = -1
-        """How many switches there had been."""
+        """How many switches there had been at the last look."""
 
     def reset(self) -> None:
         """A partition reset: off. The task is parked."""
         self._registers.store(_NOTHING)
-        self._level, self._switches = HV_MAX_VTLS, -1
+        self._switches = -1
 
     def read(self, level: int) -> int:
         """The register of a VTL. From any task."""
@@ -73,19 +72,23 @@ class Vina:
             self._vp.ask(*range(level), VINA)
         return HvStatus.SUCCESS
 
+    def entered(self, level: int) -> None:
+        """The processor's task is entering VTL `level` from a lower one, whether or not that one has run."""
+        register = self._registers.load()[level]
+        if register & _AUTO_RESET == _AUTO_RESET:
+            self._vp.vcpus[level].hv.assist.set_vina_asserted(False)
+
     def decide(self, level: int, kicked: int) -> None:
         """The processor's task is about to run VTL `level`; `kicked` has a bit for each VTL that may have news."""
         vp = self._vp
-        switches, last = vp.switches, self._level
+        switches = vp.switches
         entered = switches != self._switches
-        self._switches, self._level = switches, level
+        self._switches = switches
         register = self._registers.load()[level]
         if not HV_VSM_VINA_ENABLED.get(register):
             return
         vcpu = vp.vcpus[level]
         assist = vcpu.hv.assist
-        if entered and last < level and HV_VSM_VINA_AUTO_RESET.get(register):
-            assist.set_vina_asserted(False)
         if assist.vina_asserted:
             return
         for lower, other in vp.vcpus.items():

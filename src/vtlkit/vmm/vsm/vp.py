@@ -342,6 +342,8 @@ class Vp:
             self._passed |= self.enabled_set() & (1 << target) - (2 << source)
         if reason is not None:
             newcomer.hv.assist.set_entry_reason(reason)
+        if target > source:
+            self.vina.entered(target)
         count = switches.load()
         switches.store(count + 1)
         # Announced before the copy: who changed the giver's registers looks at the count after that.

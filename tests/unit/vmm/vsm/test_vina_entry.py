@@ -98,6 +98,40 @@ def test_what_is_pending_on_entry_notifies() -> None:
 
 
 @pytest.mark.tlfs("interrupts.vina-auto")
+@pytest.mark.parametrize("options", [0, AUTO_RESET])
+def test_auto_reset_where_the_lower_vtl_has_not_run(options: int) -> None:
+    """VTL 1 returns and is entered again at once for an interrupt of its own: VTL 0's still waits, and is news."""
+    seen: list[Any] = []
+
+    def vtl1(guest: Guest) -> Script:
+        yield from guest.enable_assist_page()
+        yield from guest.enable_apic()
+        yield ops.Sti()
+        yield from enable(guest, ON | options)
+        yield from interrupt(guest)
+        seen.append((notices(guest), asserted(guest)))
+        yield ops.Cli()
+        yield from interrupt(guest, VECTOR + 1, vtl=1)
+        yield from guest.vtl_return()
+        yield ops.Sti()
+        yield ops.Compute(MANY)
+        seen.append((notices(guest), asserted(guest)))
+        yield from guest.end()
+
+    def vtl0(guest: Guest) -> Script:
+        yield from guest.enable_apic()
+        yield from guest.enable(1)
+        yield ops.Sti()
+        yield ops.Compute(2)
+        yield from guest.vtl_call()
+        raise AssertionError("not to be run")
+
+    rig = VsmRig({(0, 0): vtl0, (0, 1): vtl1}).run()
+    assert seen == ([(1, 1), (2, 1)] if options else [(1, 1), (1, 1)])
+    assert [taken.vtl for taken in rig.taken] == [1] * (3 if options else 2)
+
+
+@pytest.mark.tlfs("interrupts.vina-auto")
 @pytest.mark.parametrize("auto", [False, True])
 def test_auto_eoi(auto: bool) -> None:
     """With AutoEoi the interrupt is never in service, so that one of a lower priority is taken in its handler."""
