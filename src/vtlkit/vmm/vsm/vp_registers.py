@@ -16,6 +16,7 @@ from vtlkit.hvdef.registers import HvRegisterName as Name
 from vtlkit.hvdef.status import HvStatus
 from vtlkit.kvm.uapi import Vcpu
 from vtlkit.vmm.vsm import deliverability
+from vtlkit.vmm.vsm.intercepts import by_name
 from vtlkit.vmm.vsm.intercepts.registers import REGISTERS as INTERCEPT_REGISTERS
 from vtlkit.vmm.vsm.registers import (
     apic,
@@ -56,6 +57,7 @@ _GETTERS: Final[dict[int, Get]] = {name: register.get for name, register in _REG
 _SETTERS: Final[dict[int, Set]] = {
     name: register.set for name, register in _REGISTERS.items() if register.set is not None
 }
+_MSRS: Final = {name: register.msr for name, register in _REGISTERS.items() if register.msr is not None}
 _SCOPES: Final[dict[int, Scope]] = {name: register.scope for name, register in _REGISTERS.items()}
 """A name that is not here is a VTL's own."""
 
@@ -98,6 +100,8 @@ def get(caller: Vp, vp: Vp, level: int, name: int) -> int | HvStatus:
     getter = _GETTERS.get(name)
     if getter is None:
         return HvStatus.INVALID_PARAMETER
+    if by_name.read(by_name.wanted_above(vp, caller.active.load()), _MSRS.get(name)):
+        return HvStatus.ACCESS_DENIED
     scope = _SCOPES.get(name, Scope.VTL)
     return _on_holder(caller, vp, level, scope, lambda vcpu: getter(vp, level, vcpu), write=False)
 
@@ -109,8 +113,14 @@ def set(caller: Vp, vp: Vp, level: int, name: int, value: int) -> HvStatus:  # n
         setter = partial(deliverability.write, caller.active.load())
     if setter is None:
         return HvStatus.ACCESS_DENIED if name in _GETTERS else HvStatus.INVALID_PARAMETER
-    scope = _SCOPES.get(name, Scope.VTL)
-    status = HvStatus(_on_holder(caller, vp, level, scope, lambda vcpu: setter(vp, level, vcpu, value), write=True))
+    wanted, msr = by_name.wanted_above(vp, caller.active.load()), _MSRS.get(name)
+
+    def write(vcpu: Vcpu) -> HvStatus:
+        if by_name.written(wanted, name, msr, vcpu, value):
+            return HvStatus.ACCESS_DENIED
+        return setter(vp, level, vcpu, value)
+
+    status = HvStatus(_on_holder(caller, vp, level, _SCOPES.get(name, Scope.VTL), write, write=True))
     if name == Name.HvRegisterPendingEvent0 and not status:
         address = events.fault_address(value)
         if address is not None:

@@ -1,6 +1,7 @@
 """Control registers and XCR0. What may be written is what MOV and XSETBV take, in the state the vCPU is in.
 
-The intermediate registers are the same ones: a write from here is intercepted by nobody, so there is nothing between.
+The intermediate registers are the same ones: a write from here is refused rather than intercepted, so there is nothing
+between.
 """
 
 from __future__ import annotations

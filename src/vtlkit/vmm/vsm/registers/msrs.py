@@ -58,11 +58,11 @@ def writable(
         accepted = not value & ~valid and store(vcpu, index, value)
         return HvStatus.SUCCESS if accepted else HvStatus.INVALID_REGISTER_VALUE
 
-    return Register(read, write, scope)
+    return Register(read, write, scope, index)
 
 
 def read_only(index: int, scope: Scope = Scope.VTL) -> Register:
-    return Register(reader(index), None, scope)
+    return Register(reader(index), None, scope, index)
 
 
 def _initial_apic_id(_vp: Vp, _level: int, vcpu: Vcpu) -> int:

@@ -34,11 +34,12 @@ class Scope(enum.Enum):
 
 
 class Register(NamedTuple):
-    """`set` None: read-only, ACCESS_DENIED."""
+    """`set` None: read-only, ACCESS_DENIED. `msr`: the MSR that it is, for a guest's own instructions."""
 
     get: Get
     set: Set | None = None
     scope: Scope = Scope.VTL
+    msr: int | None = None
 
 
 def write_only(_vp: Vp, _level: int, _vcpu: Vcpu) -> HvStatus:
