@@ -101,6 +101,9 @@ class Vp:
             for number, each in self.vcpus.items():
                 each.listen(partial(self._kicked, number))
             self.host.smp_mb()
+            if self._started:
+                # What was sent before anybody listened is looked at now.
+                self.ask(level)
         # Whoever stops the processor, parks it or ends the run signals the vCPUs that it finds.
         if self._started and (self._stops.load() or self._interrupted()):
             vcpu.signal()

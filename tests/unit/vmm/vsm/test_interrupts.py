@@ -10,7 +10,7 @@ from tests.unit.vmm.vsm.vsm_rig import Guest, Script, VsmRig, run_guests
 from vtlkit.engine.scripted import ops
 from vtlkit.hvdef.messages import HvMessageType, make_message
 from vtlkit.hvdef.vsm import HvVtlEntryReason as Reason
-from vtlkit.kvm.uapi import MpState
+from vtlkit.kvm.uapi import MpState, Vcpu
 
 VECTOR = 0x60
 SINT0_VECTOR = 0x30
@@ -364,3 +364,35 @@ def test_the_highest_of_two_vtls_goes_first() -> None:
 
     run_guests({(0, 0): vtl0, (0, 1): body, (0, 2): body}, vtls=3)
     assert seen == [(2, [(2, 0x82)]), (1, [(2, 0x82), (1, 0x81)]), "VTL0"]
+
+
+def test_an_event_for_a_vtl_that_is_being_enabled_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An NMI from another processor reaches the new vCPU before its processor listens to it."""
+
+    def vtl0(guest: Guest) -> Script:
+        if guest.vp == 0:
+            yield from guest.enable(1)
+            yield from guest.vtl_call()
+        while True:
+            yield ops.Compute(100)
+
+    def vtl1(guest: Guest) -> Script:
+        if guest.vp == 1:
+            yield from guest.end()
+        partition = guest.rig.partition
+        create = partition.create_vcpu
+
+        def with_nmi(index: int, level: int) -> Vcpu:
+            vcpu = create(index, level)
+            vcpu.nmi()
+            return vcpu
+
+        monkeypatch.setattr(partition, "create_vcpu", with_nmi)
+        yield from guest.enable_vp_vtl(1, vp=1)
+        for _ in range(10_000):
+            yield ops.Pause()
+        raise AssertionError("VP 1 has not entered VTL 1")
+
+    rig = VsmRig({(vp, vtl): vtl1 if vtl else vtl0 for vp in range(2) for vtl in range(2)}, cpus=2)
+    rig.handlers[1, 2] = lambda guest, _event: guest.end()
+    rig.run()
