@@ -5,7 +5,8 @@ partition than the caller's own INVALID_PARTITION_ID; a higher VTL ACCESS_DENIED
 INVALID_VTL_STATE; reserved bits, vectors below 16 of fixed and lowest-priority interrupts, what does not fit 8 bits
 (vector) or 32 (destination), and types other than fixed, lowest priority, NMI, INIT and SIPI INVALID_PARAMETER. A
 message that no local APIC takes is lost, as on the bus: SUCCESS. INIT and SIPI do what they do when a local APIC of
-that VTL sends them.
+that VTL sends them; where a VTL above the caller wants to be told of those they are refused, ACCESS_DENIED: the message
+that it gets tells of a local APIC's.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from vtlkit.hvdef.hypercall_io import HvInterruptType
 from vtlkit.hvdef.identifiers import HV_MAX_VTLS, HV_PARTITION_ID_SELF
 from vtlkit.hvdef.status import HvStatus
 from vtlkit.kvm.uapi import HypercallParameters
+from vtlkit.vmm.vsm.intercepts.by_name import wanted_above
 from vtlkit.x86.apic import DeliveryMode
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ _MODES: Final[dict[int, DeliveryMode]] = {
     HvInterruptType.HvX64InterruptTypeInit: DeliveryMode.INIT,
     HvInterruptType.HvX64InterruptTypeSipi: DeliveryMode.STARTUP,
 }
+_STARTUP: Final = (DeliveryMode.INIT, DeliveryMode.STARTUP)
 _WITH_VECTOR: Final = (DeliveryMode.FIXED, DeliveryMode.LOWEST)
 _CONTROL_BITS: Final = (
     io.HV_INTERRUPT_CONTROL_TYPE.mask
@@ -58,6 +61,8 @@ def assert_virtual_interrupt(vp: Vp, level: int, call: HypercallParameters) -> t
     vtl = vp.partition.vtls.get(request.TargetVtl)
     if vtl is None:
         return HvStatus.INVALID_VTL_STATE, 0
+    if mode in _STARTUP and wanted_above(vp, level).init_sipi:
+        return HvStatus.ACCESS_DENIED, 0
     vtl.vm.deliver_interrupt(
         mode,
         vector,

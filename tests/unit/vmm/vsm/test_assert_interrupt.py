@@ -16,6 +16,7 @@ from vtlkit.hvdef import hypercall_io as io
 from vtlkit.hvdef.hypercall_io import HvInterruptType as Type
 from vtlkit.hvdef.hypercalls import HvCallCode as Call
 from vtlkit.hvdef.identifiers import HV_PARTITION_ID_SELF
+from vtlkit.hvdef.registers import HvRegisterName as Name
 from vtlkit.hvdef.status import HvStatus
 
 VECTOR = 0x61
@@ -173,6 +174,29 @@ def test_init_and_sipi_start_a_processor() -> None:
     # Not there when the rig boots those that have a guest.
     guests[1, 0] = other
     assert rig.run().log == ["started"]
+
+
+@pytest.mark.tlfs("hypercalls.assert-interrupt")
+def test_init_and_sipi_are_no_way_around_an_intercept() -> None:
+    """VTL 1 of VP 0 wants to be told of starts; VTL 0 there would start VP 1 behind its back."""
+
+    def vtl0(guest: Guest) -> Script:
+        yield from guest.enable(1)
+        yield from guest.vtl_call()
+        for kind in (Type.HvX64InterruptTypeInit, Type.HvX64InterruptTypeSipi):
+            assert (yield from inject(guest, kind, to=1, vector=0x10)) == HvStatus.ACCESS_DENIED
+        assert (yield from inject(guest, FIXED, to=1)) == HvStatus.SUCCESS
+        assert guest.rig.partition.vps[1].vcpus[0].events.apic_events.load() == 0
+        yield from guest.vtl_call()
+
+    def vtl1(guest: Guest) -> Script:
+        yield from guest.set(Name.HvRegisterVsmPartitionConfig, 1 << 9)
+        yield from guest.vtl_return()
+        # The VTL that wants to be told may start whom it likes.
+        assert (yield from inject(guest, Type.HvX64InterruptTypeInit, to=1)) == HvStatus.SUCCESS
+        yield from guest.end()
+
+    run_guests({(0, 0): vtl0, (0, 1): vtl1}, cpus=2)
 
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
