@@ -84,7 +84,8 @@ class _Tables:
 
 _NOTHING: Final = _Tables()
 POOL: Final = 4096
-"""Ports, and connections, that a guest may have at a time: a real partition's come out of its memory pool."""
+"""Ports, and connections, that each VTL may have at a time: none uses up a higher one's. A real partition's come out of
+its memory pool."""
 
 
 class Ports:
@@ -103,12 +104,12 @@ class Ports:
         return MessageBuffers(self._host, HV_PORT_MESSAGE_BUFFER_COUNT, name)
 
     def create_port(self, port: Port) -> HvStatus:
-        """INVALID_PORT_ID: the number is taken. INSUFFICIENT_MEMORY: there are `POOL` ports."""
+        """INVALID_PORT_ID: the number is taken. INSUFFICIENT_MEMORY: its VTL has `POOL` ports."""
         with self.lock:
             tables = self._tables.load()
             if port.port_id in tables.ports:
                 return HvStatus.INVALID_PORT_ID
-            if len(tables.ports) >= POOL:
+            if sum(other.vtl == port.vtl for other in tables.ports.values()) >= POOL:
                 return HvStatus.INSUFFICIENT_MEMORY
             self._tables.store_release(replace(tables, ports={**tables.ports, port.port_id: port}))
         return HvStatus.SUCCESS
@@ -131,7 +132,7 @@ class Ports:
         """Connect a number to a port, for VTLs from `vtl` on.
 
         INVALID_CONNECTION_ID: the number is taken. INVALID_PORT_ID: there is no such port. INVALID_PARAMETER: it is not
-        of `kind`. ACCESS_DENIED: it is closed to connections of this VTL. INSUFFICIENT_MEMORY: `POOL` connections.
+        of `kind`. ACCESS_DENIED: it is closed to connections of this VTL. INSUFFICIENT_MEMORY: the VTL has `POOL` connections.
         """
         with self.lock:
             tables = self._tables.load()
@@ -144,7 +145,7 @@ class Ports:
                 return HvStatus.INVALID_PARAMETER
             if vtl < port.min_connection_vtl:
                 return HvStatus.ACCESS_DENIED
-            if len(tables.connections) >= POOL:
+            if sum(other.vtl == vtl for other in tables.connections.values()) >= POOL:
                 return HvStatus.INSUFFICIENT_MEMORY
             connections = {**tables.connections, connection_id: Connection(vtl, port)}
             self._tables.store_release(replace(tables, connections=connections))

@@ -134,6 +134,22 @@ def test_ports_of_a_vtl_that_a_processor_does_not_have() -> None:
 # --- limits and reset -------------------------------------------------------------------------------------------------
 
 
+def test_a_vtl_does_not_exhaust_a_higher_ones_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ports_module, "POOL", 2)
+    statuses: list[HvStatus] = []
+    rig = VsmRig({})
+    ports = rig.partition.ports
+
+    def task() -> None:
+        for number, vtl in enumerate((0, 0, 0, 1, 1, 1)):
+            statuses.append(ports.create_port(EventPort(number, vtl, 0, HV_ANY_VP, SINT, 0, 1)))
+            statuses.append(ports.connect(number, vtl, 0, EventPort))
+
+    rig.host.spawn(task, "task")
+    rig.host.run()
+    assert statuses == ([HvStatus.SUCCESS] * 4 + [HvStatus.INSUFFICIENT_MEMORY] * 2) * 2
+
+
 def test_a_guest_exhausts_its_pool_and_not_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ports_module, "POOL", 3)
     statuses: list[HvStatus] = []
