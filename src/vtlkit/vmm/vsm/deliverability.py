@@ -61,6 +61,9 @@ def write(asker: int, vp: Vp, level: int, vcpu: Vcpu, value: int) -> HvStatus:
         return HvStatus.INVALID_VTL_STATE
     if value & ~_KNOWN:
         return HvStatus.INVALID_REGISTER_VALUE
+    if vcpu.events.windows is not None and vp.notified.get(level, 0) > asker:
+        # A higher VTL waits to be told: nobody below it takes that away.
+        return HvStatus.ACCESS_DENIED
     vp.notified[level] = asker
     vcpu.events.windows = windows_request(
         Windows(

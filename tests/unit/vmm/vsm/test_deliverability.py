@@ -216,3 +216,28 @@ def test_the_vtl_that_asked_is_told() -> None:
 
     rig = run_guests({(0, 0): vtl0, (0, 1): vtl1, (0, 2): vtl2}, vtls=3)
     assert rig.log == [(DELIVERABLE, 0)]
+
+
+def test_a_lower_asker_does_not_take_away_what_a_higher_one_waits_for() -> None:
+    def rung(guest: Guest) -> Script:
+        yield from guest.enable(guest.vtl + 1)
+        yield from guest.vtl_call()
+        if guest.vtl == 1:
+            for value in (0, INTERRUPT):
+                assert (yield from guest.set(NOTIFY, value, vtl=input_vtl(0))) == HvStatus.ACCESS_DENIED
+            yield from guest.vtl_call()
+            # VTL 2 has withdrawn its request.
+            assert (yield from guest.set(NOTIFY, INTERRUPT, vtl=input_vtl(0))) == HvStatus.SUCCESS
+            yield from guest.vtl_call()
+
+    def vtl2(guest: Guest) -> Script:
+        assert (yield from guest.set(NOTIFY, NMI, vtl=input_vtl(0))) == HvStatus.SUCCESS
+        yield from guest.vtl_return()
+        assert (yield from guest.get(NOTIFY, vtl=input_vtl(0))) == (HvStatus.SUCCESS, NMI)
+        assert (yield from guest.set(NOTIFY, 0, vtl=input_vtl(0))) == HvStatus.SUCCESS
+        yield from guest.vtl_return()
+        # A higher one may take a lower one's.
+        assert (yield from guest.set(NOTIFY, NMI, vtl=input_vtl(0))) == HvStatus.SUCCESS
+        yield from guest.end()
+
+    run_guests({(0, 0): rung, (0, 1): rung, (0, 2): vtl2}, vtls=3)
