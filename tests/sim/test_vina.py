@@ -291,14 +291,12 @@ def decide_that_looks_on_entry_only(self: Vina, level: int, _kicked: int) -> Non
 
 def decide_that_looks_at_kicks_only(self: Vina, level: int, kicked: int) -> None:
     """What came before the entry is not notified."""
-    self._switches, self._level = self._vp.switches, level
+    self._switches = self._vp.switches
     DECIDE(self, level, kicked)
 
 
-def decide_that_does_not_reset(self: Vina, level: int, kicked: int) -> None:
+def entered_that_does_not_reset(_self: Vina, _level: int) -> None:
     """AutoReset forgotten."""
-    self._level = level
-    DECIDE(self, level, kicked)
 
 
 def write_that_asks_for_no_look(self: Vina, level: int, vcpu: Any, value: int) -> HvStatus:
@@ -306,7 +304,7 @@ def write_that_asks_for_no_look(self: Vina, level: int, vcpu: Any, value: int) -
     status = WRITE(self, level, vcpu, value)
     for lower in range(level):
         self._vp._look.clear(lower)
-    self._switches, self._level = self._vp.switches, level
+    self._switches = self._vp.switches
     return status
 
 
@@ -364,8 +362,8 @@ def started_once(rig: VsmRig) -> bool:
         ),
         (
             Vina,
-            "decide",
-            decide_that_does_not_reset,
+            "entered",
+            entered_that_does_not_reset,
             lambda host: VsmRig(preempted_guests(ROUNDS), cpus=2, host=host),
             fine,
         ),
