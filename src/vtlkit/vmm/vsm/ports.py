@@ -132,7 +132,8 @@ class Ports:
         """Connect a number to a port, for VTLs from `vtl` on.
 
         INVALID_CONNECTION_ID: the number is taken. INVALID_PORT_ID: there is no such port. INVALID_PARAMETER: it is not
-        of `kind`. ACCESS_DENIED: it is closed to connections of this VTL. INSUFFICIENT_MEMORY: the VTL has `POOL` of them.
+        of `kind`. ACCESS_DENIED: it is closed to connections of this VTL. INSUFFICIENT_MEMORY: it has
+        `POOL` of them.
         """
         with self.lock:
             tables = self._tables.load()
