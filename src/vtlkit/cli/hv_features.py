@@ -17,7 +17,8 @@ HvOption = Annotated[
     str,
     typer.Option(
         metavar="LIST",
-        help="Hyper-V features: all, none, or names such as hv-vpindex,hv-synic; all,-hv-stimer leaves one out.",
+        help="Hyper-V features: all, none, or names such as hv-vpindex,hv-synic; all,-hv-stimer leaves one out. "
+        "'vtlkit info' lists them.",
     ),
 ]
 """`--hv`, to be read by `parse_hv`."""

@@ -19,7 +19,7 @@ from vtlkit.cli.compose import CannotCompose, EngineChoice, EngineOption, Mode, 
 from vtlkit.cli.console import GuestOutput
 from vtlkit.cli.hv_features import HvOption, parse_hv
 from vtlkit.cli.interruption import Interruption
-from vtlkit.cli.quantities import MIB, SEED_MAXIMUM, count_parser, parse_memory, parse_seconds
+from vtlkit.cli.quantities import MIB, SEED_MAXIMUM, count_parser, parse_memory, parse_seconds, show_size
 from vtlkit.cli.status import BadInput, Status, complain, report_bug
 from vtlkit.hvdef.identifiers import HV_MAX_VTLS
 
@@ -33,18 +33,20 @@ COMMAND: Final = "vtlkit run"
 MAX_CPUS: Final = 255
 """APIC IDs 0 to 254: what xAPIC mode addresses (Intel SDM volume 3, "Local APIC ID")."""
 _DEFAULT_MEMORY: Final = 256 * MIB
+_MEMORY_HELP: Final = f"Guest memory, such as 64M or 1G.  [default: {show_size(_DEFAULT_MEMORY)}]"
 _STANDARD_OUTPUT: Final = 1
 
 
 def run(
     guest: Annotated[
-        str, typer.Argument(metavar="GUEST", help="A multiboot, PVH or ELF64 image, or a guest of ours: demo, bench.")
+        str,
+        typer.Argument(metavar="GUEST", help="A multiboot, PVH or ELF64 image, or one of ours: demo, vtls3, bench."),
     ],
     cpus: Annotated[
         int, typer.Option(parser=count_parser(1, MAX_CPUS), metavar="N", help=f"Virtual processors, 1 to {MAX_CPUS}.")
     ] = 1,
     memory: Annotated[
-        int, typer.Option(parser=parse_memory, metavar="SIZE", help="Guest memory, such as 64M or 1G.")
+        int, typer.Option(parser=parse_memory, metavar="SIZE", help=_MEMORY_HELP, show_default=False)
     ] = _DEFAULT_MEMORY,
     engine: EngineOption = EngineChoice.AUTO,
     vtls: Annotated[
