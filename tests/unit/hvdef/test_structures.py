@@ -69,6 +69,7 @@ SIZES: dict[type[Struct], int] = {
 }
 
 
+@pytest.mark.tlfs("numbers.structures")
 @pytest.mark.parametrize("cls", SIZES, ids=lambda cls: cls.__name__)
 def test_published_sizes(cls: type[Struct]) -> None:
     assert SIZES[cls] == cls.SIZE
@@ -129,11 +130,13 @@ OFFSETS: list[tuple[type[Struct], dict[str, int]]] = [
 ]
 
 
+@pytest.mark.tlfs("numbers.structures")
 @pytest.mark.parametrize(("cls", "offsets"), OFFSETS, ids=lambda value: getattr(value, "__name__", ""))
 def test_published_offsets(cls: type[Struct], offsets: dict[str, int]) -> None:
     assert {name: cls.OFFSETS[name] for name in offsets} == offsets
 
 
+@pytest.mark.tlfs("numbers.structures")
 def test_vp_context_in_memory() -> None:
     context = vsm.HV_INITIAL_VP_CONTEXT(Rip=0x1122334455667788, Cr3=0x99)
     context.Cs.Selector = 0xABCD

@@ -35,6 +35,7 @@ def test_status_codes() -> None:
     assert {name: HvStatus[name] for name in codes} == codes
 
 
+@pytest.mark.tlfs("numbers.calls")
 def test_call_codes() -> None:
     codes = {
         "FlushVirtualAddressSpace": 2,
@@ -74,6 +75,7 @@ def test_call_codes() -> None:
     assert HvCallCode.HvCallFlushVirtualAddressSpace not in hypercalls.REP_HYPERCALLS
 
 
+@pytest.mark.tlfs("numbers.layouts")
 def test_hypercall_input_value_has_no_unnamed_bit() -> None:
     fields = (
         hypercalls.HV_HYPERCALL_CALL_CODE,
@@ -87,6 +89,7 @@ def test_hypercall_input_value_has_no_unnamed_bit() -> None:
     assert hypercalls.hypercall_result(HvStatus.ACCESS_DENIED, 5) == 0x5_0000_0006
 
 
+@pytest.mark.tlfs("numbers.registers")
 def test_register_names() -> None:
     names = {
         "HvRegisterPendingEvent0": 0x10004,
@@ -122,6 +125,7 @@ def test_no_number_has_two_names(enum: type[HvStatus]) -> None:
     assert len(enum.__members__) == len(enum)
 
 
+@pytest.mark.tlfs("numbers.types")
 def test_message_types() -> None:
     types = {
         "UnmappedGpa": 0x80000000,
@@ -137,6 +141,7 @@ def test_message_types() -> None:
     assert HvMessageType["HvMessageTimerExpired"] == 0x80000010
 
 
+@pytest.mark.tlfs("numbers.cpuid")
 def test_privileges_and_features() -> None:
     p = HvPartitionPrivilege
     eax = [p.AccessVpRunTimeReg, p.AccessPartitionReferenceCounter, p.AccessSynicRegs, p.AccessSyntheticTimerRegs]
@@ -157,6 +162,7 @@ def test_privileges_and_features() -> None:
     assert e.UseIntForMbecSystemCalls == 1 << 13
 
 
+@pytest.mark.tlfs("numbers.layouts")
 def test_vsm_register_layouts() -> None:
     assert vsm.HV_VSM_VTL_RETURN_OFFSET.mask == 0xFFF000
     assert vsm.HV_VSM_VP_ENABLED_VTL_SET.mask == 0xFFFF0000
@@ -178,6 +184,7 @@ def test_vsm_register_layouts() -> None:
     assert vsm.HvCrInterceptControl.MsrSgxLaunchControlWrite == 1 << 24
 
 
+@pytest.mark.tlfs("numbers.layouts")
 def test_synic_and_timers() -> None:
     assert synic.HV_SYNIC_SINT_RESET == 0x10000
     known = sum(synic.HvStimerConfig) + synic.HV_STIMER_CONFIG_APIC_VECTOR.mask + synic.HV_STIMER_CONFIG_SINTX.mask
@@ -186,6 +193,7 @@ def test_synic_and_timers() -> None:
     assert msrs.HV_X64_MSR_STIMER3_COUNT == 0x400000B7
 
 
+@pytest.mark.tlfs("numbers.layouts")
 def test_pending_exception_event() -> None:
     event = register_values.HV_X64_PENDING_EXCEPTION_EVENT(
         register_values.HV_PENDING_EVENT_PENDING.make(1),
@@ -198,6 +206,7 @@ def test_pending_exception_event() -> None:
     assert value == 1 | 1 << 8 | 14 << 16 | 0x1234 << 32 | 0xDEAD << 64
 
 
+@pytest.mark.tlfs("numbers.types")
 def test_special_identifiers() -> None:
     assert identifiers.HV_VP_INDEX_SELF == 0xFFFFFFFE
     assert identifiers.HV_ANY_VP == 0xFFFFFFFF

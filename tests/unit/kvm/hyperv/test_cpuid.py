@@ -70,6 +70,7 @@ def test_hints() -> None:
     assert leaf(alone("tlbflush"), 0x40000004)[0] == masks | HvEnlightenments.UseHypercallForRemoteFlush
 
 
+@pytest.mark.tlfs("discovery.version-and-limits")
 def test_limits_hardware_and_leaves_of_what_is_not_there() -> None:
     assert cpuid_leaves(ALL_FEATURES, max_vps=16)[5] == (0x40000005, 16, 0, 0, 0)
     # MSR bitmaps and second-level address translation; no hypervisor above this one.
@@ -78,6 +79,7 @@ def test_limits_hardware_and_leaves_of_what_is_not_there() -> None:
         assert leaf(ALL_FEATURES, function) == (0, 0, 0, 0)
 
 
+@pytest.mark.tlfs("discovery.version-and-limits")
 def test_version_and_vendor() -> None:
     assert leaf(ALL_FEATURES, 0x40000002) == (20348, 10 << 16, 0, 0)
     told = ALL_FEATURES.changed(

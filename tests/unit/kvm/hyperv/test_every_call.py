@@ -145,3 +145,24 @@ def test_no_call_is_made_by_user_code_or_in_real_mode(code: int) -> None:
         assert vm.cpu.call(reps(code), INPUT, OUTPUT) is None
         assert vm.cpu.exceptions == [6]
         assert vm.cpu.skipped == 0
+
+
+NOT_OFFERED = [
+    *(code for code in HvCallCode if 0x40 <= code <= 0x4C),
+    *(
+        HvCallCode.HvCallCreateVp,
+        HvCallCode.HvCallDeleteVp,
+        HvCallCode.HvCallMapSparseGpaPages,
+        HvCallCode.HvCallModifySparseGpaPages,
+    ),
+    *(HvCallCode.HvCallUnmapStatsPage, HvCallCode.HvCallMapStatsPage2, HvCallCode.HvCallSetPartitionPropertyEx),
+    *(HvCallCode.HvCallGetVpCpuidValues, HvCallCode.HvCallInstallInterceptEx),
+]
+
+
+@pytest.mark.tlfs("hypercalls.not-offered")
+@pytest.mark.parametrize("code", NOT_OFFERED, ids=[code.name for code in NOT_OFFERED])
+def test_calls_that_serve_a_root_or_parent_are_not_offered(code: HvCallCode) -> None:
+    """As a simple and as a rep call, by reference and fast."""
+    for control in (code, code | 1 << 32, code | FAST, code | FAST | 1 << 32):
+        assert status(control) == HvStatus.INVALID_HYPERCALL_CODE

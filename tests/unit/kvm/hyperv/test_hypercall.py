@@ -60,6 +60,8 @@ def test_reserved_bits_and_nested_calls(vm: FakeVm, bit: int) -> None:
 
 
 @pytest.mark.parametrize("code", [0, 0x7777, 0x8000, 0x8003, 0x8004, 0x8006, 0x8FFF, 0xFFFF])
+@pytest.mark.tlfs("hypercalls.input-value")
+@pytest.mark.tlfs("hypercalls.extended")
 def test_codes_that_nobody_answers(vm: FakeVm, code: int) -> None:
     assert vm.cpu.status(code) == HvStatus.INVALID_HYPERCALL_CODE
 
@@ -73,6 +75,7 @@ def test_long_spin_wait(vm: FakeVm) -> None:
     assert vm.cpu.status(Call.HvCallNotifyLongSpinWait | reps(1), INPUT) == HvStatus.INVALID_HYPERCALL_INPUT
 
 
+@pytest.mark.tlfs("hypercalls.input-value")
 def test_the_result_of_a_32_bit_caller_is_in_edx_eax() -> None:
     vm = FakeVm()
     vm.cpu.bits = 32
@@ -182,6 +185,7 @@ def test_a_call_without_output_leaves_its_fast_input_to_the_guest() -> None:
 
 
 @pytest.mark.parametrize("code", [Call.HvCallVtlCall, Call.HvCallVtlReturn])
+@pytest.mark.tlfs("vsm.call", "vsm.return")
 def test_vtl_switches_carry_their_control_input(code: Call) -> None:
     vm = FakeVm()
     vm.cpu.set_parameters(code)
@@ -243,6 +247,7 @@ def test_a_handler_that_must_wait_leaves_everything_as_it_is(vm: FakeVm, monkeyp
 # --- interrupts ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.tlfs("hypercalls.cluster-ipi")
 def test_cluster_ipi(vm: FakeVm) -> None:
     assert vm.cpu.status(Call.HvCallSendSyntheticClusterIpi | FAST, 0x41, 0b1011_0101) == HvStatus.SUCCESS
     assert [cpu.take() for cpu in vm.vcpus] == [0x41, -1, 0x41, -1]
@@ -252,6 +257,7 @@ def test_cluster_ipi(vm: FakeVm) -> None:
 
 
 @pytest.mark.parametrize("word", [0xF, 0x100, 0x41 | 1 << 40, 0x41 | 1 << 48, 0x41 | 0x20 << 32, 0x41 | 0x80 << 32])
+@pytest.mark.tlfs("hypercalls.cluster-ipi")
 def test_bad_cluster_ipi(vm: FakeVm, word: int) -> None:
     assert vm.cpu.status(Call.HvCallSendSyntheticClusterIpi | FAST, word, 1) == HvStatus.INVALID_PARAMETER
 
@@ -269,6 +275,7 @@ def sparse_ipi(vm: FakeVm, vps: list[int], set_format: int = 0) -> HvStatus:
     return vm.cpu.status(Call.HvCallSendSyntheticClusterIpiEx | header_words(len(vp_set) // 8 - 2), INPUT)
 
 
+@pytest.mark.tlfs("hypercalls.cluster-ipi")
 def test_sparse_sets_name_vp_indices() -> None:
     vm = FakeVm(4, vp_indices=[0, 5, 130, 4095])
     assert sparse_ipi(vm, [5, 6, 4095, 200]) == HvStatus.SUCCESS
@@ -280,6 +287,7 @@ def test_sparse_sets_name_vp_indices() -> None:
     assert [cpu.take() for cpu in vm.vcpus] == [-1] * 4
 
 
+@pytest.mark.tlfs("hypercalls.cluster-ipi")
 def test_banks_and_variable_header_must_agree(vm: FakeVm) -> None:
     vm.put(INPUT, "<IIQQQ", 0x55, 0, 0, 0b101, 1)
     for words in (0, 1, 3):
@@ -299,6 +307,7 @@ def flushed(vm: FakeVm) -> list[bool]:
     return result
 
 
+@pytest.mark.tlfs("hypercalls.flush-space", "hypercalls.flush-list")
 def test_flush_by_mask(vm: FakeVm) -> None:
     vm.put(INPUT, "<QQQ", 0x1234000, FLUSH_NON_GLOBAL, 0b110)
     assert vm.cpu.status(Call.HvCallFlushVirtualAddressSpace, INPUT) == HvStatus.SUCCESS
@@ -316,6 +325,7 @@ def test_fast_flush_by_mask_takes_the_mask_from_xmm0(vm: FakeVm) -> None:
     assert flushed(vm) == [False, False, False, True]
 
 
+@pytest.mark.tlfs("hypercalls.flush-space", "hypercalls.flush-list")
 def test_flush_by_set(vm: FakeVm) -> None:
     vm.memory.write(INPUT, struct.pack("<QQ", 0, FLUSH_ALL_SPACES) + encode_vp_set([1, 3]))
     assert vm.cpu.status(Call.HvCallFlushVirtualAddressSpaceEx | header_words(1), INPUT) == HvStatus.SUCCESS
@@ -327,6 +337,7 @@ def test_flush_by_set(vm: FakeVm) -> None:
     assert flushed(vm) == [False, False, True, False]
 
 
+@pytest.mark.tlfs("hypercalls.flush-space", "hypercalls.flush-list")
 def test_flush_flags(vm: FakeVm) -> None:
     def status(code: Call, flags: int, extra: int = 0) -> HvStatus:
         vm.put(INPUT, "<QQQQ", 0, flags, 1, 0)

@@ -226,6 +226,7 @@ def test_reset() -> None:
 # --- VP assist page -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.tlfs("numbers.structures", "vsm.entry-reason", "vsm.return")
 def test_assist_page() -> None:
     vm = FakeVm()
     assist = vm.cpu.hv.assist

@@ -21,6 +21,7 @@ OS_ID, HYPERCALL = msrs.HV_X64_MSR_GUEST_OS_ID, msrs.HV_X64_MSR_HYPERCALL
 INSTRUCTION = b"\x0f\x01\xd9"
 
 
+@pytest.mark.tlfs("msrs.hypercall")
 def test_page_contents() -> None:
     page, offsets = hypercall_page(INSTRUCTION)
     call, ret = INSTRUCTION, b"\xc3"
@@ -107,6 +108,7 @@ def test_contents_move_with_the_page_and_survive_disabling() -> None:
     assert vm.memory.read(0x7008, 1) == b"\0"
 
 
+@pytest.mark.tlfs("msrs.overlay-contents")
 def test_a_page_may_lie_where_no_memory_is() -> None:
     vm = FakeVm()
     vm.cpu.wrmsr(msrs.HV_X64_MSR_VP_ASSIST_PAGE, RAM_SIZE * 4 | ENABLE)
@@ -142,6 +144,7 @@ def test_precedence_against_an_oracle(moves: list[tuple[int, int | None]]) -> No
 
 
 @pytest.mark.parametrize("seed", range(20))
+@pytest.mark.tlfs("msrs.overlay-contents")
 def test_two_vcpus_move_one_page(seed: int) -> None:
     """Whoever was last by the register is where the page lies, and nowhere else."""
     host = Simulator(seed=seed, instrument=True)

@@ -243,6 +243,7 @@ CONTROLS = st.builds(
 
 @given(CONTROLS, GPAS, GPAS, st.lists(st.integers(0, 7), min_size=5, max_size=5), st.booleans())
 @example(0x9A | 1 << 32, 0x2000, 0, [0, 0, 1, 0, 0], False)
+@pytest.mark.tlfs("hypercalls.parameters")
 def test_hostile_parameters(control: int, first: int, second: int, rights: list[int], is_64bit: bool) -> None:
     memory = Watched(rights)
     layout = LAYOUTS[control & 0xFFFF]

@@ -201,6 +201,7 @@ def test_init_and_sipi_are_no_way_around_an_intercept() -> None:
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.binary(min_size=24, max_size=24), max_size=8), st.integers(0, 15))
+@pytest.mark.tlfs("hypercalls.assert-interrupt")
 def test_any_input_ends_in_a_status(inputs: list[bytes], kind: int) -> None:
     statuses: list[int] = []
 

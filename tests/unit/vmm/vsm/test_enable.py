@@ -12,7 +12,7 @@ from tests.unit.vmm.vsm.vsm_rig import EFER, Guest, Script, VsmRig, initial_cont
 from vtlkit.engine.scripted import ops
 from vtlkit.hvdef.registers import HvRegisterName as Name
 from vtlkit.hvdef.status import HvStatus
-from vtlkit.hvdef.vsm import HV_INITIAL_VP_CONTEXT, HV_X64_SEGMENT_REGISTER
+from vtlkit.hvdef.vsm import HV_INITIAL_VP_CONTEXT, HV_X64_SEGMENT_REGISTER, HV_X64_TABLE_REGISTER
 from vtlkit.vmm.vsm import context as vsm_context
 
 
@@ -203,7 +203,7 @@ CR4_ALLOWED = 0x7E8
 CODE32 = HV_X64_SEGMENT_REGISTER(0, 0xFFFFFFFF, 8, 0xC09B)
 
 
-@pytest.mark.tlfs("vsm.enable-vp", "vsm.modes")
+@pytest.mark.tlfs("vsm.enable-vp-context", "vsm.modes")
 @pytest.mark.parametrize(
     "changes",
     [
@@ -233,7 +233,7 @@ def test_contexts_that_no_vtl_can_start_in(changes: dict[str, Any]) -> None:
     assert vsm_context.decode(initial_context(0x1000, **changes), CR4_ALLOWED) is None
 
 
-@pytest.mark.tlfs("vsm.enable-vp", "vsm.modes")
+@pytest.mark.tlfs("vsm.enable-vp-context", "vsm.modes")
 @pytest.mark.parametrize(
     "changes",
     [
@@ -251,6 +251,7 @@ def test_contexts_of_every_mode_a_vtl_may_have(changes: dict[str, Any]) -> None:
     assert vsm_context.decode(initial_context(0x1000, **changes), CR4_ALLOWED) is not None
 
 
+@pytest.mark.tlfs("vsm.enable-vp-context")
 @given(st.binary(min_size=224, max_size=224))
 def test_hostile_contexts_are_refused_or_loaded(data: bytes) -> None:
     context = HV_INITIAL_VP_CONTEXT.unpack(data)
@@ -261,8 +262,21 @@ def test_hostile_contexts_are_refused_or_loaded(data: bytes) -> None:
         assert context.Efer & EFER in (0, EFER)
 
 
-@pytest.mark.tlfs("vsm.enable-vp")
+def data_segment(base: int, selector: int) -> HV_X64_SEGMENT_REGISTER:
+    return HV_X64_SEGMENT_REGISTER(base, 0xFFFFF, selector, 0x4093)
+
+
+CONTEXT_SEGMENTS = {
+    "Cs": HV_X64_SEGMENT_REGISTER(0, 0xFFFFFFFF, 0x40, 0xA09B),
+    **{name: data_segment(0x100000 * at, 0x48 + 8 * at) for at, name in enumerate(("Ds", "Es", "Fs", "Gs", "Ss"))},
+    "Tr": HV_X64_SEGMENT_REGISTER(0x3000, 0x67, 0x80, 0x8B),
+    "Ldtr": HV_X64_SEGMENT_REGISTER(0x4000, 0x7F, 0x88, 0x82),
+}
+
+
+@pytest.mark.tlfs("vsm.enable-vp-context")
 def test_a_context_reaches_the_registers() -> None:
+    """Every field of it, each with a value that no other has."""
     seen: dict[str, Any] = {}
 
     def vtl1(guest: Guest) -> Script:
@@ -276,22 +290,30 @@ def test_a_context_reaches_the_registers() -> None:
             guest.rig.entry(0, 1),
             Rsp=0xABC000,
             Rflags=0x202,
-            Gs=HV_X64_SEGMENT_REGISTER(0x12345, 0xFFFFFFFF, 0x18, 0xC093),
-            MsrCrPat=0x0007010600070106,
+            Idtr=HV_X64_TABLE_REGISTER(Limit=0x123, Base=0x5000),
+            Gdtr=HV_X64_TABLE_REGISTER(Limit=0x456, Base=0x6000),
+            Efer=0xD00,
+            Cr0=0x80050033,
             Cr3=0x77000,
+            Cr4=0x6A0,
+            MsrCrPat=0x0007010600070106,
+            **CONTEXT_SEGMENTS,
         )
         yield from guest.enable_partition_vtl(1)
         assert (yield from guest.enable_vp_vtl(1, context=context)) == HvStatus.SUCCESS
         yield from guest.vtl_call()
 
+    # That the program ran says that RIP was the context's.
     run_guests({(0, 0): vtl0, (0, 1): vtl1})
     regs, sregs = seen["regs"], seen["sregs"]
     assert (regs.rsp, regs.rflags) == (0xABC000, 0x202)
-    assert (sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer) == (0x80010033, 0x77000, 0x20, 0x500)
-    assert (sregs.gs.base, sregs.gs.selector, sregs.gs.attributes) == (0x12345, 0x18, 0xC93)
-    assert (sregs.cs.selector, sregs.cs.attributes) == (8, 0xA9B)
-    assert (sregs.tr.base, sregs.tr.limit, sregs.tr.selector, sregs.tr.attributes) == (0x3000, 0x67, 0x50, 0x8B)
-    assert (sregs.idt.base, sregs.idt.limit, sregs.gdt.base, sregs.gdt.limit) == (0x2000, 0xFFF, 0x1000, 0x7F)
+    assert (sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer) == (0x80050033, 0x77000, 0x6A0, 0xD00)
+    for name, expected in CONTEXT_SEGMENTS.items():
+        segment = getattr(sregs, "ldt" if name == "Ldtr" else name.lower())
+        packed = segment.attributes & 0xFF | (segment.attributes & 0xF00) << 4
+        found = (segment.base, segment.limit, segment.selector, packed)
+        assert found == (expected.Base, expected.Limit, expected.Selector, expected.Attributes), name
+    assert (sregs.idt.base, sregs.idt.limit, sregs.gdt.base, sregs.gdt.limit) == (0x5000, 0x123, 0x6000, 0x456)
     assert seen["pat"] == 0x0007010600070106
 
 

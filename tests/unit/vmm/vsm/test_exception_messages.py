@@ -161,6 +161,7 @@ def test_single_step(rig: Rig, instruction: bytes) -> None:
 
 
 @pytest.mark.tlfs("intercepts.exception")
+@pytest.mark.tlfs("intercepts.header")
 def test_a_fault_of_an_exceptions_delivery(rig: Rig) -> None:
     """#UD's gate is not there: the #NP is told; when VTL1 has mended the gate, #UD is delivered."""
     rig.guest.gate(Vector.UD, rig.guest.handler(Vector.UD), present=False)
@@ -227,6 +228,26 @@ def test_a_write_to_the_apics_page(rig: Rig) -> None:
     payload = the_message(rig, HvMessageType.HvMessageTypeX64ApicWriteIntercept, 0x38)
     assert number(payload, 0x18, 8) == code.at("behind")
     assert struct.unpack_from("<IIQ", payload, 0x28) == (0xD0, 0, 0x3000000)
+
+
+@pytest.mark.tlfs("intercepts.apic")
+@pytest.mark.parametrize(("bit", "register"), list(enumerate((0x350, 0x360, 0xF0, 0xD0, 0xE0))))
+def test_each_bit_of_the_mask_is_one_register(rig: Rig, bit: int, register: int) -> None:
+    """LINT0, LINT1, SVR, LDR and DFR; the first of the five writes that is told is that of the bit."""
+    assert rig.vcpu.set_guest_msr(0x1B, 0xFEE00900)
+    rig.guest.map_page(0x1D0000, 0xFEE00000 | 3)
+    rig.install(Type.HvInterceptTypeX64ApicWrite, 1 << bit)
+    rig.react = [remove(Type.HvInterceptTypeX64ApicWrite, 1 << bit)]
+    code = rig.guest.assembler()
+    code.mov("ebx", 0x1D0000)
+    values = {0xF0: 0x1EE, 0x350: 0x10041, 0x360: 0x10042, 0xD0: 0x3000000, 0xE0: 0xFFFFFFFF}
+    for offset, value in values.items():
+        code.mov("eax", value)
+        code.mov(Mem("rbx", offset, size=4), "eax")
+    code.out(END_PORT, "al")
+    rig.run(code)
+    payload = the_message(rig, HvMessageType.HvMessageTypeX64ApicWriteIntercept, 0x38)
+    assert struct.unpack_from("<IIQ", payload, 0x28) == (register, 0, values[register])
 
 
 @pytest.mark.parametrize("page", [False, True])

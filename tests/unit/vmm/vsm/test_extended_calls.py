@@ -96,6 +96,7 @@ def test_what_a_higher_vtl_protects_and_overlays_are_no_part_of_it() -> None:
     assert seen == [True, False, True, False, True]
 
 
+@pytest.mark.tlfs("hypercalls.extended")
 def test_at_most_255_ranges() -> None:
     """Every other piece of memory has a byte in it."""
 

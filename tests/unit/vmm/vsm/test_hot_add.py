@@ -76,6 +76,7 @@ def test_added_memory_has_the_default_protection(mask: int, expected: int) -> No
     assert seen == [HvStatus.INVALID_PARAMETER, [expected] * 4 + [7, 7], 1 << 32, [1, expected, 7]]
 
 
+@pytest.mark.tlfs("protection.default-mask")
 def test_no_vtl_ever_sees_added_memory_unprotected(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
 
@@ -100,6 +101,7 @@ def test_no_vtl_ever_sees_added_memory_unprotected(monkeypatch: pytest.MonkeyPat
     assert set(seen) == {1}
 
 
+@pytest.mark.tlfs("protection.default-mask")
 def test_a_vtl_that_comes_later_finds_added_memory_and_its_restrictions() -> None:
     seen: list[int] = []
 
@@ -118,6 +120,7 @@ def test_a_vtl_that_comes_later_finds_added_memory_and_its_restrictions() -> Non
     assert seen == [3, 3, 7]
 
 
+@pytest.mark.tlfs("protection.default-mask")
 def test_guests_use_added_memory_and_are_intercepted_there() -> None:
     seen: list[Any] = []
 
@@ -140,6 +143,7 @@ def test_guests_use_added_memory_and_are_intercepted_there() -> None:
     assert seen == [VALUE, 3]
 
 
+@pytest.mark.tlfs("protection.zero-on-reset")
 def test_a_reset_zeroes_added_memory_and_opens_it() -> None:
     def vtl1(guest: Guest) -> Script:
         yield from guest.set(Name.HvRegisterVsmPartitionConfig, 1 | 1 << 5)

@@ -25,8 +25,7 @@ from vtlkit.hvdef.intercepts import HvInterceptType as Type
 from vtlkit.hvdef.messages import HvMessageType as Message
 from vtlkit.hvdef.registers import HvRegisterName as Name
 from vtlkit.hvdef.status import HvStatus
-from vtlkit.kvm.uapi import InterceptedStartup, UserIntercepts
-from vtlkit.vmm.vsm import intercepts
+from vtlkit.kvm.uapi import UserIntercepts
 from vtlkit.x86 import msr
 from vtlkit.x86.exceptions import Vector
 
@@ -56,7 +55,7 @@ REFUSED = [
 @pytest.mark.parametrize(
     ("request_", "partition", "status"), [each[1:] for each in REFUSED], ids=[e[0] for e in REFUSED]
 )
-@pytest.mark.tlfs("intercepts.io-port", "intercepts.msr", "intercepts.cpuid", "intercepts.exception")
+@pytest.mark.tlfs("intercepts.installing")
 def test_what_is_refused(request_: tuple[int, int, int], partition: int | None, status: HvStatus) -> None:
     seen: list[Any] = []
 
@@ -94,7 +93,7 @@ def test_types_with_nothing_to_intercept(kind: int) -> None:
     assert seen == [HvStatus.INVALID_PARAMETER] * 3
 
 
-@pytest.mark.tlfs("intercepts.io-port", "intercepts.result", "intercepts.registers")
+@pytest.mark.tlfs("intercepts.installing", "intercepts.result", "intercepts.registers")
 def test_the_lowest_vtl_has_nobody_to_intercept() -> None:
     seen: list[Any] = []
 
@@ -233,7 +232,7 @@ def test_told_before_it_happens_and_done_when_lifted(installed: tuple[int, int],
     assert seen == [message] * 3 + ["done"]
 
 
-@pytest.mark.tlfs("intercepts.nested-order")
+@pytest.mark.tlfs("intercepts.nested-order", "intercepts.header")
 def test_the_lower_vtl_is_told_first() -> None:
     """VTL1 and VTL2 both want the port; VTL2 wants VTL1's use of it, too."""
     seen: list[Any] = []
@@ -293,7 +292,7 @@ def test_a_full_queue_leaves_the_message_in_the_assist_page() -> None:
     assert seen == [(1, Message.HvMessageTypeX64IoPortIntercept, PORT)]
 
 
-@pytest.mark.tlfs("intercepts.io-port")
+@pytest.mark.tlfs("intercepts.installing")
 def test_a_processor_is_told_from_its_vtls_enabling_on() -> None:
     """VTL1 of processor 0 installs; processor 1 has no VTL1 yet, and then it has."""
     log: list[Any] = []
@@ -338,6 +337,7 @@ def test_a_processor_is_told_from_its_vtls_enabling_on() -> None:
     assert log == ["enable", (1, Message.HvMessageTypeX64IoPortIntercept)]
 
 
+@pytest.mark.tlfs("intercepts.installing")
 def test_what_is_installed_is_what_was_asked_for() -> None:
     """The last setting of a thing counts; what the mask leaves out is removed."""
     seen: list[UserIntercepts] = []
@@ -374,6 +374,7 @@ def test_what_is_installed_is_what_was_asked_for() -> None:
     assert installed.apic_writes == {0x350}
 
 
+@pytest.mark.tlfs("intercepts.installing")
 def test_nobody_is_told_after_a_reset() -> None:
     rig = VsmRig({(0, 0): lambda guest: guest.end()})
     partition = rig.partition
@@ -386,15 +387,4 @@ def test_nobody_is_told_after_a_reset() -> None:
     partition.reset()
     assert not vp.vcpus[0].user.wanted.load().cpuid_all
     assert not vp.intercepts.registers
-    rig.factory.close()
-
-
-def test_a_lifted_startup_is_sent_after_all() -> None:
-    """Between the trap and its handling another processor has lifted the intercept: the INIT is not lost."""
-    rig = VsmRig({(0, 0): lambda guest: guest.end()}, cpus=2)
-    vp = rig.partition.vps[0]
-    sent = vp.vcpus[0].apic.statistics().ipis_sent
-    intercepts.intercepted(vp, 0, vp.vcpus[0], InterceptedStartup(1 << 32 | 0x4500))
-    assert vp.vcpus[0].apic.statistics().ipis_sent == sent + 1
-    assert vp.switches == 0
     rig.factory.close()

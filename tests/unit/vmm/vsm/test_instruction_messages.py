@@ -38,6 +38,7 @@ def rig() -> Iterator[Rig]:
     rig.factory.close()
 
 
+@pytest.mark.tlfs("intercepts.header")
 def test_the_header_says_in_which_state(rig: Rig) -> None:
     """User mode with breakpoints armed, alignment checks on, a task priority, and an interrupt shadow."""
     rig.guest.long_mode(cpl=3, rflags=RFLAGS_FIXED | 0x3000)

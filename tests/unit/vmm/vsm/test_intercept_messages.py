@@ -134,6 +134,7 @@ def test_instruction_fetch(rig: Rig) -> None:
     assert rig.states[0]["rip"] == CLOSED + 0x40
 
 
+@pytest.mark.tlfs("intercepts.gpa-restart")
 def test_running_off_the_end_of_a_page_into_a_closed_one(rig: Rig) -> None:
     rig.guest.long_mode()
     before = CLOSED - 3
@@ -149,6 +150,7 @@ def test_running_off_the_end_of_a_page_into_a_closed_one(rig: Rig) -> None:
     assert number(message, 16 + 0x38, 8) == CLOSED
 
 
+@pytest.mark.tlfs("intercepts.gpa-restart")
 def test_the_cpus_own_walk_of_the_page_tables_is_a_read(rig: Rig) -> None:
     """VTL0 may not read a page that holds a page table: the walk is intercepted, the instruction runs again after."""
     rig.guest.long_mode()
@@ -171,6 +173,7 @@ def test_the_cpus_own_walk_of_the_page_tables_is_a_read(rig: Rig) -> None:
     assert rig.vcpu.get_regs().rbx == 0x5A5A
 
 
+@pytest.mark.tlfs("intercepts.gpa-restart")
 def test_a_read_modify_write_is_stopped_before_it_has_read(rig: Rig) -> None:
     """The page may be read and not written: nothing of the instruction happens until it may do both."""
     rig.guest.long_mode()
@@ -188,6 +191,7 @@ def test_a_read_modify_write_is_stopped_before_it_has_read(rig: Rig) -> None:
     assert rig.guest.read(CLOSED, 8) == 100
 
 
+@pytest.mark.tlfs("intercepts.gpa-restart")
 def test_a_push_onto_a_closed_page(rig: Rig) -> None:
     rig.guest.long_mode()
     rig.close(Access.READ)
@@ -206,6 +210,7 @@ def test_a_push_onto_a_closed_page(rig: Rig) -> None:
     assert rig.vcpu.get_regs().rsp == CLOSED + 0x7F8
 
 
+@pytest.mark.tlfs("intercepts.gpa-restart")
 def test_a_string_move_goes_on_where_it_was_stopped(rig: Rig) -> None:
     """Half of the destination is in the closed page: what was done is done once, RCX and RDI say where it stands."""
     rig.guest.long_mode()

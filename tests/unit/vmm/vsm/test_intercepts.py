@@ -59,6 +59,7 @@ def restore(guest: Guest) -> Script:
     yield from guest.protect([FREE], ALL)
 
 
+@pytest.mark.tlfs("intercepts.handling", "intercepts.gpa-restart", "intercepts.queued")
 def test_access_restored_runs_the_instruction_again_exactly_once() -> None:
     seen: list[Any] = []
 
@@ -97,6 +98,7 @@ def test_access_restored_runs_the_instruction_again_exactly_once() -> None:
         (0, ops.Read(FREE - PAGE, 8), False),
     ],
 )
+@pytest.mark.tlfs("protection.enforced")
 def test_which_accesses_are_intercepted(close: int, op: Any, intercepted: bool) -> None:
     seen: list[Any] = []
 
@@ -110,6 +112,7 @@ def test_which_accesses_are_intercepted(close: int, op: Any, intercepted: bool) 
     assert len(seen) == intercepted
 
 
+@pytest.mark.tlfs("intercepts.handling")
 def test_a_refused_access_takes_the_injected_exception() -> None:
     """VTL1 injects #GP; when the handler returns the instruction runs again, and is intercepted again."""
     seen: list[Any] = []
@@ -138,6 +141,7 @@ def test_a_refused_access_takes_the_injected_exception() -> None:
     assert seen == [entry, ("handler", 0, 0), entry, WRITTEN]
 
 
+@pytest.mark.tlfs("protection.order", "intercepts.nested-order")
 def test_the_intercept_goes_to_the_lowest_vtl_that_denies_and_then_up() -> None:
     """VTL1 and VTL2 both deny: VTL1 is told; when it no longer denies, VTL2 is; then the access happens."""
     seen: list[Any] = []
@@ -201,6 +205,7 @@ def test_a_vtl_missing_on_this_processor_cannot_be_told() -> None:
     assert "not enabled on this processor" in end.message
 
 
+@pytest.mark.tlfs("intercepts.queued")
 def test_without_message_page_the_message_is_in_the_assist_page() -> None:
     seen: list[Any] = []
 
@@ -226,6 +231,7 @@ def test_without_message_page_the_message_is_in_the_assist_page() -> None:
     assert seen == [Reason.HvVtlEntryIntercept, HvMessageType.HvMessageTypeGpaIntercept, FREE + 0x10]
 
 
+@pytest.mark.tlfs("protection.synchronous")
 def test_every_processor_obeys() -> None:
     """A page closed by VTL1 of one processor while another one is using it."""
     seen: list[Any] = []

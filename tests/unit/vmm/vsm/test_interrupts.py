@@ -173,6 +173,7 @@ def test_the_higher_vtls_timer_fires_while_vtl0_runs() -> None:
     assert seen == [(Reason.HvVtlEntryInterrupt, [TIMER_VECTOR])]
 
 
+@pytest.mark.tlfs("interrupts.higher")
 def test_a_synic_message_for_an_inactive_vtl1() -> None:
     """A message that user space posts, as for an intercept on another processor."""
     seen: list[Any] = []
@@ -223,6 +224,7 @@ def test_vtl0s_interrupts_wait_while_vtl1_runs_and_come_after_the_return() -> No
     assert seen == [("in VTL1", []), [(0, TIMER_VECTOR)]]
 
 
+@pytest.mark.tlfs("interrupts.higher", "interrupts.lower")
 def test_a_halted_vtl0_halts_on_after_an_excursion_to_vtl1() -> None:
     """VTL1 takes an interrupt and returns: VTL0 is where it was, in HLT, until an interrupt of its own comes."""
     seen: list[Any] = []

@@ -74,6 +74,7 @@ def test_which_vtls_an_ipi_may_name(ex: bool) -> None:
     ]
 
 
+@pytest.mark.tlfs("hypercalls.cluster-ipi", "hypercalls.flush-vtl")
 def test_a_vtl_that_is_not_enabled_gets_no_ipi() -> None:
     """VTL 2 was enabled by VTL 0, and VTL 1 is not there."""
     seen: list[Any] = []
@@ -184,6 +185,7 @@ def init_sipi(guest: Guest, vp: int) -> Script:
     yield from guest.wrmsr(0x830, vp << 32 | 0x4610)
 
 
+@pytest.mark.tlfs("start.init-sipi-dropped")
 def test_init_and_sipi_start_no_processor_that_has_a_higher_vtl() -> None:
     """VP 1 has VTL 1, VP 2 has not. Neither VTL's INIT and SIPI reach VP 1; VTL 0's do reach VP 2."""
     seen: list[Any] = []

@@ -80,6 +80,7 @@ def test_a_pending_event_can_be_taken_back() -> None:
     assert in_vtl1(vtl1).taken == []
 
 
+@pytest.mark.tlfs("intercepts.pending-events")
 @pytest.mark.parametrize("value", [pending(32), 1 | 1 << 1, 1 | 1 << 4, 1 | 1 << 9, pending(0xFFFF)])
 def test_malformed_pending_events(value: int) -> None:
     seen: list[Any] = []
@@ -89,6 +90,28 @@ def test_malformed_pending_events(value: int) -> None:
 
     assert in_vtl1(vtl1).taken == []
     assert seen == [HvStatus.INVALID_REGISTER_VALUE]
+
+
+@pytest.mark.tlfs("intercepts.pending-events")
+@pytest.mark.parametrize(
+    "name", [Name.HvRegisterPendingEvent1, Name.HvRegisterPendingEvent2, Name.HvRegisterPendingEvent3]
+)
+def test_no_event_is_longer_than_a_register(name: Name) -> None:
+    """The further registers are empty while PendingEvent0 holds an event, and hold nothing else."""
+    seen: list[Any] = []
+
+    def vtl1(guest: Guest) -> Script:
+        below = input_vtl(0)
+        yield from guest.set(Name.HvRegisterPendingEvent0, pending(13, 0), vtl=below)
+        seen.append((yield from guest.get(name, vtl=below)))
+        for value in (0, 1, 1 << 127):
+            seen.append((yield from guest.set(name, value, vtl=below)))
+        seen.append((yield from guest.get(name, vtl=below)))
+        yield from guest.set(Name.HvRegisterPendingEvent0, 0, vtl=below)
+
+    assert in_vtl1(vtl1).taken == []
+    refused = HvStatus.INVALID_REGISTER_VALUE
+    assert seen == [(0, 0), HvStatus.SUCCESS, refused, refused, (0, 0)]
 
 
 @pytest.mark.parametrize("vp", [0, 1])

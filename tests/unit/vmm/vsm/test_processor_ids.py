@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Generator
 from typing import Any
 
@@ -160,11 +161,26 @@ def test_vp_sets_that_are_refused() -> None:
 
 @pytest.mark.tlfs("hypercalls.interrupt-target")
 def test_set_virtual_interrupt_target_is_another_architectures() -> None:
+    """Of what it would be asked nothing is looked at: this partition, another one, nonsense; from any VTL."""
     seen: list[int] = []
 
-    def vtl0(guest: Guest) -> Script:
-        seen.append((yield from guest.call(Call.HvCallSetVirtualInterruptTarget, bytes(24))))
+    def ask(guest: Guest) -> Script:
+        for partition, vector, vp, vtl in (
+            (HV_PARTITION_ID_SELF, 0x41, 0, guest.vtl),
+            (HV_PARTITION_ID_SELF, 0x41, 0xFFFFFFFE, 0),
+            (5, 0xFFFFFFFF, 0xFFFFFFFF, 0xFF),
+        ):
+            data = struct.pack("<QIIB7x", partition, vector, vp, vtl)
+            seen.append((yield from guest.call(Call.HvCallSetVirtualInterruptTarget, data)))
+
+    def vtl1(guest: Guest) -> Script:
+        yield from ask(guest)
         yield from guest.end()
 
-    run_guests({(0, 0): vtl0})
-    assert seen == [HvStatus.INVALID_HYPERCALL_CODE]
+    def vtl0(guest: Guest) -> Script:
+        yield from ask(guest)
+        yield from guest.enable(1)
+        yield from guest.vtl_call()
+
+    run_guests({(0, 0): vtl0, (0, 1): vtl1})
+    assert seen == [HvStatus.INVALID_HYPERCALL_CODE] * 6

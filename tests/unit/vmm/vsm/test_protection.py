@@ -177,6 +177,7 @@ def test_the_restrictions_of_two_vtls_are_and_ed() -> None:
     assert seen == [(ALL, 5, 7), (R | W, 1, 7), (R, 1, 7), (0, 0, 7), [1, 1], [5, 7]]
 
 
+@pytest.mark.tlfs("protection.modify")
 def test_a_vtl_enabled_later_finds_the_restrictions_set_for_it() -> None:
     seen: list[int] = []
 

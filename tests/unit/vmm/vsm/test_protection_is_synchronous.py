@@ -116,6 +116,7 @@ HOWS = [by_mask, by_mask_up_to_a_bad_page, by_default_mask, by_default_mask_of_a
 
 @pytest.mark.parametrize("protect", HOWS)
 @pytest.mark.parametrize("access", [ops.In(PORT, 1), ops.Out(PORT, 1, 1)])
+@pytest.mark.tlfs("protection.synchronous")
 def test_a_suspended_access_is_over_before_the_hypercall_returns(access: Any, protect: Any) -> None:
     rig, seen = make(access, protect, Simulator())
     rig.run()
@@ -123,6 +124,7 @@ def test_a_suspended_access_is_over_before_the_hypercall_returns(access: Any, pr
 
 
 @pytest.mark.parametrize("protect", HOWS)
+@pytest.mark.tlfs("protection.synchronous")
 def test_on_threads(protect: Any) -> None:
     with ThreadHost() as host:
         rig, seen = make(ops.In(PORT, 1), protect, host)
@@ -131,6 +133,7 @@ def test_on_threads(protect: Any) -> None:
 
 
 @pytest.mark.parametrize("seed", range(8))
+@pytest.mark.tlfs("protection.synchronous")
 def test_under_other_schedules(seed: int) -> None:
     rig, seen = make(ops.In(PORT, 1), by_mask, Simulator(seed=seed))
     rig.run()

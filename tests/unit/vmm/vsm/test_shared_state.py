@@ -42,6 +42,8 @@ PRIVATE_SYNTHETIC = {
     **{0x400000B0 + 2 * timer: 0x50000 for timer in range(4)},
     **{0x40000090 + sint: 0x40 + sint for sint in range(16)},
 }
+PAGES = (0x40000001, 0x40000021, 0x40000073, 0x40000082, 0x40000083)
+"""Registers that hold the address of a page, which is not enabled."""
 SHARED_MSRS = {
     msr.MSR_MTRRdefType: 0xC06,
     msr.MSR_MTRRphysBase0: 0x80000006,
@@ -56,6 +58,7 @@ def differ(values: dict[int, int], change: int) -> dict[int, int]:
     return {index: value + change * (8 if index >= 0x40000000 else 1) for index, value in values.items()}
 
 
+@pytest.mark.tlfs("vsm.shared-registers")
 def test_general_registers_but_rsp_are_shared() -> None:
     seen: dict[str, Any] = {}
 
@@ -104,7 +107,7 @@ def _with_bare_program(rig: VsmRig, create: Any, body: Any) -> Any:
     return make
 
 
-@pytest.mark.tlfs("msrs.private")
+@pytest.mark.tlfs("msrs.private", "vsm.shared-registers")
 def test_what_else_is_shared() -> None:
     """CR2, DR0 to DR3, the FPU and vector registers, XCR0; MTRRs and machine check status."""
     seen: list[Any] = []
@@ -148,14 +151,26 @@ def test_what_else_is_shared() -> None:
     assert seen[0] != seen[2]
 
 
-@pytest.mark.tlfs("msrs.private")
+SEGMENTS = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
+
+
+def check_different(mine: tuple[Any, ...], theirs: tuple[Any, ...]) -> None:
+    *registers, segments, tables = zip(mine, theirs, strict=True)
+    assert all(first != second for first, second in registers)
+    # CS and SS are the programs' own.
+    named = zip(SEGMENTS, *segments, strict=True)
+    assert {name for name, first, second in named if first == second} == {"cs", "ss"}
+    assert all(first != second for first, second in zip(*tables, strict=True))
+
+
+@pytest.mark.tlfs("msrs.private", "vsm.private-registers")
 def test_what_is_private() -> None:
     """Everything that the list names as private has a value of its own in each VTL."""
     seen: dict[tuple[int, int], Any] = {}
 
     def private(guest: Guest) -> tuple[Any, ...]:
         regs, sregs = guest.regs, guest.regs.sregs
-        segments = tuple(getattr(sregs, name).copy() for name in ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt"))
+        segments = tuple(getattr(sregs, name).copy() for name in SEGMENTS)
         tables = (sregs.gdt.base, sregs.gdt.limit, sregs.idt.base, sregs.idt.limit)
         return regs.rsp, sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer, regs.dr[4], regs.dr[5], segments, tables
 
@@ -173,7 +188,8 @@ def test_what_is_private() -> None:
         for index, value in differ(PRIVATE_MSRS, 0x10 * salt if salt else 0).items():
             regs.set_msr(index, value & U64)
         for index, value in PRIVATE_SYNTHETIC.items():
-            yield from guest.wrmsr(index, value + (salt if index == 0x40000040 or index >= 0x40000090 else 0))
+            other = value + salt * (0x10000 if index in PAGES else 1)
+            yield from guest.wrmsr(index, salt & 1 if index == 0x40000080 else other)
         yield from guest.wrmsr(0x40000072, 0x10 * (salt + 1))
 
     def look(guest: Guest, visit: int) -> Script:
@@ -205,9 +221,8 @@ def test_what_is_private() -> None:
     assert seen[1, 1] == seen[1, 2]
     mine, theirs = seen[0, 1], seen[1, 1]
     assert all(mine[1][index] != theirs[1][index] for index in PRIVATE_MSRS)
-    assert all(first != second for first, second in zip(mine[2][-25:], theirs[2][-25:], strict=True))
-    for first, second in zip(mine[0][:7], theirs[0][:7], strict=True):
-        assert first != second
+    assert all(first != second for first, second in zip(mine[2], theirs[2], strict=True))
+    check_different(mine[0], theirs[0])
 
 
 @pytest.mark.tlfs("msrs.private")
@@ -319,6 +334,7 @@ def test_synthetic_registers_that_are_shared() -> None:
     assert times[0] > 0
 
 
+@pytest.mark.tlfs("msrs.private", "vsm.private-registers")
 def test_the_time_stamp_counter_is_private() -> None:
     seen: list[int] = []
 

@@ -150,6 +150,7 @@ def test_a_vtl_that_is_not_enabled_there() -> None:
 @pytest.mark.parametrize(
     "changes", [{"Cs": CODE32, "Efer": 0, "Cr0": 0x10, "Cr4": 0}, {"Cs": CODE32, "Efer": 0, "Cr4": 0}]
 )
+@pytest.mark.tlfs("hypercalls.start-vp")
 def test_vtl0_may_start_in_any_mode(changes: dict[str, Any]) -> None:
     def vtl0(guest: Guest) -> Script:
         if guest.vp:
@@ -236,6 +237,7 @@ def test_the_highest_vtl_sees_the_start_first() -> None:
     assert rig.log == [(3, Reason.HvVtlEntryInterrupt), (1, Reason.HvVtlEntryInterrupt), 0]
 
 
+@pytest.mark.tlfs("start.start-vp-vtl")
 def test_a_start_of_vtl0_while_its_vtl1_runs() -> None:
     """VTL 1 goes on; VTL 0 is ready when it returns."""
 

@@ -18,7 +18,8 @@ from vtlkit.hvdef.messages import (
 from vtlkit.hvdef.registers import HvRegisterName as Name
 from vtlkit.hvdef.status import HvStatus
 from vtlkit.hvdef.vsm import HvVtlEntryReason as Reason
-from vtlkit.kvm.uapi import MpState
+from vtlkit.kvm.uapi import InterceptedStartup, MpState
+from vtlkit.vmm.vsm import intercepts
 
 DENY, INTERCEPT = 1 << 6, 1 << 9
 INIT, SIPI = 0x4500, 0x4600
@@ -82,6 +83,7 @@ def test_init_and_sipi_of_vtl0(prepare: Any, starts: bool) -> None:
     assert (rig.partition.vps[1].vcpus[0].get_mp_state() in UNSTARTED) == (not starts)
 
 
+@pytest.mark.tlfs("start.init-sipi-dropped")
 def test_vtl1_that_stops_denying_does_not_open_a_processor_that_has_it() -> None:
     def prepare(guest: Guest) -> Script:
         yield from enable_there(guest)
@@ -272,6 +274,7 @@ def test_the_lowest_vtl_that_wants_to_know_is_told() -> None:
     assert seen == [(1, Reason.HvVtlEntryIntercept), (2, Reason.HvVtlEntryIntercept)]
 
 
+@pytest.mark.tlfs("start.deny")
 def test_a_denied_start_is_not_intercepted() -> None:
     seen: list[int] = []
 
@@ -288,3 +291,15 @@ def test_a_denied_start_is_not_intercepted() -> None:
 
     run_guests({(0, 0): vtl0, (0, 1): vtl1}, cpus=2)
     assert seen == [HvStatus.ACCESS_DENIED]
+
+
+@pytest.mark.tlfs("start.intercept")
+def test_a_lifted_startup_is_sent_after_all() -> None:
+    """Between the trap and its handling another processor has lifted the intercept: the INIT is not lost."""
+    rig = VsmRig({(0, 0): lambda guest: guest.end()}, cpus=2)
+    vp = rig.partition.vps[0]
+    sent = vp.vcpus[0].apic.statistics().ipis_sent
+    intercepts.intercepted(vp, 0, vp.vcpus[0], InterceptedStartup(1 << 32 | 0x4500))
+    assert vp.vcpus[0].apic.statistics().ipis_sent == sent + 1
+    assert vp.switches == 0
+    rig.factory.close()

@@ -119,6 +119,7 @@ def test_the_input_value_is_the_call_code_alone(extra: int) -> None:
     assert undefined_at(0, step) == [Vector.UD]
 
 
+@pytest.mark.tlfs("vsm.call", "vsm.return")
 def test_without_vsm_switches_are_undefined() -> None:
     steps = (lambda guest: guest.vtl_call(), lambda guest: guest.vtl_return())
     assert undefined_at(0, *steps, vtls=1) == [Vector.UD] * 2
@@ -210,6 +211,7 @@ def test_fast_and_normal_return() -> None:
     assert seen == [(0x1122334455667788, U64 - 5, 0xD), (1, Call.HvCallVtlReturn, 0xD)]
 
 
+@pytest.mark.tlfs("vsm.return")
 def test_a_normal_return_without_assist_page_uses_the_contents_that_it_would_have() -> None:
     seen: list[Any] = []
 
@@ -279,6 +281,7 @@ def test_a_call_goes_to_the_next_higher_vtl_and_a_return_to_the_next_lower() -> 
 # --- code page --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.tlfs("vsm.status-registers", "vsm.code-page")
 def test_code_page_offsets_follow_the_code_size() -> None:
     seen: dict[int, int] = {}
 

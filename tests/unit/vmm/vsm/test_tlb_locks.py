@@ -211,6 +211,7 @@ def test_a_flush_of_a_locked_tlb_waits_for_the_release(take: str, by: str, flush
     two_processors(holder, flusher, flusher_vtl=flusher_vtl)
 
 
+@pytest.mark.tlfs("tlb.flusher")
 def test_a_vtl_is_not_held_up_by_its_own_lock_nor_by_a_lower_one() -> None:
     def rung(guest: Guest) -> Script:
         yield from guest.enable(guest.vtl + 1)
@@ -234,6 +235,7 @@ def test_a_vtl_is_not_held_up_by_its_own_lock_nor_by_a_lower_one() -> None:
 
 
 @pytest.mark.parametrize("flusher_vtl", [0, 1])
+@pytest.mark.tlfs("tlb.flusher")
 def test_a_higher_vtl_gets_the_processor_of_a_suspended_one(flusher_vtl: int) -> None:
     """VP 1's VTL below the top waits for a lock; an interrupt for the top VTL switches, and the wait goes on after."""
     top = flusher_vtl + 1

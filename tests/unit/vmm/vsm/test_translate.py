@@ -104,7 +104,7 @@ def from_vtl1(body: Callable[[Guest, Vcpu], Script], **options: Any) -> VsmRig:
 # --- success ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.tlfs("hypercalls.translate")
+@pytest.mark.tlfs("hypercalls.translate", "hypercalls.translate-ex")
 @pytest.mark.parametrize("ex", [False, True])
 def test_a_translation_has_address_cache_type_and_overlay_bit(ex: bool) -> None:
     seen: list[Any] = []
@@ -128,6 +128,23 @@ def test_a_translation_has_address_cache_type_and_overlay_bit(ex: bool) -> None:
     assert seen == [WB, WT, UC, UC, WB]
 
 
+@pytest.mark.tlfs("hypercalls.translate")
+@pytest.mark.parametrize("ex", [False, True])
+def test_every_cache_type(ex: bool) -> None:
+    """Entry 1 of the PAT of the VTL that is asked about, in memory that the MTRRs call write-back."""
+    seen: list[int] = []
+
+    def body(guest: Guest, vcpu: Vcpu) -> Script:
+        tables(guest.rig, leaf=PAGE | P | W | U | PWT)
+        for kind in (0, 1, 4, 5, 6):
+            assert (yield from guest.set(Name.HvX64RegisterPat, kind << 8 | 6, vtl=input_vtl(0))) == HvStatus.SUCCESS
+            seen.append((yield from ask(guest, READ, ex=ex)).cache)
+
+    from_vtl1(body)
+    assert seen == [UC, HvCacheType.HvCacheTypeWriteCombining, WT, HvCacheType.HvCacheTypeWriteProtected, WB]
+
+
+@pytest.mark.tlfs("hypercalls.translate")
 def test_cache_types_without_paging_and_without_caches() -> None:
     seen: list[int] = []
 
@@ -146,7 +163,7 @@ def test_cache_types_without_paging_and_without_caches() -> None:
     assert seen == [WB, WT, UC]
 
 
-@pytest.mark.tlfs("hypercalls.translate")
+@pytest.mark.tlfs("hypercalls.translate-flags")
 def test_page_table_bits_are_set_when_asked_for() -> None:
     def body(guest: Guest, _vcpu: Vcpu) -> Script:
         leaf = TABLE4 + (GVA >> 12) * 8
@@ -165,7 +182,7 @@ def test_page_table_bits_are_set_when_asked_for() -> None:
 # --- flags ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.tlfs("hypercalls.translate")
+@pytest.mark.tlfs("hypercalls.translate-flags")
 @pytest.mark.parametrize(
     ("leaf", "flags", "ac", "allowed"),
     [
@@ -202,8 +219,9 @@ def test_access_flags(leaf: int, flags: int, ac: bool, allowed: bool) -> None:
     assert codes == [Code.HvTranslateGvaSuccess if allowed else Code.HvTranslateGvaPrivilegeViolation]
 
 
-@pytest.mark.tlfs("hypercalls.translate")
+@pytest.mark.tlfs("hypercalls.translate-statuses")
 @pytest.mark.parametrize("ex", [False, True])
+@pytest.mark.tlfs("tlb.translate")
 def test_who_may_ask_and_what_is_malformed(ex: bool) -> None:
     def body(guest: Guest, _vcpu: Vcpu) -> Script:
         def status(*arguments: Any, **named: Any) -> Generator[Op, int, HvStatus]:
@@ -226,6 +244,7 @@ def test_who_may_ask_and_what_is_malformed(ex: bool) -> None:
     from_vtl1(body, cpus=2)
 
 
+@pytest.mark.tlfs("hypercalls.translate-statuses")
 def test_vtl0_translates_for_itself_and_not_for_vtl1() -> None:
     seen: list[HvStatus] = []
 

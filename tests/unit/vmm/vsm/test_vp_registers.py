@@ -136,7 +136,7 @@ def test_several_registers_in_one_call() -> None:
     ]
 
 
-@pytest.mark.tlfs("hypercalls.get-set-registers")
+@pytest.mark.tlfs("hypercalls.get-set-registers", "vsm.status-registers")
 def test_read_only_and_unknown_registers() -> None:
     seen: list[Any] = []
     read_only = [
@@ -191,6 +191,17 @@ def test_capabilities_offer_what_there_is() -> None:
     run_guests({(0, 0): vtl0})
     # No MBEC, DR6 private, start-up can be denied.
     assert seen == [(HvStatus.SUCCESS, 1 << 17), (HvStatus.SUCCESS, 0)]
+
+
+@pytest.mark.tlfs("vsm.status-registers")
+def test_vsm_registers_are_no_msrs() -> None:
+    """The TLFS calls the number of HvRegisterVsmCapabilities an MSR address, too: here it is a register name alone."""
+    rig = VsmRig({(0, 0): returning})
+    vcpu = rig.partition.vps[0].vcpus[0]
+    for index in range(Name.HvRegisterVsmCodePageOffsets, Name.HvRegisterVsmVpWaitForTlbLock + 1):
+        assert vcpu.get_msr(index) is None
+        assert not vcpu.set_guest_msr(index, 0)
+    rig.factory.close()
 
 
 # --- architectural registers ------------------------------------------------------------------------------------------
@@ -290,6 +301,7 @@ def test_another_processors_registers() -> None:
     assert seen == [(0, 0x99), HvStatus.SUCCESS, (0, 0)]
 
 
+@pytest.mark.tlfs("hypercalls.get-set-registers")
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -317,6 +329,7 @@ def test_values_that_no_register_holds(name: int, value: int) -> None:
     assert seen == [HvStatus.INVALID_REGISTER_VALUE]
 
 
+@pytest.mark.tlfs("hypercalls.get-set-registers")
 @given(st.sampled_from(sorted(vp_registers._SETTERS)), st.integers(0, (1 << 128) - 1))
 def test_hostile_values_get_a_status(name: int, value: int) -> None:
     rig = VsmRig({(0, 0): returning})
