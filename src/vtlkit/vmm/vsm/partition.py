@@ -259,13 +259,14 @@ class Partition:
             if vtl is not None:
                 vtl.vm.wait_for_intercepts(self.supervisor.ending)
 
+    def deniers(self, target: int, gpa: int, access: Access) -> list[int]:
+        """The VTLs above `target` whose protections forbid the access; the lowest, which is told first, comes first."""
+        masks = ((level, self.vtls[level].protections.get(target)) for level in sorted(self.vtls) if level > target)
+        return [level for level, mask in masks if mask is not None and access & ~mask.at(gpa)]
+
     def denier(self, target: int, gpa: int, access: Access) -> int | None:
-        """The lowest VTL above `target` whose protections forbid the access: it gets the intercept first."""
-        for level in sorted(self.vtls):
-            mask = self.vtls[level].protections.get(target)
-            if level > target and mask is not None and access & ~mask.at(gpa):
-                return level
-        return None
+        """The first of `deniers`."""
+        return next(iter(self.deniers(target, gpa, access)), None)
 
     # --- reset ------------------------------------------------------------------------------------------------------
 

@@ -205,6 +205,41 @@ def test_a_vtl_missing_on_this_processor_cannot_be_told() -> None:
     assert "not enabled on this processor" in end.message
 
 
+def test_of_several_vtls_that_forbid_it_one_that_is_on_this_processor_is_told() -> None:
+    """VTL1 and VTL2 both forbid; the processor has VTL2 alone."""
+    seen: list[Any] = []
+
+    def upper(guest: Guest) -> Script:
+        if guest.vp == 1:
+            yield from guest.enable_assist_page()
+            yield from guest.vtl_return()
+            seen.append((guest.vtl, guest.entry_reason))
+            yield from guest.end()
+        yield from enable_protection(guest)
+        yield from guest.protect([FREE], 0, vtl=input_vtl(0))
+        if guest.vtl == 1:
+            yield from guest.enable(2)
+            yield from guest.vtl_call()
+        yield from guest.enable_vp_vtl(2, vp=1)
+        guest.note("closed")
+        while True:
+            yield ops.Compute(100)
+
+    def vtl0(guest: Guest) -> Script:
+        yield from guest.enable(1)
+        yield from guest.vtl_call()
+
+    def other(guest: Guest) -> Script:
+        while not guest.rig.log:
+            yield ops.Compute(100)
+        yield from guest.vtl_call()
+        yield ops.Read(FREE, 4)
+
+    guests = {(0, 0): vtl0, (0, 1): upper, (0, 2): upper, (1, 0): other, (1, 2): upper}
+    run_guests(guests, cpus=2, vtls=3)
+    assert seen == [(2, Reason.HvVtlEntryIntercept)]
+
+
 @pytest.mark.tlfs("intercepts.queued")
 def test_without_message_page_the_message_is_in_the_assist_page() -> None:
     seen: list[Any] = []

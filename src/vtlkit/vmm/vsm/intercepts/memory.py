@@ -20,19 +20,21 @@ if TYPE_CHECKING:
 
 
 def memory_fault(vp: Vp, level: int, vcpu: Vcpu, fault: MemoryFault) -> None:
-    """Tell the VTL that forbids the access, and switch to it."""
+    """Tell the VTL that forbids the access, of several that are enabled here the lowest, and switch to it."""
     partition = vp.partition
     with partition.lock:
-        setter = partition.denier(level, fault.gpa, fault.access)
-    if setter is None:
+        deniers = partition.deniers(level, fault.gpa, fault.access)
+    if not deniers:
         # The protection was lifted since: the access runs again.
         return
-    if setter not in vp.vcpus:
+    setter = next((denier for denier in deniers if denier in vp.vcpus), None)
+    if setter is None:
         partition.supervisor.handle(
             vp,
             vcpu,
             InternalErrorExit(
-                f"VTL {setter} forbids VTL {level} access to GPA {fault.gpa:#x}, and is not enabled on this processor"
+                f"VTL {deniers[0]} forbids VTL {level} access to GPA {fault.gpa:#x}, "
+                "and is not enabled on this processor"
             ),
         )
         return
