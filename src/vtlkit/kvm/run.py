@@ -167,13 +167,15 @@ def _run_guest(vcpu: Vcpu, budget_ns: int | None, force_immediate_exit: bool) ->
     if hv.assist.enabled:
         hv.eoi_assist.offer()
     reason = run(vcpu, budget, force_immediate_exit)
+    mode, in_guest = vcpu.mode, exits.IN_GUEST_MODE
     fast, plain_cpuid = 0, engine_api.Cpuid if vcpu.user_intercepts is None else None
     while type(reason) is plain_cpuid:
         # Fast path: nothing that an interrupt or another task could care about has changed.
         exits.emulate_cpuid(vcpu, reason.length)
         fast += 1
-        # A kick that came as the run ended does not count for the next one: look at what it was about.
-        if fast == FASTPATH_LIMIT or vcpu.requests.load() or vcpu.signal_pending() or engine.injected() is not None:
+        # A kick that came as the run ended does not count for the next one, and whoever kicks after it finds that the
+        # guest is being left: so leave it, whatever the kick was about (`kvm_vcpu_exit_request`).
+        if fast == FASTPATH_LIMIT or mode.load() != in_guest or vcpu.signal_pending() or engine.injected() is not None:
             _leave_guest(vcpu, fast, entered_ns)
             return None
         reason = run(vcpu, None, False)

@@ -91,6 +91,21 @@ def test_a_request_that_comes_as_cpuid_exits_is_seen() -> None:
     assert executed[0] == 1
 
 
+def test_a_kick_without_request_that_comes_as_cpuid_exits_is_seen() -> None:
+    """A queued message takes back the offer to skip an EOI so. Kicked in vain, the vCPU could not be kicked again."""
+    machine = Machine(script(ops.Cpuid(), ops.Cpuid(), ops.Compute(1000), ops.Out(DONE, 1, 0)))
+
+    def kick(_reason: api.Exit) -> None:
+        machine.cpu.on_exit = None
+        machine.vcpu.kick()
+
+    modes: list[Mode] = []
+    machine.cpu.on_exit = kick
+    machine.cpu.on_run = lambda: modes.append(machine.vcpu.mode.load())
+    machine.vcpu.run()
+    assert set(modes) == {Mode.IN_GUEST_MODE}
+
+
 def test_cpuid_leaves_the_guest_now_and_then() -> None:
     """Timers must not wait for a guest that does nothing but CPUID."""
     machine = Machine(script(*[ops.Cpuid()] * (3 * FASTPATH_LIMIT), ops.Out(DONE, 1, 0)))
