@@ -32,7 +32,7 @@ class VcpuTime:
     def sync_clock(self, exits: int = 1) -> None:
         """Account what the engine has executed, and `exits` exits, to a deterministic host's clock.
 
-        May let other tasks run.
+        May let other tasks run. In real time the clock advances by itself, and the run loop looks at it.
         """
         executed = self.engine.instructions()
         if executed is None:
@@ -40,7 +40,8 @@ class VcpuTime:
         delta = executed - self.clock_mark
         self.clock_mark = executed
         spent = delta * self.vm.ns_per_instruction
-        self.hv.account_guest_time(spent)
+        if self.host.deterministic:
+            self.hv.account_guest_time(spent)
         self.host.consume_ns(spent + exits * self.vm.ns_per_exit)
 
     def guest_tsc(self) -> int:

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 
-from tests.unit.kvm.core_rig import DONE, Machine, Script
+from tests.unit.kvm.core_rig import DONE, Machine, Script, script
 from tests.unit.kvm.hyperv.rig import ALL_FEATURES
 from tests.unit.kvm.hyperv.timer_rig import ENABLED, PERIODIC, direct, offer_hyperv
 from vtlkit.engine.api import Event
@@ -200,3 +200,13 @@ def test_runtime_counts_every_stay_in_the_guest_once(host: Callable[[], ThreadHo
     else:
         assert all(later >= earlier for earlier, later in pairwise(seen))
         assert 0 < machine.vcpu.hv.runtime_ns <= machine.host.now_ns()
+
+
+@pytest.mark.tlfs("msrs.vp-runtime")
+def test_in_real_time_instructions_are_not_time() -> None:
+    """An engine may count on a host whose clock does not need it: what counts is what passes, and it does so once."""
+    machine = Machine(script(ops.Compute(1 << 40), ops.Out(DONE, 1, 0)), host=ThreadHost())
+    offer_hyperv(machine.vcpu)
+    machine.cpu.unbounded = True
+    machine.run(machine.vcpu.run)
+    assert 0 < machine.vcpu.hv.runtime_ns <= machine.host.now_ns()
