@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _PRIVATE_REGISTERS: Final = frozenset({apic_regs.APIC_TASKPRI, apic_regs.APIC_EOI, apic_regs.APIC_ICR2})
 """Registers whose writes concern neither time nor another processor: they need no look at the clock."""
+_ICR: Final = apic_regs.APIC_ICR
 _TIMER_REGISTERS: Final = frozenset({apic_regs.APIC_TMICT, apic_regs.APIC_LVTT, apic_regs.APIC_TDCR})
 
 
@@ -76,12 +77,13 @@ class VcpuDevices:
             if offset in _TIMER_REGISTERS:
                 # The slice was chosen before this timer was set.
                 vcpu.engine.kick()
-            elif requests():
+            elif requests() or (offset == _ICR and vcpu.pauses_alone):
                 vcpu.engine.kick()
 
         return apic_write
 
     def _look_at_requests(self) -> None:
-        """Leave the guest if a write from inside it made a request: every one of them has something to do."""
-        if self._vcpu.requests.load():
+        """Leave the guest if a write from inside it made a request: every one of them has something to do. Or if it may
+        have woken another vCPU, which the guest would spin for without an exit."""
+        if self._vcpu.requests.load() or self._vcpu.pauses_alone:
             self._vcpu.engine.kick()

@@ -62,10 +62,8 @@ def _cpuid(vcpu: Vcpu, exit_: api.Cpuid) -> None:
     vcpu.statistics.cpuid_exits += 1
 
 
-def _interrupted(vcpu: Vcpu, _exit: api.Exit) -> None:
-    if vcpu.pauses_alone:
-        vcpu.pauses_alone = False
-        vcpu.update_intercepts()
+def _interrupted(_vcpu: Vcpu, _exit: api.Exit) -> None:
+    """The run loop has something to look at."""
 
 
 def _window(vcpu: Vcpu, _exit: api.Exit) -> None:
@@ -135,11 +133,22 @@ def _hypercall(vcpu: Vcpu, exit_: api.Hypercall) -> KvmRun | None:
 
 def _pause(vcpu: Vcpu, exit_: api.Pause) -> None:
     """The guest spins: let the other vCPUs run (`kvm_vcpu_on_spin`). With nobody to let run, PAUSE does not exit until
-    the slice is over, as KVM's PAUSE filter counts higher where yielding does not help (`grow_ple_window`)."""
+    the slice is over or the guest may have woken somebody (MAY_WAKE), as KVM's PAUSE filter counts higher where
+    yielding does not help (`grow_ple_window`)."""
     vcpu.engine.skip(exit_.length)
     if not vcpu.host.relax():
         vcpu.pauses_alone = True
         vcpu.update_intercepts()
+
+
+MAY_WAKE: Final = frozenset({api.Interrupted, api.Wrmsr, api.Hypercall, api.PortOut, api.MmioWrite})
+"""Exits after which somebody else may want to run."""
+
+
+def pause_again(vcpu: Vcpu) -> None:
+    """PAUSE exits from now on."""
+    vcpu.pauses_alone = False
+    vcpu.update_intercepts()
 
 
 def _rdtsc(vcpu: Vcpu, exit_: api.Rdtsc) -> None:

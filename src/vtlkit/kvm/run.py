@@ -147,6 +147,8 @@ def _enter_guest(vcpu: Vcpu) -> KvmRun | None:
     reason = _run_guest(vcpu, budget_ns, force_immediate_exit)
     if reason is None:
         return None
+    if vcpu.pauses_alone and type(reason) in exits.MAY_WAKE:
+        exits.pause_again(vcpu)
     vcpu.statistics.exits[reason.name] += 1
     return (exits.HANDLERS[type(reason)] if vcpu.user_intercepts is None else exits.handle)(vcpu, reason)
 

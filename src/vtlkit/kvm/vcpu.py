@@ -78,7 +78,7 @@ class Vcpu(VcpuTime):
         the task that runs the processor's vCPUs."""
         self._listener: Callable[[], None] | None = None
         self.pauses_alone = False
-        """PAUSE does not exit for now: nobody else wants to run."""
+        """PAUSE does not exit for now: nobody else wants to run. The guest is left if it wakes somebody."""
         self.task: Task | None = None
         self.statistics = VcpuStatistics()
         self.user_intercepts: UserIntercepts | None = None
