@@ -110,11 +110,13 @@ class SyntheticTimer:
         self._arm()
 
     def _arm(self) -> None:
-        reference = self._hv.hv_vm.reference_time
-        if reference.counter() >= self._expiration:
+        if self._hv.hv_vm.reference_time.counter() >= self._expiration:
             self._fired()
-            return
-        deadline = reference.host_ns(self._expiration)
+        else:
+            self._start_host_timer()
+
+    def _start_host_timer(self) -> None:
+        deadline = self._hv.hv_vm.reference_time.host_ns(self._expiration)
         if deadline < NEVER_NS:
             self._timer.start(deadline)
 
@@ -159,7 +161,9 @@ class SyntheticTimer:
             return True
         late = self._hv.hv_vm.reference_time.counter() - self._expiration
         self._expiration += (late // self.count + 1) * self.count
-        self._arm()
+        # By way of the host's timer even if it has come meanwhile: a period shorter than it takes to serve would leave
+        # the vCPU nothing else to do, not even the guest's way to stop it.
+        self._start_host_timer()
         return True
 
     def _send_message(self) -> bool:

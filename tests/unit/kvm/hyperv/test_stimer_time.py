@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.kvm.core_rig import Machine, Script
+from tests.unit.kvm.core_rig import DONE, Machine, Script, script
 from tests.unit.kvm.hyperv.timer_rig import (
     DIRECT,
     ENABLED,
@@ -24,6 +24,7 @@ from vtlkit.engine.api import Event
 from vtlkit.engine.scripted import ops
 from vtlkit.host.threads import ThreadHost
 from vtlkit.hvdef import msrs
+from vtlkit.kvm.kvm_run import Io, KvmRun
 from vtlkit.x86.registers import RFLAGS_IF
 
 U64 = (1 << 64) - 1
@@ -165,3 +166,26 @@ def test_on_threads_timers_expire_too() -> None:
 
     machine.run(user)
     assert len(seen) == 5
+
+
+@pytest.mark.parametrize("page", [0, 1])
+def test_a_period_shorter_than_it_takes_to_serve_it_leaves_time_for_the_guest(page: int) -> None:
+    machine = Machine(script(*[ops.Compute(10)] * 20, ops.Out(DONE, 1, 0)), host=ThreadHost())
+    vcpu = machine.vcpu
+    offer_hyperv(vcpu)
+    machine.cpu.unbounded = True
+    exits: list[KvmRun] = []
+
+    def user() -> None:
+        vcpu.set_guest_msr(msrs.HV_X64_MSR_REFERENCE_TSC, TSC_PAGE | page)
+        for timer in range(4):
+            vcpu.set_guest_msr(msrs.HV_X64_MSR_STIMER0_COUNT + 2 * timer, 1)
+            vcpu.set_guest_msr(msrs.HV_X64_MSR_STIMER0_CONFIG + 2 * timer, direct(VECTOR) | PERIODIC | ENABLED)
+        watchdog.start(machine.host.now_ns() + 4_000 * MS)
+        exits.append(vcpu.run())
+        watchdog.cancel()
+        vcpu.hv.destroy()
+
+    watchdog = machine.host.timer(vcpu.signal, "watchdog")
+    machine.run(user)
+    assert isinstance(exits[0], Io), "the guest has not executed an instruction"
