@@ -21,7 +21,8 @@ lock or blocks. docs/design/interrupts.md has the races.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from vtlkit.host.api import Bitmap, Cell
@@ -100,7 +101,7 @@ class LapicCore:
         self.on_eoi: Callable[[int], None] | None = None
         """Called with each vector whose in-service bit an EOI cleared (the SynIC's ear)."""
         self.listener: ApicListener | None = None
-        """Told of accesses by the own vCPU, if user space intercepts any."""
+        """Told of accesses by the own vCPU, if user space intercepts any: see `unheard`."""
         self._regs = [0] * NR_REGS
         self._isr = 0
         self._ppr = 0
@@ -109,6 +110,15 @@ class LapicCore:
         self._maxphyaddr = DEFAULT_MAXPHYADDR
         self._interrupts = self._eois = self._ipis_sent = self._timer_interrupts = 0
         bus.register(self)
+
+    @contextmanager
+    def unheard(self) -> Iterator[None]:
+        """For accesses that are user space's own and not the guest's: they do not trap. The vCPU does not run."""
+        listener, self.listener = self.listener, None
+        try:
+            yield
+        finally:
+            self.listener = listener
 
     def destroy(self) -> None:
         """Stop the timer and leave the namespace (`kvm_free_lapic`)."""

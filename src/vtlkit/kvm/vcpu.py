@@ -371,8 +371,9 @@ class Vcpu(VcpuTime):
         return self.msrs.set(index, value, host_initiated=True)
 
     def set_guest_msr(self, index: int, value: int) -> bool:
-        """Set one register by the rules of the guest's own WRMSR; False if that would be #GP."""
-        return self.msrs.set(index, value)
+        """Set one register by the rules of the guest's own WRMSR; False if that would be #GP. It does not trap."""
+        with self.apic.unheard():
+            return self.msrs.set(index, value)
 
     def hyperv_set_tlb_flush_inhibit(self, inhibit: bool) -> None:
         """KVM_HYPERV_SET_TLB_FLUSH_INHIBIT: whether flush hypercalls that target this vCPU suspend their callers, until

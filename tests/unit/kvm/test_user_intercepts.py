@@ -14,6 +14,7 @@ from vtlkit.engine.scripted.ops import Op
 from vtlkit.kvm import kvm_run
 from vtlkit.kvm.uapi import CpuidOverride, UserIntercepts
 from vtlkit.x86 import msr
+from vtlkit.x86.apic import DeliveryMode
 from vtlkit.x86.exceptions import Vector
 
 PORT = 0x80
@@ -157,6 +158,27 @@ def test_traps_leave_one_by_one_before_the_next_instruction() -> None:
     assert exits == [kvm_run.InterceptedApicWrite(0xF0, 0x1F0), kvm_run.InterceptedApicWrite(0x350, 0x10700)]
     assert executed == [4, 7]
     assert run_to_end(machine) == []
+
+
+def test_what_user_space_does_to_the_local_apic_does_not_trap() -> None:
+    """It is told what the guest does. An INIT that it has been told of it may send itself, by the guest's ICR."""
+    machine = Machine(script(ops.Compute(1), ops.Out(DONE, 1, 0)), vcpus=2)
+    vcpu, other = machine.vcpus
+    vcpu.set_user_intercepts(UserIntercepts(eoi=True, init_sipi=True, apic_writes=frozenset({0xF0, 0x300, 0x310})))
+    machine.vcpu.signal()
+    assert isinstance(vcpu.run(), kvm_run.Intr)
+    vcpu.apic.accept_irq(DeliveryMode.FIXED, 0x41, 1, False)
+    assert vcpu.apic.get_interrupt() == 0x41
+    assert vcpu.set_guest_msr(msr.MSR_IA32_APICBASE, 0xFEE00D00)
+    assert vcpu.set_guest_msr(msr.APIC_BASE_MSR + 0xB, 0)
+    assert vcpu.apic.statistics().eois == 1
+    with vcpu.apic.unheard():
+        assert vcpu.apic.write(0xF0, 0x1FF)
+    assert not other.events.apic_events.load()
+    assert vcpu.set_guest_msr(msr.APIC_BASE_MSR + 0x30, 1 << 32 | DeliveryMode.INIT << 8)
+    assert other.events.apic_events.load()
+    assert not vcpu.user.traps
+    assert vcpu.apic.listener is not None
 
 
 def test_reset_forgets_traps_and_keeps_intercepts() -> None:

@@ -75,7 +75,8 @@ def _writer(name: int, valid: int) -> Set:
     offset = _offset(name)
 
     def write(_vp: Vp, _level: int, vcpu: Vcpu, value: int) -> HvStatus:
-        accepted = not value & ~valid and vcpu.apic.write(offset, value)
+        with vcpu.apic.unheard():
+            accepted = not value & ~valid and vcpu.apic.write(offset, value)
         return HvStatus.SUCCESS if accepted else HvStatus.INVALID_REGISTER_VALUE
 
     return write
@@ -84,7 +85,8 @@ def _writer(name: int, valid: int) -> Set:
 def _set_ldr(_vp: Vp, _level: int, vcpu: Vcpu, value: int) -> HvStatus:
     if vcpu.apic.x2apic_mode:
         return HvStatus.ACCESS_DENIED
-    accepted = not value & ~regs.APIC_LDR_MASK and vcpu.apic.write(regs.APIC_LDR, value)
+    with vcpu.apic.unheard():
+        accepted = not value & ~regs.APIC_LDR_MASK and vcpu.apic.write(regs.APIC_LDR, value)
     return HvStatus.SUCCESS if accepted else HvStatus.INVALID_REGISTER_VALUE
 
 
@@ -96,13 +98,15 @@ def _set_icr(_vp: Vp, _level: int, vcpu: Vcpu, value: int) -> HvStatus:
     """The destination is in the high half: 32 bits in x2APIC mode, the highest byte in xAPIC mode."""
     apic = vcpu.apic
     if apic.x2apic_mode:
-        accepted = not value >> 64 and apic.x2apic_msr_write(_X2APIC_ICR, value)
+        with apic.unheard():
+            accepted = not value >> 64 and apic.x2apic_msr_write(_X2APIC_ICR, value)
         return HvStatus.SUCCESS if accepted else HvStatus.INVALID_REGISTER_VALUE
     destination, low = value >> 32, value & _U32
     if low & regs.APIC_ICR_RESERVED or destination >> 32 or destination & ~(_U32 << 24 & _U32):
         return HvStatus.INVALID_REGISTER_VALUE
-    apic.write(regs.APIC_ICR2, destination)
-    apic.write(regs.APIC_ICR, low)
+    with apic.unheard():
+        apic.write(regs.APIC_ICR2, destination)
+        apic.write(regs.APIC_ICR, low)
     return HvStatus.SUCCESS
 
 
@@ -110,7 +114,8 @@ def _set_self_ipi(_vp: Vp, _level: int, vcpu: Vcpu, value: int) -> HvStatus:
     if not vcpu.apic.x2apic_mode:
         # xAPIC mode has no such register.
         return HvStatus.INVALID_PARAMETER
-    accepted = vcpu.apic.write(regs.APIC_SELF_IPI, value)
+    with vcpu.apic.unheard():
+        accepted = vcpu.apic.write(regs.APIC_SELF_IPI, value)
     return HvStatus.SUCCESS if accepted else HvStatus.INVALID_REGISTER_VALUE
 
 
