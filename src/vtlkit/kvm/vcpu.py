@@ -78,7 +78,7 @@ class Vcpu(VcpuTime):
         the task that runs the processor's vCPUs."""
         self._listener: Callable[[], None] | None = None
         self.pauses_alone = False
-        """PAUSE does not exit for now: nobody else wants to run. The guest is left if it wakes somebody."""
+        """PAUSE does not exit for now, as nobody else wants to run: leave the guest if it wakes somebody."""
         self.task: Task | None = None
         self.statistics = VcpuStatistics()
         self.user_intercepts: UserIntercepts | None = None
@@ -376,15 +376,14 @@ class Vcpu(VcpuTime):
             return self.msrs.set(index, value)
 
     def hyperv_set_tlb_flush_inhibit(self, inhibit: bool) -> None:
-        """KVM_HYPERV_SET_TLB_FLUSH_INHIBIT: whether flush hypercalls that target this vCPU suspend their callers, until
-        it is cleared (docs/design/tlb-flush-inhibit.md). From any task; never blocks."""
+        """KVM_HYPERV_SET_TLB_FLUSH_INHIBIT (docs/design/tlb-flush-inhibit.md). From any task; never blocks."""
         self.hv.set_tlb_flush_inhibit(inhibit)
 
     translate2 = translate
 
     def nmi(self) -> None:
         """KVM_NMI."""
-        self.events.queue_nmi()
+        self.deliver_nmi()
         self.kick()
 
     def init(self) -> None:
