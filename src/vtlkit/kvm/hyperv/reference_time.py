@@ -18,7 +18,7 @@ from vtlkit.host.api import Cell
 from vtlkit.hvdef.assist import HV_REFERENCE_TSC_PAGE, HV_REFERENCE_TSC_SEQUENCE_INVALID
 from vtlkit.hvdef.msrs import HV_MSR_PAGE_ENABLE, HV_MSR_PAGE_GPA
 from vtlkit.kvm.hyperv.overlays import OverlayPage, Precedence
-from vtlkit.kvm.hyperv.owner import VmOwner
+from vtlkit.kvm.hyperv.owner import VcpuOwner, VmOwner
 
 REFERENCE_TICK_NS: Final = 100
 _TICKS_PER_MS: Final = 10_000
@@ -36,10 +36,11 @@ _SCALE_OFFSET = HV_REFERENCE_TSC_PAGE.OFFSETS["TscScale"]
 class ReferenceTime:
     """Reference time of one VM, in units of 100 ns since `origin_ns` of the partition's clock."""
 
-    __slots__ = ("_floor", "_origin_ns", "_parameters", "_sequence", "_vm", "page", "register")
+    __slots__ = ("_floor", "_origin_ns", "_parameters", "_sequence", "_vcpu", "_vm", "page", "register")
 
     def __init__(self, vm: VmOwner, origin_ns: int) -> None:
         self._vm = vm
+        self._vcpu: VcpuOwner | None = None
         self._origin_ns = origin_ns
         self._parameters: Cell[tuple[int, int] | None] = vm.host.cell(None, "hv-reference-tsc")
         """(scale, offset) while the page is enabled and usable."""
@@ -67,7 +68,7 @@ class ReferenceTime:
         if parameters is None:
             return max(now, now + self._origin_ns + count * REFERENCE_TICK_NS - self._vm.kvm_clock_ns())
         scale, offset = parameters
-        vcpu = self._vm.vcpus[0]
+        vcpu = self._first()
         tsc = -(-((count - offset) << _SCALE_SHIFT) // scale)
         cycles = tsc - vcpu.guest_tsc()
         if cycles <= 0:
@@ -79,7 +80,13 @@ class ReferenceTime:
         return (self._vm.kvm_clock_ns() - self._origin_ns) // REFERENCE_TICK_NS
 
     def _tsc(self) -> int:
-        return self._vm.vcpus[0].guest_tsc()
+        return self._first().guest_tsc()
+
+    def _first(self) -> VcpuOwner:
+        """The vCPU whose TSC the page is about; it stays that one when vCPUs are destroyed at the end of a run."""
+        if self._vcpu is None:
+            self._vcpu = self._vm.vcpus[0]
+        return self._vcpu
 
     def set_register(self, value: int) -> int | None:
         """Write the MSR, the lock being held; where the page shall lie."""

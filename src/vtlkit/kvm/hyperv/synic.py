@@ -347,12 +347,14 @@ class SynIc:
         """Whether one of `flags` was clear before."""
         if not self.siefp & HV_MSR_PAGE_ENABLE:
             return False
-        before = self._flags_in_page(sint)
-        after = before | flags
-        if after == before:
-            return False
-        self.event_page.write(sint * HV_EVENT_FLAGS_BYTE_COUNT, after.to_bytes(HV_EVENT_FLAGS_BYTE_COUNT, "little"))
-        return True
+        new = flags & ~self._flags_in_page(sint)
+        # Byte by byte, and no others: a guest on another processor may be clearing flags of its own there.
+        for number in range((new & -new).bit_length() - 1 >> 3, new.bit_length() + 7 >> 3):
+            bits = new >> 8 * number & 0xFF
+            if bits:
+                offset = sint * HV_EVENT_FLAGS_BYTE_COUNT + number
+                self.event_page.write(offset, bytes([self.event_page.view[offset] | bits]))
+        return new != 0
 
     def set_irq(self, sint: int) -> int:
         """Raise a SINT's interrupt (KVM_IRQ_ROUTING_HV_SINT): how many APICs accepted it, -1 if the SINT gives none."""

@@ -131,3 +131,15 @@ def test_reset_disables_the_page_and_time_goes_on() -> None:
     assert vm.cpu.rdmsr(PAGE) == 0
     assert vm.memory.overlay_at(GPA) is None
     assert vm.cpu.rdmsr(COUNT) == 10_000
+
+
+@pytest.mark.tlfs("msrs.reference-time")
+def test_the_counter_outlives_the_first_vcpu() -> None:
+    """At the end of a run vCPUs go one after the other: those that are left still ask what time it is."""
+    vm = FakeVm(2)
+    first, second = vm.vcpus
+    first.tsc, second.tsc = 5_000, 999_999_999
+    assert first.wrmsr(PAGE, GPA | 1)
+    before = second.rdmsr(COUNT)
+    vm.vcpus = [second]
+    assert second.rdmsr(COUNT) == before

@@ -17,6 +17,7 @@ from tests.unit.kvm.hyperv.test_synic import (
 )
 from vtlkit.hvdef import msrs
 from vtlkit.hvdef.status import HvStatus
+from vtlkit.kvm.hyperv.overlays import OverlayPage
 
 
 @pytest.mark.tlfs("synic.messages")
@@ -66,3 +67,26 @@ def test_every_sint_alike(sint: int, mode: int) -> None:
         byte = vm.memory.read(FLAGS + sint * 256 + flag // 8, 1)[0]
         assert byte >> flag % 8 & 1 == accepted
         assert taken() == interrupts
+
+
+@pytest.mark.tlfs("synic.event-flags")
+def test_only_bytes_with_new_flags_are_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A guest on another processor may be clearing flags of its own in the other bytes."""
+    vm = make_vm()
+    vm.cpu.wrmsr(SINT0 + 5, 0x60)
+    synic = vm.cpu.hv.synic
+    written: list[tuple[int, bytes]] = []
+    write = OverlayPage.write
+
+    def noted(page: OverlayPage, offset: int, data: bytes) -> None:
+        written.append((offset, data))
+        write(page, offset, data)
+
+    for flag in (8, 9, 2047):
+        assert synic.signal_event(5, flag) == HvStatus.SUCCESS
+    synic.process_events()
+    monkeypatch.setattr(OverlayPage, "write", noted)
+    for flag in (9, 10, 77):
+        assert synic.signal_event(5, flag) == HvStatus.SUCCESS
+    synic.process_events()
+    assert written == [(5 * 256 + 1, b"\x07"), (5 * 256 + 9, b"\x20")]
