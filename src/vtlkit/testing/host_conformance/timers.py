@@ -75,7 +75,8 @@ def check_interrupt_context(host: RunnableHost) -> None:
 
     def user() -> None:
         timer.start(host.now_ns())
-        sleep(host, SETTLE_NS)
+        # The failure ends this sleep; a busy machine may take a while to get there.
+        sleep(host, 100 * SETTLE_NS)
 
     host.spawn(user, "user")
     error = run_raises(host, LockOrderError)
