@@ -129,7 +129,8 @@ def versions(directory: Path, emulators: Sequence[Emulator], reference: Record |
     """What produced the record."""
     found = {emulator.name: emulator.version() for emulator in emulators}
     if reference is not None:
-        found["qemu"] = f"{reference.versions['qemu']}, recorded {reference.date}"
+        # The reference may have had its column from an earlier one.
+        found["qemu"] = f"{reference.versions['qemu'].partition(', recorded')[0]}, recorded {reference.date}"
     found["kvm-unit-tests"] = commit_of(directory).strip(" ()") or "unknown commit"
     found["host"] = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     return found
