@@ -306,19 +306,23 @@ class GuestMemory:
     def compare_exchange(self, gpa: int, size: int, old: int, new: int) -> bool:
         """Replace a naturally aligned number of 4 or 8 bytes if it is `old` still (`cmpxchg_gpte`); whether it was.
 
+        Rights count as in `write_for_guest`.
+
         Raises:
-            GuestMemoryError: there is no writable memory.
+            GuestMemoryError: there is no memory that a guest may write.
         """
-        found = self.find(gpa)
-        if found is None or not found[2] & Access.WRITE:
-            raise GuestMemoryError(gpa, size, write=True)
-        block, offset, _, _ = found
-        word, index = block.words(size), offset // size
-        # One step for guests on other threads: between the two the interpreter neither calls nor jumps back, so it
-        # does not give up its lock, which guest code needs.
-        if word[index] != old:
-            return False
-        word[index] = new
+        with self.lock:
+            if not self.check(gpa, size, Access.WRITE):
+                raise GuestMemoryError(gpa, size, write=True)
+            found = self.find(gpa)
+            assert found is not None
+            block, offset, _, _ = found
+            word, index = block.words(size), offset // size
+            # One step for guests on other threads: between the two the interpreter neither calls nor jumps back, so it
+            # does not give up its lock, which guest code needs.
+            if word[index] != old:
+                return False
+            word[index] = new
         self.on_write(gpa, size)
         return True
 

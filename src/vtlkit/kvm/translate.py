@@ -176,12 +176,11 @@ class _Tables:
         self._device_at = vcpu.devices.device_at
 
     def read(self, gpa: int, size: int) -> int | None:
-        if not self._memory.check(gpa, size, Access.READ) or self._device_at(gpa & ~0xFFF) is not None:
+        if self._device_at(gpa & ~0xFFF) is not None:
             return None
         try:
-            return int.from_bytes(self._memory.read(gpa, size), "little")
+            return int.from_bytes(self._memory.read_for_guest(gpa, size), "little")
         except GuestMemoryError:
-            # The slot went away between the two.
             return None
 
     def exists(self, gpa: int) -> bool:
@@ -195,6 +194,7 @@ class _Tables:
         try:
             done = self._memory.compare_exchange(update.gpa, update.size, update.old, update.new)
         except GuestMemoryError:
+            # Taken away between the two.
             return _CHANGED
         return _WRITTEN if done else _CHANGED
 

@@ -12,6 +12,7 @@ from tests.unit.kvm.core_rig import RAM_SIZE, Machine
 from tests.unit.x86.paging_oracle import oracle
 from vtlkit.engine.api import Access, RamBlock
 from vtlkit.kvm.errors import KvmError
+from vtlkit.kvm.memory import GuestMemory
 from vtlkit.kvm.memslots import KVM_MEM_READONLY, MemoryRegion
 from vtlkit.kvm.uapi import TranslateAccess, TranslateFault, TranslateFlags, Translation
 from vtlkit.x86.paging import PagingState
@@ -332,3 +333,40 @@ def test_an_entry_that_serves_two_levels_is_marked_once() -> None:
     assert (found.valid, found.set_bits_succeeded) == (True, True)
     assert get(machine, ROOT) == ROOT | P | A
     assert machine.vcpu.translate2(0, READ).fault is TranslateFault.RESERVED_BITS
+
+
+def test_rights_that_go_as_an_entry_is_marked_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = machine_in()
+    four_levels(machine)
+    before = get(machine, TABLE4)
+    memory = machine.vm.memory
+    exchange = memory.compare_exchange
+
+    def overtaken(gpa: int, size: int, old: int, new: int) -> bool:
+        if gpa == TABLE4:
+            machine.vm.set_memory_attributes(TABLE4, 0x1000, Access.READ)
+        return exchange(gpa, size, old, new)
+
+    monkeypatch.setattr(memory, "compare_exchange", overtaken)
+    found = machine.vcpu.translate2(0, WRITE, SET)
+    assert (found.valid, found.set_bits_succeeded, found.gpa_unwritable) == (True, False, TABLE4)
+    assert get(machine, TABLE4) == before
+
+
+def test_rights_that_go_as_a_table_is_read_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was read under the old rights is not looked at."""
+    machine = machine_in()
+    four_levels(machine)
+    memory = machine.vm.memory
+    read = GuestMemory.read
+
+    def overtaken(self: GuestMemory, gpa: int, size: int) -> bytes:
+        data = read(self, gpa, size)
+        if gpa == TABLE4 and self.check(TABLE4, 8, Access.READ):
+            machine.vm.set_memory_attributes(TABLE4, 0x1000, Access.NONE)
+        return data
+
+    assert machine.vcpu.translate2(0, READ).valid
+    monkeypatch.setattr(GuestMemory, "read", overtaken)
+    assert not machine.vcpu.translate2(0, READ).valid
+    assert not memory.check(TABLE4, 8, Access.READ)
