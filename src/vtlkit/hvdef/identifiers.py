@@ -6,6 +6,8 @@ from typing import Final
 
 HV_PAGE_SIZE: Final = 4096
 HV_PAGE_SHIFT: Final = 12
+GPA_LIMIT: Final = 1 << 52
+"""No x86 processor has wider physical addresses (SDM volume 3, 5.1.4)."""
 
 HV_PARTITION_ID_INVALID: Final = 0
 HV_PARTITION_ID_SELF: Final = 0xFFFFFFFFFFFFFFFF

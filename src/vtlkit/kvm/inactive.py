@@ -9,14 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from vtlkit.kvm import events
-from vtlkit.kvm.mpstate import MpState
+from vtlkit.kvm.mpstate import UNSTARTED
 from vtlkit.kvm.requests import Req
 from vtlkit.kvm.wait import has_events, interrupt_under_way
 
 if TYPE_CHECKING:
     from vtlkit.kvm.vcpu import Vcpu
 
-_UNSTARTED: Final = (MpState.UNINITIALIZED, MpState.INIT_RECEIVED)
 _MAY_BECOME_INTERRUPTS: Final = 1 << Req.HV_STIMER | 1 << Req.NMI
 
 
@@ -45,7 +44,7 @@ def interrupt_deliverable(vcpu: Vcpu) -> bool:
     May block for a moment.
     """
     with vcpu.mutex:
-        if vcpu.mp_state in _UNSTARTED:
+        if vcpu.mp_state in UNSTARTED:
             return False
         _settle(vcpu)
         if interrupt_under_way(vcpu):

@@ -295,13 +295,17 @@ class GuestMemory:
         size = len(data)
         assert (gpa & _PAGE_MASK) + size <= PAGE_SIZE
         with self.lock:
-            if not self.check(gpa, size, Access.WRITE):
-                raise GuestMemoryError(gpa, size, write=True)
-            found = self.find(gpa)
-            assert found is not None
-            block, offset, _, _ = found
+            block, offset = self._writable(gpa, size)
             block.view[offset : offset + size] = data
         self.on_write(gpa, size)
+
+    def _writable(self, gpa: int, size: int) -> tuple[RamBlock, int]:
+        """Where a guest's write to a range in one page goes, now. The caller holds the lock."""
+        found = self.find(gpa) if self.check(gpa, size, Access.WRITE) else None
+        if found is None:
+            raise GuestMemoryError(gpa, size, write=True)
+        block, offset, _, _ = found
+        return block, offset
 
     def compare_exchange(self, gpa: int, size: int, old: int, new: int) -> bool:
         """Replace a naturally aligned number of 4 or 8 bytes if it is `old` still (`cmpxchg_gpte`); whether it was.
@@ -312,11 +316,7 @@ class GuestMemory:
             GuestMemoryError: there is no memory that a guest may write.
         """
         with self.lock:
-            if not self.check(gpa, size, Access.WRITE):
-                raise GuestMemoryError(gpa, size, write=True)
-            found = self.find(gpa)
-            assert found is not None
-            block, offset, _, _ = found
+            block, offset = self._writable(gpa, size)
             word, index = block.words(size), offset // size
             # One step for guests on other threads: between the two the interpreter neither calls nor jumps back, so it
             # does not give up its lock, which guest code needs.

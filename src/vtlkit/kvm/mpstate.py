@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from typing import Final
 
 
 class MpState(enum.IntEnum):
@@ -14,3 +15,7 @@ class MpState(enum.IntEnum):
     HALTED = 3
     SIPI_RECEIVED = 4
     HV_INACTIVE_VTL = 11
+
+
+UNSTARTED: Final = (MpState.UNINITIALIZED, MpState.INIT_RECEIVED)
+"""Waiting for INIT or SIPI."""

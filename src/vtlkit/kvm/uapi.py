@@ -46,7 +46,7 @@ from vtlkit.kvm.kvm_run import (
     Wrmsr,
 )
 from vtlkit.kvm.memslots import KVM_MEM_READONLY, MAXPHYADDR, MemoryRegion
-from vtlkit.kvm.mpstate import MpState
+from vtlkit.kvm.mpstate import UNSTARTED, MpState
 from vtlkit.kvm.routing import KVM_MAX_IRQ_ROUTES, HvSintRoute, Route, default_routing
 from vtlkit.kvm.statistics import VcpuStatistics
 from vtlkit.kvm.translate import TranslateAccess, TranslateFault, TranslateFlags, Translation
@@ -62,6 +62,7 @@ __all__ = [
     "KVM_MEM_READONLY",
     "MAXPHYADDR",
     "MAX_VCPUS",
+    "UNSTARTED",
     "CpuidEntry",
     "CpuidOverride",
     "Debug",

@@ -13,13 +13,12 @@ from typing import TYPE_CHECKING, Final
 
 from vtlkit.engine.api import EventType
 from vtlkit.kvm import events
-from vtlkit.kvm.mpstate import MpState
+from vtlkit.kvm.mpstate import UNSTARTED, MpState
 from vtlkit.kvm.requests import Req
 
 if TYPE_CHECKING:
     from vtlkit.kvm.vcpu import Vcpu
 
-_UNSTARTED: Final = (MpState.UNINITIALIZED, MpState.INIT_RECEIVED)
 _INTERRUPTS: Final = (EventType.INTERRUPT, EventType.NMI)
 
 
@@ -41,7 +40,7 @@ def has_events(vcpu: Vcpu) -> bool:
     queue = vcpu.events
     if queue.apic_events.load():
         return True
-    if vcpu.mp_state in _UNSTARTED:
+    if vcpu.mp_state in UNSTARTED:
         # All else waits, or INIT forgets it: a processor that is not started would only look again and again.
         return False
     under_way = queue.exception is not None or queue.interrupted is not None or vcpu.engine.injected() is not None

@@ -9,6 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
+FXSAVE_XMM0: Final = 160
+"""Offset of XMM0 in the FXSAVE image; the next register is 16 bytes on (SDM volume 1, table 10-2)."""
+
 CR0_PE: Final = 1 << 0
 CR0_MP: Final = 1 << 1
 CR0_EM: Final = 1 << 2

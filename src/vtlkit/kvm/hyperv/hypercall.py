@@ -19,25 +19,24 @@ from vtlkit.kvm.hyperv.parameters import CODE_MASK, CONTROL_RESERVED, FAST_XMM_B
 from vtlkit.kvm.hyperv.privileges import FAST_OUTPUT, XMM_INPUT
 from vtlkit.kvm.kvm_run import Hyperv, KvmRun
 from vtlkit.x86.exceptions import Vector
+from vtlkit.x86.registers import FXSAVE_XMM0
 
 if TYPE_CHECKING:
     from vtlkit.engine.api import Engine, RegisterFile
     from vtlkit.kvm.hyperv.vcpu import HvVcpu
 
 _U32: Final = 0xFFFFFFFF
-_FXSAVE_XMM0: Final = 160
-"""Offset of XMM0 in the FXSAVE image; the next register is 16 bytes on (SDM volume 1, table 10-2)."""
 
 
 def read_xmm(engine: Engine) -> bytes:
     """XMM0 to XMM5."""
-    return engine.get_fpu()[_FXSAVE_XMM0 : _FXSAVE_XMM0 + FAST_XMM_BYTES]
+    return engine.get_fpu()[FXSAVE_XMM0 : FXSAVE_XMM0 + FAST_XMM_BYTES]
 
 
 def _write_xmm(engine: Engine, xmm: bytes) -> None:
     image = engine.get_fpu()
-    if image[_FXSAVE_XMM0 : _FXSAVE_XMM0 + FAST_XMM_BYTES] != xmm:
-        engine.set_fpu(image[:_FXSAVE_XMM0] + xmm + image[_FXSAVE_XMM0 + FAST_XMM_BYTES :])
+    if image[FXSAVE_XMM0 : FXSAVE_XMM0 + FAST_XMM_BYTES] != xmm:
+        engine.set_fpu(image[:FXSAVE_XMM0] + xmm + image[FXSAVE_XMM0 + FAST_XMM_BYTES :])
 
 
 def _pair(high: int, low: int) -> int:

@@ -28,6 +28,7 @@ from vtlkit.hvdef.hypercalls import (
     HV_HYPERCALL_VARIABLE_HEADER_SIZE,
     hypercall_result,
 )
+from vtlkit.hvdef.identifiers import GPA_LIMIT
 from vtlkit.hvdef.status import HvStatus
 from vtlkit.kvm.errors import GuestMemoryError
 from vtlkit.kvm.hyperv.layouts import LAYOUTS, HypercallLayout
@@ -49,7 +50,6 @@ _PAIR = 16
 _REGISTERS = HV_HYPERCALL_FAST_INPUT_REGISTERS_SIZE
 _ALIGNMENT = HV_HYPERCALL_PARAMETER_ALIGNMENT - 1
 _PAGE_MASK = PAGE_SIZE - 1
-_GPA_LIMIT = 1 << 52
 _TWO_QWORDS = struct.Struct("<QQ")
 
 
@@ -195,7 +195,7 @@ class Hypercall:
 
     def _refusal(self, gpa: int, size: int, access: Access) -> HvStatus:
         """Why the caller may not pass parameters at [gpa, gpa + size); SUCCESS if it may."""
-        if gpa & _ALIGNMENT or (gpa & _PAGE_MASK) + size > PAGE_SIZE or gpa >= _GPA_LIMIT:
+        if gpa & _ALIGNMENT or (gpa & _PAGE_MASK) + size > PAGE_SIZE or gpa >= GPA_LIMIT:
             return HvStatus.INVALID_ALIGNMENT
         if not self.memory.check(gpa, size, access):
             return HvStatus.INVALID_HYPERCALL_INPUT

@@ -222,11 +222,6 @@ class SynIc:
     def _own_buffers_full(queue: Queue) -> bool:
         return sum(buffers is None for _, buffers in queue) >= MESSAGE_BUFFERS
 
-    def accepts_messages(self) -> bool:
-        """Whether messages may be posted to this vCPU: SynIC and message page are enabled."""
-        with self.lock:
-            return self._accepts_messages()
-
     def drop_messages(self, buffers: MessageBuffers) -> None:
         """Forget the queued messages of a port whose buffers are closed."""
         with self.lock:

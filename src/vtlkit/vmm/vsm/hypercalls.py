@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 from vtlkit.engine.api import Access
 from vtlkit.hvdef import hypercall_io as io
 from vtlkit.hvdef.hypercalls import HvCallCode
-from vtlkit.hvdef.identifiers import HV_PARTITION_ID_SELF
+from vtlkit.hvdef.identifiers import GPA_LIMIT, HV_PAGE_SIZE, HV_PARTITION_ID_SELF
 from vtlkit.hvdef.status import HvStatus
 from vtlkit.hvdef.vsm import (
     HV_MAP_GPA_KERNEL_EXECUTABLE,
@@ -39,7 +39,7 @@ from vtlkit.vmm.vsm import (
     vtl_access,
 )
 from vtlkit.vmm.vsm.intercepts import install
-from vtlkit.vmm.vsm.targets import input_vtl, target_vp
+from vtlkit.vmm.vsm.targets import input_vtl, processor_and_vtl, target_vp
 from vtlkit.x86.exceptions import Vector
 
 if TYPE_CHECKING:
@@ -47,9 +47,6 @@ if TYPE_CHECKING:
 
 Handler: TypeAlias = Callable[["Vp", int, HypercallParameters], tuple[HvStatus, int]]
 """(processor, caller's VTL, parameters) -> (status, elements done of a rep call)"""
-
-PAGE_SIZE: Final = 4096
-_GPA_PAGE_MAX: Final = 1 << 40
 
 _READ_WRITE: Final = HV_MAP_GPA_READABLE | HV_MAP_GPA_WRITABLE
 _EXECUTE: Final = HV_MAP_GPA_KERNEL_EXECUTABLE | HV_MAP_GPA_USER_EXECUTABLE
@@ -208,12 +205,12 @@ def _modify_vtl_protection_mask(vp: Vp, level: int, call: HypercallParameters) -
             return HvStatus.ACCESS_DENIED, start
         status, done = HvStatus.SUCCESS, call.rep_count
         for index in range(start, call.rep_count):
-            page = int.from_bytes(call.element(index), "little")
-            if page >= _GPA_PAGE_MAX or not partition.is_ram(page * PAGE_SIZE):
+            gpa = int.from_bytes(call.element(index), "little") * HV_PAGE_SIZE
+            if gpa >= GPA_LIMIT or not partition.is_ram(gpa):
                 status, done = HvStatus.INVALID_PARAMETER, index
                 break
             for lower in targets:
-                partition.protect(level, lower, page * PAGE_SIZE, PAGE_SIZE, access)
+                partition.protect(level, lower, gpa, HV_PAGE_SIZE, access)
     # The caller may rely on what it has taken away, on every processor.
     partition.wait_for_memory(targets)
     return status, done
@@ -224,10 +221,8 @@ def _modify_vtl_protection_mask(vp: Vp, level: int, call: HypercallParameters) -
 
 def _translate_virtual_address(vp: Vp, level: int, call: HypercallParameters) -> tuple[HvStatus, int]:
     request = io.HV_INPUT_TRANSLATE_VIRTUAL_ADDRESS.unpack_from(call.data)
-    named = io.HV_INPUT_GET_VP_REGISTERS(
-        request.PartitionId, request.VpIndex, io.HV_TRANSLATE_GVA_INPUT_VTL.get(request.ControlFlags)
-    )
-    status, other, target = _register_target(vp, level, named)
+    named = io.HV_TRANSLATE_GVA_INPUT_VTL.get(request.ControlFlags)
+    status, other, target = processor_and_vtl(vp, level, request.PartitionId, request.VpIndex, named)
     if not status:
         status = translate.translate(vp, level, other, target, call)
     return status, 0
@@ -236,26 +231,11 @@ def _translate_virtual_address(vp: Vp, level: int, call: HypercallParameters) ->
 # --- registers ------------------------------------------------------------------------------------------------------
 
 
-def _register_target(vp: Vp, level: int, request: io.HV_INPUT_GET_VP_REGISTERS) -> tuple[HvStatus, Vp, int]:
-    """(status, processor, VTL) that a register call is about."""
-    if not _own_partition(request.PartitionId):
-        return HvStatus.INVALID_PARTITION_ID, vp, 0
-    other = target_vp(vp, request.VpIndex)
-    if other is None:
-        return HvStatus.INVALID_VP_INDEX, vp, 0
-    target = input_vtl(request.TargetVtl, level)
-    if target is None or any(request.RsvdZ):
-        return HvStatus.INVALID_PARAMETER, vp, 0
-    if target > level:
-        return HvStatus.ACCESS_DENIED, vp, 0
-    if target not in other.vcpus:
-        return HvStatus.INVALID_VTL_STATE, vp, 0
-    return HvStatus.SUCCESS, other, target
-
-
 def _get_vp_registers(vp: Vp, level: int, call: HypercallParameters) -> tuple[HvStatus, int]:
     request = io.HV_INPUT_GET_VP_REGISTERS.unpack_from(call.data)
-    status, other, target = _register_target(vp, level, request)
+    status, other, target = processor_and_vtl(
+        vp, level, request.PartitionId, request.VpIndex, request.TargetVtl, malformed=any(request.RsvdZ)
+    )
     if status:
         return status, call.rep_start
     for index in range(call.rep_start, call.rep_count):
@@ -269,7 +249,9 @@ def _get_vp_registers(vp: Vp, level: int, call: HypercallParameters) -> tuple[Hv
 
 def _set_vp_registers(vp: Vp, level: int, call: HypercallParameters) -> tuple[HvStatus, int]:
     request = io.HV_INPUT_GET_VP_REGISTERS.unpack_from(call.data)
-    status, other, target = _register_target(vp, level, request)
+    status, other, target = processor_and_vtl(
+        vp, level, request.PartitionId, request.VpIndex, request.TargetVtl, malformed=any(request.RsvdZ)
+    )
     if status:
         return status, call.rep_start
     for index in range(call.rep_start, call.rep_count):

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from vtlkit.hvdef import hypercall_io as io
 from vtlkit.hvdef.hypercalls import HvCallCode
 from vtlkit.hvdef.status import HvStatus
-from vtlkit.hvdef.vsm import HV_INPUT_VTL_RESERVED_MASK, HV_INPUT_VTL_TARGET_VTL, HV_INPUT_VTL_USE_TARGET_VTL
 from vtlkit.kvm.uapi import HypercallParameters, decode_flush, sparse_set
+from vtlkit.vmm.vsm.targets import input_vtl
 
 if TYPE_CHECKING:
     from vtlkit.vmm.vsm.vp import Vp
@@ -29,11 +29,9 @@ def send_ipi(vp: Vp, level: int, call: HypercallParameters) -> tuple[HvStatus, i
     if isinstance(targets, HvStatus):
         return targets, 0
     vector_valid = io.HV_IPI_LOW_VECTOR <= request.Vector <= io.HV_IPI_HIGH_VECTOR
-    if request.TargetVtl & HV_INPUT_VTL_RESERVED_MASK or request.Flags or request.Reserved or not vector_valid:
+    target = input_vtl(request.TargetVtl, level)
+    if target is None or request.Flags or request.Reserved or not vector_valid:
         return HvStatus.INVALID_PARAMETER, 0
-    target = level
-    if HV_INPUT_VTL_USE_TARGET_VTL.get(request.TargetVtl):
-        target = HV_INPUT_VTL_TARGET_VTL.get(request.TargetVtl)
     status = _may_name(vp, level, target)
     if not status:
         vp.partition.vtls[target].vm.send_ipi(targets, request.Vector)

@@ -17,7 +17,7 @@ from vtlkit.hvdef.vsm import (
     HV_VSM_PARTITION_CONFIG_INTERCEPT_VP_STARTUP,
     HvVtlEntryReason,
 )
-from vtlkit.kvm.uapi import HypercallParameters, Hyperv, InterceptedHypercall, MpState, Vcpu, cr4_allowed
+from vtlkit.kvm.uapi import UNSTARTED, HypercallParameters, Hyperv, InterceptedHypercall, Vcpu, cr4_allowed
 from vtlkit.vmm.vsm import context, intercepts
 from vtlkit.vmm.vsm.intercepts import wishes
 from vtlkit.vmm.vsm.targets import plain_vtl
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 START: Final = HV_MAX_VTLS
 """Bit of `Vp._look`: a start state waits in `Vp.starting`."""
 _DENY: Final = HV_VSM_PARTITION_CONFIG_DENY_LOWER_VTL_STARTUP.mask
-_UNSTARTED: Final = (MpState.UNINITIALIZED, MpState.INIT_RECEIVED)
 
 
 class Start(NamedTuple):
@@ -74,7 +73,7 @@ def _startable(vp: Vp, target: int) -> bool:
     """VTL 0 has not been started; and no other VTL runs, if one above it is to. Stops the processor for a moment."""
     vcpu = vp.vcpus[0]
     with vp.stopped(), vcpu.mutex:
-        return vcpu.get_mp_state() in _UNSTARTED and (target == 0 or vp.active.load() == 0)
+        return vcpu.get_mp_state() in UNSTARTED and (target == 0 or vp.active.load() == 0)
 
 
 def _denied(partition: Partition, level: int) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vtlkit.hvdef.identifiers import HV_VP_INDEX_SELF
+from vtlkit.hvdef.identifiers import HV_PARTITION_ID_SELF, HV_VP_INDEX_SELF
 from vtlkit.hvdef.status import HvStatus
 from vtlkit.hvdef.vsm import HV_INPUT_VTL_RESERVED_MASK, HV_INPUT_VTL_TARGET_VTL, HV_INPUT_VTL_USE_TARGET_VTL
 
@@ -41,3 +41,25 @@ def target_vp(vp: Vp, index: int) -> Vp | None:
         return vp
     vps = vp.partition.vps
     return vps[index] if index < len(vps) else None
+
+
+def processor_and_vtl(
+    vp: Vp, level: int, partition_id: int, index: int, vtl: int, *, malformed: bool = False
+) -> tuple[HvStatus, Vp, int]:
+    """(status, processor, VTL) of a call about an enabled VTL, the caller's or a lower one, of some processor.
+
+    `vtl` is an HV_INPUT_VTL; `malformed` says that something else in the input is not as it must be.
+    """
+    if partition_id != HV_PARTITION_ID_SELF:
+        return HvStatus.INVALID_PARTITION_ID, vp, 0
+    other = target_vp(vp, index)
+    if other is None:
+        return HvStatus.INVALID_VP_INDEX, vp, 0
+    target = input_vtl(vtl, level)
+    if target is None or malformed:
+        return HvStatus.INVALID_PARAMETER, vp, 0
+    if target > level:
+        return HvStatus.ACCESS_DENIED, vp, 0
+    if target not in other.vcpus:
+        return HvStatus.INVALID_VTL_STATE, vp, 0
+    return HvStatus.SUCCESS, other, target

@@ -22,6 +22,7 @@ from vtlkit.hvdef import hypercall_io as io
 from vtlkit.hvdef import register_values as values
 from vtlkit.hvdef.hypercall_io import HvTranslateGvaResultCode as Code
 from vtlkit.hvdef.hypercalls import HvCallCode
+from vtlkit.hvdef.identifiers import HV_PAGE_SIZE
 from vtlkit.hvdef.messages import HvCacheType, HvInterceptAccessType
 from vtlkit.hvdef.register_values import HV_X64_PENDING_EVENT, HvX64PendingEventType
 from vtlkit.hvdef.status import HvStatus
@@ -42,7 +43,6 @@ from vtlkit.x86.registers import CR0_CD, CR0_PG
 if TYPE_CHECKING:
     from vtlkit.vmm.vsm.vp import Vp
 
-PAGE_SIZE: Final = 4096
 _GVA_PAGE_MAX: Final = 1 << 52
 # Shadow stacks are not offered.
 _FLAGS: Final = io.HV_TRANSLATE_GVA_VALID & ~io.HV_TRANSLATE_GVA_SHADOW_STACK
@@ -109,7 +109,7 @@ def translate(vp: Vp, level: int, other: Vp, target: int, call: HypercallParamet
             return HvStatus.INVALID_VTL_STATE
         vp.partition.tlb_locks.acquire(other, level, target)
     vcpu = other.vcpus[target]
-    gva = request.GvaPage * PAGE_SIZE
+    gva = request.GvaPage * HV_PAGE_SIZE
     access = TranslateAccess.NONE
     for flag, kind in _ACCESS:
         if flags & flag:
@@ -129,10 +129,10 @@ def translate(vp: Vp, level: int, other: Vp, target: int, call: HypercallParamet
         output = io.HV_OUTPUT_TRANSLATE_VIRTUAL_ADDRESS_EX(
             TranslationResult=answer.result,
             EventInfo=answer.event or HV_X64_PENDING_EVENT(),
-            GpaPage=answer.gpa // PAGE_SIZE,
+            GpaPage=answer.gpa // HV_PAGE_SIZE,
         ).pack()
     else:
-        output = io.HV_OUTPUT_TRANSLATE_VIRTUAL_ADDRESS(answer.result, answer.gpa // PAGE_SIZE).pack()
+        output = io.HV_OUTPUT_TRANSLATE_VIRTUAL_ADDRESS(answer.result, answer.gpa // HV_PAGE_SIZE).pack()
     call.write_output(output)
     return HvStatus.SUCCESS
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from vtlkit.engine.api import Access
 from vtlkit.hvdef import hypercall_io as io
-from vtlkit.hvdef.identifiers import HV_PAGE_SIZE, HV_PARTITION_ID_SELF
+from vtlkit.hvdef.identifiers import GPA_LIMIT, HV_PAGE_SIZE, HV_PARTITION_ID_SELF
 from vtlkit.hvdef.status import HvStatus
 from vtlkit.hvdef.vsm import (
     HV_MAP_GPA_KERNEL_EXECUTABLE,
@@ -31,7 +31,6 @@ _ACCESS: Final = {
     HV_MAP_GPA_USER_EXECUTABLE: Access.EXECUTE,
 }
 _ALL: Final = sum(_ACCESS)
-_GPA_PAGE_MAX: Final = 1 << 40
 
 
 def check_sparse_gpa_page_vtl_access(vp: Vp, level: int, call: HypercallParameters) -> tuple[HvStatus, int]:
@@ -47,10 +46,10 @@ def check_sparse_gpa_page_vtl_access(vp: Vp, level: int, call: HypercallParamete
     if target >= level:
         return HvStatus.ACCESS_DENIED, start
     for index in range(start, call.rep_count):
-        page = int.from_bytes(call.element(index), "little")
-        if page >= _GPA_PAGE_MAX:
+        gpa = int.from_bytes(call.element(index), "little") * HV_PAGE_SIZE
+        if gpa >= GPA_LIMIT:
             return HvStatus.INVALID_PARAMETER, index
-        result = _result(vp, target, page * HV_PAGE_SIZE, request.DesiredAccess)
+        result = _result(vp, target, gpa, request.DesiredAccess)
         call.write_element(index, result.to_bytes(8, "little"))
     return HvStatus.SUCCESS, call.rep_count
 

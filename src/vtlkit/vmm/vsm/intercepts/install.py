@@ -19,7 +19,7 @@ from vtlkit.hvdef.status import HvStatus
 from vtlkit.kvm.uapi import CpuidOverride, HypercallParameters, UserIntercepts
 from vtlkit.vmm.vsm.intercepts import wishes
 from vtlkit.vmm.vsm.intercepts.wishes import Results
-from vtlkit.vmm.vsm.targets import input_vtl, target_vp
+from vtlkit.vmm.vsm.targets import processor_and_vtl, target_vp
 from vtlkit.x86 import apic as regs
 from vtlkit.x86.exceptions import Vector
 
@@ -272,18 +272,12 @@ _UNREGISTER: Final[dict[int, Callable[[bytes], _Edit | None]]] = {
 def check_for_io(vp: Vp, level: int, call: HypercallParameters) -> tuple[HvStatus, int]:
     """HvCallCheckForIoIntercept: whether some VTL above the target would be told of a port access there."""
     request = io.HV_INPUT_CHECK_FOR_IO_INTERCEPT.unpack_from(call.data)
-    if request.PartitionId != HV_PARTITION_ID_SELF:
-        return HvStatus.INVALID_PARTITION_ID, 0
-    other = target_vp(vp, request.VpIndex)
-    if other is None:
-        return HvStatus.INVALID_VP_INDEX, 0
-    target = input_vtl(request.TargetVtl, level)
-    if target is None or request.Padding or request.Size not in (1, 2, 4) or request.IsWrite > 1:
-        return HvStatus.INVALID_PARAMETER, 0
-    if target > level:
-        return HvStatus.ACCESS_DENIED, 0
-    if target not in other.vcpus:
-        return HvStatus.INVALID_VTL_STATE, 0
+    malformed = bool(request.Padding) or request.Size not in (1, 2, 4) or request.IsWrite > 1
+    status, other, target = processor_and_vtl(
+        vp, level, request.PartitionId, request.VpIndex, request.TargetVtl, malformed=malformed
+    )
+    if status:
+        return status, 0
     with vp.partition.lock:
         wanted = wishes.union(wishes.of_vtl(other, setter) for setter in wishes.above(other, target))
     ports = wanted.port_writes if request.IsWrite else wanted.port_reads

@@ -15,7 +15,7 @@ from vtlkit.hvdef.registers import HvRegisterName as Name
 from vtlkit.hvdef.vsm import HV_X64_SEGMENT_REGISTER
 from vtlkit.kvm import uapi
 from vtlkit.kvm.uapi import Vcpu
-from vtlkit.x86.registers import CR0_AM, CR0_PE, EFER_LMA, Segment
+from vtlkit.x86.registers import CR0_AM, CR0_PE, EFER_LMA, FXSAVE_XMM0, Segment
 from vtlkit.x86.segments import attributes_to_access_rights
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ _REGISTERS: Final = {
 }
 _BREAKPOINTS_ENABLED: Final = 0xFF
 """DR7's L0 to G3."""
-XMM0_TO_XMM5: Final = slice(160, 256)
+XMM0_TO_XMM5: Final = slice(FXSAVE_XMM0, FXSAVE_XMM0 + 6 * 16)
 """In the FXSAVE image (SDM volume 1, table 10-2)."""
 _INSTRUCTION_BYTES: Final = 16
 

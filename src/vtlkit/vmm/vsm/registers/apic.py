@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _U32: Final = 0xFFFFFFFF
 _REG_SHIFT: Final = 4
+_ANY: Final = -1
+"""All bits are valid."""
 _FIRST: Final = 0x00084800
 """The name of the register at offset 0."""
 _X2APIC_ICR: Final = APIC_BASE_MSR + (regs.APIC_ICR >> _REG_SHIFT)
@@ -71,13 +73,17 @@ def _get(name: int) -> Register:
     return Register(read)
 
 
+def _write(vcpu: Vcpu, offset: int, value: int, valid: int) -> HvStatus:
+    with vcpu.apic.unheard():
+        accepted = not value & ~valid and vcpu.apic.write(offset, value)
+    return HvStatus.SUCCESS if accepted else HvStatus.INVALID_REGISTER_VALUE
+
+
 def _writer(name: int, valid: int) -> Set:
     offset = _offset(name)
 
     def write(_vp: Vp, _level: int, vcpu: Vcpu, value: int) -> HvStatus:
-        with vcpu.apic.unheard():
-            accepted = not value & ~valid and vcpu.apic.write(offset, value)
-        return HvStatus.SUCCESS if accepted else HvStatus.INVALID_REGISTER_VALUE
+        return _write(vcpu, offset, value, valid)
 
     return write
 
@@ -85,9 +91,7 @@ def _writer(name: int, valid: int) -> Set:
 def _set_ldr(_vp: Vp, _level: int, vcpu: Vcpu, value: int) -> HvStatus:
     if vcpu.apic.x2apic_mode:
         return HvStatus.ACCESS_DENIED
-    with vcpu.apic.unheard():
-        accepted = not value & ~regs.APIC_LDR_MASK and vcpu.apic.write(regs.APIC_LDR, value)
-    return HvStatus.SUCCESS if accepted else HvStatus.INVALID_REGISTER_VALUE
+    return _write(vcpu, regs.APIC_LDR, value, regs.APIC_LDR_MASK)
 
 
 def _get_icr(_vp: Vp, _level: int, vcpu: Vcpu) -> int:
@@ -114,9 +118,8 @@ def _set_self_ipi(_vp: Vp, _level: int, vcpu: Vcpu, value: int) -> HvStatus:
     if not vcpu.apic.x2apic_mode:
         # xAPIC mode has no such register.
         return HvStatus.INVALID_PARAMETER
-    with vcpu.apic.unheard():
-        accepted = vcpu.apic.write(regs.APIC_SELF_IPI, value)
-    return HvStatus.SUCCESS if accepted else HvStatus.INVALID_REGISTER_VALUE
+    # A value of more than a vector is for the APIC to judge.
+    return _write(vcpu, regs.APIC_SELF_IPI, value, _ANY)
 
 
 REGISTERS: Final[Mapping[int, Register]] = {

@@ -18,6 +18,7 @@ from vtlkit.hvdef.registers import HvRegisterName as Name
 from vtlkit.hvdef.status import HvStatus
 from vtlkit.kvm.uapi import Vcpu
 from vtlkit.vmm.vsm.registers.table import VALUE_SIZE, Register, Scope
+from vtlkit.x86.registers import FXSAVE_XMM0
 
 if TYPE_CHECKING:
     from vtlkit.vmm.vsm.vp import Vp
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 _CONTROL_STATUS: Final = 0
 _XMM_CONTROL_STATUS: Final = 16
 _ST0: Final = 32
-_XMM0: Final = 160
 """Offsets in the image; all of them have the registers' 16 bytes."""
 
 _FCW_RESERVED: Final = 0xE080
@@ -79,7 +79,7 @@ def _piece(offset: int, accept: Callable[[bytes, bytes], bytes | None] = _any) -
 
 
 REGISTERS: Final[Mapping[int, Register]] = {
-    **{Name[f"HvX64RegisterXmm{number}"]: _piece(_XMM0 + VALUE_SIZE * number) for number in range(16)},
+    **{Name[f"HvX64RegisterXmm{number}"]: _piece(FXSAVE_XMM0 + VALUE_SIZE * number) for number in range(16)},
     **{Name[f"HvX64RegisterFpMmx{number}"]: _piece(_ST0 + VALUE_SIZE * number, _st) for number in range(8)},
     Name.HvX64RegisterFpControlStatus: _piece(_CONTROL_STATUS, _control_status),
     Name.HvX64RegisterXmmControlStatus: _piece(_XMM_CONTROL_STATUS, _xmm_control_status),
