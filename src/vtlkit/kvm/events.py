@@ -127,9 +127,14 @@ def _next_vector(vcpu: Vcpu) -> int:
     return vcpu.apic.get_interrupt()
 
 
-def inject_pending(vcpu: Vcpu) -> None:
-    """Give the engine the event that is next and ask for windows for the others. The engine is at a boundary."""
+def inject_pending(vcpu: Vcpu) -> bool:
+    """Give the engine the event that is next and ask for windows for the others. The engine is at a boundary.
+
+    Whether an immediate exit must be forced: there is one more, deliverable as soon as the injected one is through
+    (`req_immediate_exit` of `kvm_check_and_inject_events`).
+    """
     engine, queue, vendor = vcpu.engine, vcpu.events, vcpu.vendor
+    force_immediate_exit = False
     busy = engine.injected() is not None
     if not busy and queue.exception is not None:
         engine.inject(queue.exception)
@@ -142,7 +147,7 @@ def inject_pending(vcpu: Vcpu) -> None:
     if queue.exception is not None or queue.interrupted is not None:
         # Next, and nothing can hold it up: come back as soon as the injected event is through.
         vcpu.make_request(Req.EVENT)
-        vcpu.force_immediate_exit = True
+        force_immediate_exit = True
 
     nmis = queue.nmi_pending
     if nmis and not busy and not vendor.nmi_blocked(vcpu):
@@ -153,7 +158,7 @@ def inject_pending(vcpu: Vcpu) -> None:
         if busy and not engine.nmi_blocked:
             # Deliverable as soon as the injected event is through: ask again then.
             vcpu.make_request(Req.EVENT)
-            vcpu.force_immediate_exit = True
+            force_immediate_exit = True
         else:
             engine.request_nmi_window(True)
 
@@ -161,11 +166,12 @@ def inject_pending(vcpu: Vcpu) -> None:
         vector = _next_vector(vcpu)
         if vector < 0:
             # What comes from now on makes the request again, and kicks.
-            return
+            return force_immediate_exit
         vendor.inject_irq(vcpu, vector)
         vcpu.statistics.injected_interrupts += 1
     if has_interrupt(vcpu):
         engine.request_interrupt_window(True)
+    return force_immediate_exit
 
 
 def accept_apic_events(vcpu: Vcpu) -> None:

@@ -45,9 +45,6 @@ def after(vcpu: Vcpu, intercepts: UserIntercepts, exit_: KvmRun | None) -> KvmRu
     traps = vcpu.user.traps
     if traps and exit_ is None and vcpu.engine.at_boundary:
         exit_ = traps.popleft()
-    if traps:
-        # Told before the guest executes anything else.
-        vcpu.force_immediate_exit = True
     return exit_
 
 

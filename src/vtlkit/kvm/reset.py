@@ -32,7 +32,6 @@ def vcpu_reset(vcpu: Vcpu, *, init_event: bool) -> None:
     vcpu.events.reset()
     vcpu.user.reset()
     vcpu.pending_exit = None
-    vcpu.force_immediate_exit = False
     vcpu.gif = True
     engine.nmi_blocked = False
     engine.interrupt_shadow = False

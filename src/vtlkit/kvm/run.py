@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 _REQUESTS_HANDLED: Final = ~(1 << Req.EVENT)
 """EVENT alone, by far the most frequent request, is looked at where events are injected."""
+_NEED_BOUNDARY: Final = 1 << Req.EVENT | 1 << Req.MEMORY_CHANGED | 1 << Req.USER_INTERCEPTS
+"""Handled between two instructions only."""
 
 
 def vcpu_run(vcpu: Vcpu) -> KvmRun:
@@ -82,14 +84,12 @@ def _handle_requests(vcpu: Vcpu) -> KvmRun | None:
         else:
             # The map may not change under an unfinished instruction: finish it first.
             vcpu.make_request(Req.MEMORY_CHANGED)
-            vcpu.force_immediate_exit = True
     if vcpu.check_request(Req.USER_INTERCEPTS):
         if vcpu.engine.at_boundary:
             vcpu.user.apply()
         else:
             # What is unfinished began under the old ones.
             vcpu.make_request(Req.USER_INTERCEPTS)
-            vcpu.force_immediate_exit = True
     if vcpu.check_request(Req.TRIPLE_FAULT):
         return Shutdown()
     if vcpu.check_request(Req.TLB_FLUSH):
@@ -108,6 +108,7 @@ def _handle_requests(vcpu: Vcpu) -> KvmRun | None:
 def _enter_guest(vcpu: Vcpu) -> KvmRun | None:
     """One entry (`vcpu_enter_guest`); None means go round again."""
     engine = vcpu.engine
+    force_immediate_exit = False
     if vcpu.apic.pending_timer():
         vcpu.apic.inject_pending_timer()
     if vcpu.requests.load():
@@ -120,12 +121,14 @@ def _enter_guest(vcpu: Vcpu) -> KvmRun | None:
             return None
     if vcpu.check_request(Req.EVENT) or vcpu.events.has_events():
         if engine.at_boundary:
-            events.inject_pending(vcpu)
+            force_immediate_exit = events.inject_pending(vcpu)
         else:
             vcpu.make_request(Req.EVENT)
-            vcpu.force_immediate_exit = True
-    force_immediate_exit = vcpu.force_immediate_exit
-    vcpu.force_immediate_exit = False
+    # An unfinished instruction is finished before what waits for its end, a trap told before anything else executes.
+    if vcpu.requests.load() & _NEED_BOUNDARY and not engine.at_boundary:
+        force_immediate_exit = True
+    if vcpu.user_intercepts is not None and vcpu.user.traps:
+        force_immediate_exit = True
     if vcpu.events.windows is not None and (window := _window(vcpu)) is not None:
         return window
 

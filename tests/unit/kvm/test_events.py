@@ -90,7 +90,7 @@ def test_a_window_is_asked_for_exactly_when_something_waits(
     vcpu.requests.clear(Req.EVENT)
     cpu.injections.clear()
 
-    events.inject_pending(vcpu)
+    force_immediate_exit = events.inject_pending(vcpu)
 
     busy = injected or interrupted or exception
     nmi_taken = nmis > 0 and not busy and not shadow and not in_nmi
@@ -107,9 +107,9 @@ def test_a_window_is_asked_for_exactly_when_something_waits(
     # An NMI that only the event before it holds up comes right after that one, not at a window.
     soon = nmis_left > 0 and busy and not in_nmi
     queued = injected + interrupted + exception > 1
-    assert vcpu.force_immediate_exit is (soon or queued)
+    assert force_immediate_exit is (soon or queued)
     assert cpu.windows == {"interrupt": irq_waits, "nmi": nmis_left > 0 and not soon}
-    assert vcpu.requests.test(Req.EVENT) is vcpu.force_immediate_exit
+    assert vcpu.requests.test(Req.EVENT) is force_immediate_exit
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""What finds out whether a protocol keeps its promise: scenarios today, run under many schedules."""

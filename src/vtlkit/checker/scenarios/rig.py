@@ -1,0 +1,118 @@
+"""A virtual machine whose guests are scripts, for scenarios: the hypervisor is real, the processors are scripted.
+
+Every vCPU begins at `RESET` of its own program and is runnable from the start; its local APIC is enabled by software.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Final, TypeAlias
+
+from vtlkit.engine.api import Event, RamBlock
+from vtlkit.engine.scripted import Guest, Handler, ScriptedEngine, ops
+from vtlkit.engine.scripted.ops import Op
+from vtlkit.host.api import Host, RunnableHost
+from vtlkit.kvm.memslots import MemoryRegion
+from vtlkit.kvm.vcpu import Vcpu
+from vtlkit.kvm.vm import Vm
+from vtlkit.x86.apic import APIC_EOI, APIC_SPIV, APIC_SPIV_APIC_ENABLED
+from vtlkit.x86.registers import RFLAGS_IF
+
+RESET: Final = 0xFFFFFFF0
+DONE: Final = 0x99
+"""A port without a device: the script's way to user space."""
+NMI: Final = 2
+APIC_BASE: Final = 0xFEE00000
+EOI: Final = ops.Write(APIC_BASE + APIC_EOI, 4, 0)
+RAM_SIZE: Final = 16 << 12
+_UNBOUNDED: Final = 1 << 60
+
+Script: TypeAlias = Generator[Op, int, None]
+
+
+class Processor(ScriptedEngine):
+    """Runs until something exits where the host gives no budgets."""
+
+    def __init__(self, name: str, program: Guest, handlers: Mapping[int, Handler]) -> None:
+        super().__init__(name, {RESET: program}, handlers)
+        self.left = _UNBOUNDED
+
+
+class Factory:
+    """`EngineFactory`: one program a vCPU, in the order of their creation."""
+
+    name = "scripted"
+
+    def __init__(self, programs: Sequence[Guest], handlers: Mapping[int, Handler]) -> None:
+        self._programs = iter(programs)
+        self._handlers = handlers
+
+    def create(self, vcpu_name: str) -> ScriptedEngine:
+        return Processor(vcpu_name, next(self._programs), self._handlers)
+
+    def counts_instructions(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+class Rig:
+    """A VM with one vCPU a program and a few pages of RAM from 0. `interrupts`: RFLAGS.IF is set at the start."""
+
+    def __init__(
+        self,
+        host: RunnableHost,
+        programs: Sequence[Guest],
+        *,
+        handlers: Mapping[int, Handler] | None = None,
+        irqchip: bool = False,
+        interrupts: bool = True,
+    ) -> None:
+        self.host: Host = host
+        self._runnable = host
+        self.vm = Vm(host, Factory(programs, handlers or {}), "vm")
+        if irqchip:
+            self.vm.create_irqchip()
+        self.ram = RamBlock(RAM_SIZE)
+        self.vm.set_user_memory_region(MemoryRegion(0, 0, RAM_SIZE, self.ram))
+        self.vcpus: list[Vcpu] = [self.vm.create_vcpu(number) for number in range(len(programs))]
+        self._pause = host.cell(0, "linger")
+        for vcpu in self.vcpus:
+            vcpu.start_runnable()
+            vcpu.apic.mmio_write(APIC_SPIV, 4, APIC_SPIV_APIC_ENABLED | 0xFF)
+            if interrupts:
+                vcpu.engine.rflags |= RFLAGS_IF
+
+    def linger(self, steps: int) -> None:
+        """Let the other tasks go ahead by up to so many accesses."""
+        for _ in range(self.host.choose(steps, "linger")):
+            self._pause.load()
+
+    def run(self, *functions: Callable[[], object]) -> None:
+        """Run these as tasks until all are done."""
+        for number, function in enumerate(functions):
+            self.host.spawn(_task(function), f"task{number}")
+        self._runnable.run()
+
+
+def _task(function: Callable[[], object]) -> Callable[[], None]:
+    def body() -> None:
+        function()
+
+    return body
+
+
+def recorder(log: list[int], *instructions: Op) -> Handler:
+    """An interrupt handler that notes its vector as it is entered, does `instructions` and returns."""
+
+    def handler(_engine: object, event: Event) -> Script:
+        log.append(event.vector)
+        return body()
+
+    def body() -> Script:
+        for instruction in instructions:  # noqa: UP028 - RAX is sent, which a tuple does not take
+            yield instruction
+        yield ops.Compute(1)
+
+    return handler
