@@ -112,9 +112,9 @@ def check_then_prepare(vcpu: Vcpu) -> bool:
         ended = wait.check_block(vcpu)
         if ended is not wait.Ended.NOT_YET:
             return ended is wait.Ended.RUNNABLE
-        vcpu.wait.prepare()
+        vcpu.wait_queue.prepare()
         vcpu.host.schedule()
-        vcpu.wait.finish()
+        vcpu.wait_queue.finish()
 
 
 def test_checking_before_queueing_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -249,10 +249,10 @@ def process_then_sleep(vcpu: Vcpu) -> bool:
     """Looks at the request before it is in the queue, and not again."""
     while True:
         wait.process_stimers(vcpu)
-        vcpu.wait.prepare()
+        vcpu.wait_queue.prepare()
         ended = wait.check_block(vcpu)
         if ended is not wait.Ended.NOT_YET:
-            vcpu.wait.finish()
+            vcpu.wait_queue.finish()
             return ended is wait.Ended.RUNNABLE
         vcpu.host.schedule()
 

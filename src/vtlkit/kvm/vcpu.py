@@ -66,7 +66,7 @@ class Vcpu(VcpuTime, VcpuState):
         self.vendor: SvmVendor = vm.vendor
         self.is_bsp = is_bsp
         self.mutex = self.host.lock(f"{self.name}-mutex", LockRank.VCPU)
-        self.wait = self.host.wait_queue(f"{self.name}-wait")
+        self.wait_queue = self.host.wait_queue(f"{self.name}-wait")
         self.requests = self.host.bitmap(f"{self.name}-requests")
         self.mode = self.host.cell(Mode.OUTSIDE_GUEST_MODE, f"{self.name}-mode")
         self._signal = self.host.cell(False, f"{self.name}-signal")
@@ -83,6 +83,8 @@ class Vcpu(VcpuTime, VcpuState):
         self.user_intercepts: UserIntercepts | None = None
         self.user = UserInterceptState(self)
         self.gif = True
+        self.guest_mode = False
+        """L2 is active: the guest runs a guest of its own (`is_guest_mode`)."""
         self.pending_exit: KvmRun | None = None
         """The exit that user space has been given and whose answer `run` still has to take."""
         self.exit_length = 0
@@ -141,7 +143,7 @@ class Vcpu(VcpuTime, VcpuState):
 
     def kick(self) -> None:
         """Wake the vCPU if it blocks, make it exit if it runs guest code (`kvm_vcpu_kick`). Any task; never blocks."""
-        if not self.wait.wake():
+        if not self.wait_queue.wake():
             self.kick_running()
         if self._listener is not None:
             self._listener()

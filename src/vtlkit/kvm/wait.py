@@ -91,7 +91,7 @@ def block(vcpu: Vcpu, ready: Callable[[Vcpu], bool] = vcpu_runnable) -> bool:
     HV_STIMER is no wake event: what it asks for is done here, and may bring one. That takes locks, so it is done with
     the wait ended, and the wait begins anew.
     """
-    queue = vcpu.wait
+    queue = vcpu.wait_queue
     while True:
         queue.prepare()
         ended = check_block(vcpu, ready)

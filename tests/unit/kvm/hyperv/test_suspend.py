@@ -29,7 +29,7 @@ def nothing(_machine: FlushMachine, _number: int) -> Script:
 
 def suspended(machine: FlushMachine, number: int = 0) -> bool:
     """Whether the vCPU sleeps on its hypercall."""
-    return machine.vcpus[number].hv.waiting_on.load() is not None and machine.vcpus[number].wait.waiters() > 0
+    return machine.vcpus[number].hv.waiting_on.load() is not None and machine.vcpus[number].wait_queue.waiters() > 0
 
 
 def when_suspended(machine: FlushMachine, act: Callable[[], object]) -> Callable[[], None]:
