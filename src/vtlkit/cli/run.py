@@ -21,6 +21,7 @@ from vtlkit.cli.hv_features import HvOption, parse_hv
 from vtlkit.cli.interruption import Interruption
 from vtlkit.cli.quantities import MIB, SEED_MAXIMUM, count_parser, parse_memory, parse_seconds, show_size
 from vtlkit.cli.status import BadInput, Status, complain, report_bug
+from vtlkit.cli.trace_file import TraceFile, TraceOption, TraceRingOption
 from vtlkit.hvdef.identifiers import HV_MAX_VTLS
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ def run(
     timeout: Annotated[
         float | None, typer.Option(parser=parse_seconds, metavar="S", help="End the run after S seconds (status 124).")
     ] = None,
-    trace: Annotated[str, typer.Option(metavar="FILE", help="Not implemented yet.")] = "",
+    trace: TraceOption = "",
+    trace_ring: TraceRingOption = None,
     json_file: Annotated[str, typer.Option("--json", metavar="FILE", help="Write the summary as JSON.")] = "",
     quiet: Annotated[bool, typer.Option("--quiet", help="No summary on standard error.")] = False,
 ) -> int:
@@ -81,8 +83,6 @@ def run(
     The guest's serial port is standard output; a summary follows on standard error. A guest that writes v to port 0xf4
     ends the run with status (v << 1) | 1. Power-off is status 0, bad input 2, a triple fault 3, a time-out 124.
     """
-    if trace:
-        raise BadInput(COMMAND, "--trace is not implemented yet; leave it out")
     from vtlkit.vmm.machine import MachineConfig
 
     ramdisk = Path(initrd) if initrd else None
@@ -91,7 +91,9 @@ def run(
     path = find_guest(guest)
     report = _open_report(json_file)
     try:
-        return _run(path, config, mode, timeout, None if quiet else sys.stderr, report)
+        with TraceFile(COMMAND, trace, trace_ring) as written:
+            status = _run(path, config, mode, timeout, None if quiet else sys.stderr, report, written)
+        return written.status or status
     except CannotCompose as error:
         raise BadInput(COMMAND, str(error)) from None
     finally:
@@ -131,7 +133,13 @@ def _open_report(name: str) -> TextIO | None:
 
 
 def _run(
-    path: Path, config: MachineConfig, mode: Mode, timeout: float | None, people: TextIO | None, report: TextIO | None
+    path: Path,
+    config: MachineConfig,
+    mode: Mode,
+    timeout: float | None,
+    people: TextIO | None,
+    report: TextIO | None,
+    trace: TraceFile,
 ) -> int:
     from vtlkit.cli.summary import Summary
     from vtlkit.vmm.loaders import LoadError
@@ -141,7 +149,7 @@ def _run(
         machine.stop(reason)
 
     output = GuestOutput(_STANDARD_OUTPUT, on_failure=lambda: stop("interrupted"))
-    with composed(mode, config, output.write) as machine:
+    with composed(mode, config, output.write, trace.start) as machine:
         try:
             machine.load(path)
         except LoadError as error:

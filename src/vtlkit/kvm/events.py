@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from vtlkit.engine.api import Event, EventType
+from vtlkit.kvm import tracing
 from vtlkit.kvm.mpstate import MpState
 from vtlkit.kvm.requests import Req
 from vtlkit.kvm.windows import Windows
@@ -137,10 +138,14 @@ def inject_pending(vcpu: Vcpu) -> bool:
     force_immediate_exit = False
     busy = engine.injected() is not None
     if not busy and queue.exception is not None:
+        if vcpu.trace is not None:
+            tracing.injected(vcpu, queue.exception, again=False)
         engine.inject(queue.exception)
         queue.exception = None
         busy = True
     if not busy and queue.interrupted is not None:
+        if vcpu.trace is not None:
+            tracing.injected(vcpu, queue.interrupted, again=True)
         engine.inject(queue.interrupted)
         queue.interrupted = None
         busy = True
@@ -153,6 +158,8 @@ def inject_pending(vcpu: Vcpu) -> bool:
     if nmis and not busy and not vendor.nmi_blocked(vcpu):
         queue.nmi_pending = nmis = nmis - 1
         vendor.inject_nmi(vcpu)
+        if vcpu.trace is not None:
+            vcpu.trace.inject_nmi()
         busy = True
     if nmis:
         if busy and not engine.nmi_blocked:
@@ -168,6 +175,8 @@ def inject_pending(vcpu: Vcpu) -> bool:
             # What comes from now on makes the request again, and kicks.
             return force_immediate_exit
         vendor.inject_irq(vcpu, vector)
+        if vcpu.trace is not None:
+            vcpu.trace.inject_irq(vector)
         vcpu.statistics.injected_interrupts += 1
     if has_interrupt(vcpu):
         engine.request_interrupt_window(True)

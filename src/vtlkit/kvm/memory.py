@@ -23,6 +23,7 @@ from vtlkit.host.api import Host, LockRank
 from vtlkit.kvm.attributes import MemoryAttributes
 from vtlkit.kvm.errors import GuestMemoryError, KvmError
 from vtlkit.kvm.memslots import MAX_GPA, MemoryRegion, Memslots
+from vtlkit.trace.tracer import VmTrace
 
 _PAGE_MASK = PAGE_SIZE - 1
 _READ_ONLY = Access.READ | Access.EXECUTE
@@ -82,6 +83,7 @@ class GuestMemory:
         self.on_write: Callable[[int, int], None] = lambda _gpa, _size: None
         """Told of each write from the host's side: translated code may lie there."""
 
+        self.trace: VmTrace | None = None
         self._followers: list[Follower] = []
 
     def follow(self, follower: Follower) -> int:
@@ -101,12 +103,14 @@ class GuestMemory:
                 follower.restart_log(done)
             del self.log[:done]
 
-    def _publish(self, space: AddressSpace, changes: Iterable[Change]) -> None:
+    def _publish(self, space: AddressSpace, changes: list[Change]) -> None:
         """Make a new state visible and log what changed. The caller holds the lock."""
         if len(self.log) > LOG_MAX:
             self._forget_log()
         self._space.store_release(space)
         self.log.extend(changes)
+        if self.trace is not None:
+            self.trace.memory_change((change.gpa, change.size, change.backing) for change in changes)
 
     def _forget_log(self) -> None:
         """A follower (a processor that never runs, say) has fallen too far behind to be led there step by step."""

@@ -55,6 +55,7 @@ from vtlkit.kvm.vcpu import Vcpu
 from vtlkit.kvm.vm import MAX_VCPUS, Vm
 from vtlkit.kvm.windows import Windows
 from vtlkit.kvm.windows import request as windows_request
+from vtlkit.trace.tracer import Tracer
 
 __all__ = [
     "ALL_VPS",
@@ -142,12 +143,14 @@ def hv_cpuid_entries(features: HvFeatures) -> list[CpuidEntry]:
 class Kvm:
     """The hypervisor on one host with one kind of engine (an open /dev/kvm)."""
 
-    def __init__(self, host: Host, engines: EngineFactory) -> None:
+    def __init__(self, host: Host, engines: EngineFactory, trace: Tracer | None = None) -> None:
+        """`trace`: where all VMs that are created write what they do."""
         self.host = host
         self.engines = engines
+        self.trace = trace
         self._created = 0
 
     def create_vm(self, name: str | None = None) -> Vm:
         """KVM_CREATE_VM."""
         self._created += 1
-        return Vm(self.host, self.engines, name or f"vm{self._created - 1}")
+        return Vm(self.host, self.engines, name or f"vm{self._created - 1}", self.trace)

@@ -35,6 +35,7 @@ from vtlkit.kvm.user_intercepts import UserIntercepts, UserInterceptState, engin
 from vtlkit.kvm.vcpu_state import VcpuState
 from vtlkit.kvm.vcpu_time import VcpuTime
 from vtlkit.kvm.wait import suspend
+from vtlkit.trace.tracer import VcpuTrace
 from vtlkit.x86.msr import APICBASE_BASE, APICBASE_ENABLE, X2APIC_ENABLE
 from vtlkit.x86.registers import CR0_PE, GENERAL_REGISTERS
 
@@ -62,6 +63,7 @@ class Vcpu(VcpuTime, VcpuState):
         self.vcpu_id = vcpu_id
         self.host = vm.host
         self.name = f"{vm.name}-vcpu{vcpu_id}"
+        self.trace: VcpuTrace | None = None if vm.trace is None else vm.trace.vcpu(vcpu_id)
         self.engine = engine
         self.vendor: SvmVendor = vm.vendor
         self.is_bsp = is_bsp
@@ -98,6 +100,7 @@ class Vcpu(VcpuTime, VcpuState):
         self.apic: LocalApic = LocalApic(self, vm.bus, apic_id=apic_id, is_bsp=is_bsp)
         self.hv = HvVcpu(self, vcpu_id)
         self.apic.on_eoi = self.hv.on_eoi
+        self.apic.trace = self.trace
         self.msrs = Msrs(self)
         self.devices: VcpuDevices = VcpuDevices(self)
         self.map = EngineMap(engine, vm.memory, self.devices)
@@ -132,6 +135,8 @@ class Vcpu(VcpuTime, VcpuState):
         """Set the request bit; earlier stores are seen by whoever sees the bit (`kvm_make_request`). From any task."""
         self.host.smp_wmb()
         self.requests.set(request)
+        if self.trace is not None:
+            self.trace.make_request(request.name)
 
     def check_request(self, request: Req) -> bool:
         """Take the request if it is set (`kvm_check_request`)."""
@@ -143,6 +148,8 @@ class Vcpu(VcpuTime, VcpuState):
 
     def kick(self) -> None:
         """Wake the vCPU if it blocks, make it exit if it runs guest code (`kvm_vcpu_kick`). Any task; never blocks."""
+        if self.trace is not None:
+            self.trace.kick()
         if not self.wait_queue.wake():
             self.kick_running()
         if self._listener is not None:
@@ -164,10 +171,14 @@ class Vcpu(VcpuTime, VcpuState):
     def kick_running(self) -> None:
         """Make the vCPU exit if it is in the guest; let it sleep if it blocks. From any task; never blocks."""
         if self.mode.cmpxchg(Mode.IN_GUEST_MODE, Mode.EXITING_GUEST_MODE) == Mode.IN_GUEST_MODE:
+            if self.trace is not None:
+                self.trace.kick_running()
             self.engine.kick()
 
     def signal(self) -> None:
         """What a signal to the thread in KVM_RUN does: the current or next `run` returns INTR. From any task."""
+        if self.trace is not None:
+            self.trace.signal()
         self._signal.store(True)
         self.host.smp_mb()
         self.kick()

@@ -25,6 +25,7 @@ from vtlkit.kvm.requests import NO_WAKEUP, Req
 from vtlkit.kvm.routing import PIT_IRQ_SOURCE_ID, IrqRouting, Route
 from vtlkit.kvm.vcpu import Vcpu
 from vtlkit.kvm.vendor.svm import SVM
+from vtlkit.trace.tracer import Tracer
 from vtlkit.x86.apic import DeliveryMode
 
 MAX_VCPUS: Final = 1024
@@ -40,15 +41,17 @@ sees time pass."""
 class Vm:
     """See the module. `create_irqchip` before the first vCPU gives it PIC, I/O APIC and PIT."""
 
-    def __init__(self, host: Host, engines: EngineFactory, name: str) -> None:
+    def __init__(self, host: Host, engines: EngineFactory, name: str, trace: Tracer | None = None) -> None:
         self.host = host
         self.name = name
+        self.trace = None if trace is None else trace.vm(name)
         self.engines = engines
         self.vendor = SVM
         self.lock = host.lock(f"{name}-lock", LockRank.VM)
         self.memory = GuestMemory(host, name)
         self.memory.on_change = self._memory_changed
         self.memory.on_write = self._memory_written
+        self.memory.trace = self.trace
         self.bus = IpiBus(host, f"{name}-apic", x2apic_format=True)
         self.port_bus = PortBus()
         self.mmio_bus = MmioBus()

@@ -102,7 +102,11 @@ def block(vcpu: Vcpu, ready: Callable[[Vcpu], bool] = vcpu_runnable) -> bool:
             process_stimers(vcpu)
             continue
         vcpu.statistics.blocks += 1
+        if vcpu.trace is not None:
+            vcpu.trace.block(vcpu.mp_state.name)
         vcpu.host.schedule()
+        if vcpu.trace is not None:
+            vcpu.trace.wakeup()
     queue.finish()
     return ended is _RUNNABLE
 

@@ -22,6 +22,7 @@ from vtlkit.host.api import LockRank, RunnableHost
 from vtlkit.hvdef.identifiers import HV_MAX_VTLS
 from vtlkit.kvm import uapi
 from vtlkit.kvm.uapi import HvFeatures, Kvm, KvmRun, MemoryRegion, Vcpu
+from vtlkit.trace.tracer import Tracer
 from vtlkit.vmm import acpi, firmware
 from vtlkit.vmm.devices.debugexit import exit_status
 from vtlkit.vmm.loaders import BootImage, LoadError, LoadOptions, open_image, ram_ranges, waking_vector_state
@@ -96,7 +97,12 @@ class Machine:
     """One machine; it runs once."""
 
     def __init__(
-        self, config: MachineConfig, host: RunnableHost, engines: EngineFactory, console: Callable[[bytes], None]
+        self,
+        config: MachineConfig,
+        host: RunnableHost,
+        engines: EngineFactory,
+        console: Callable[[bytes], None],
+        trace: Tracer | None = None,
     ) -> None:
         self.config = config
         self.host = host
@@ -119,7 +125,7 @@ class Machine:
         self._suspended = False
         self._outcome: tuple[Outcome, int, str, str] | None = None
         self._instructions = 0
-        self.kvm = Kvm(host, engines)
+        self.kvm = Kvm(host, engines, trace)
         rom = MemoryRegion(_ROM_SLOT, firmware.ROM_GPA, firmware.ROM_SIZE, RamBlock(firmware.ROM_SIZE))
         self.partition = partition = Partition(
             self.kvm, self._regions(), [rom], cpus=config.cpus, vtls=config.vtls, hyperv=config.hyperv, supervisor=self
@@ -179,12 +185,8 @@ class Machine:
 
     def result(self) -> RunResult:
         """What the run has come to so far; after `run` has raised, too. Without a reason to end it is a deadlock."""
-        outcome, status, message, crash = self._outcome or (
-            Outcome.DEADLOCK,
-            _STATUS[Outcome.DEADLOCK],
-            "every processor ended without ending the run",
-            "",
-        )
+        ended = "every processor ended without ending the run"
+        outcome, status, message, crash = self._outcome or (Outcome.DEADLOCK, _STATUS[Outcome.DEADLOCK], ended, "")
         result = RunResult(outcome, status, message, crash, virtual_ns=self.host.now_ns())
         for statistics in self.partition.statistics():
             result.exits.update(statistics.all_exits())
@@ -294,12 +296,8 @@ class Machine:
             else:
                 exit_.data = self.pc.mmio.read(exit_.gpa, exit_.size)
         elif isinstance(exit_, uapi.Shutdown):
-            self._end(
-                Outcome.TRIPLE_FAULT,
-                _STATUS[Outcome.TRIPLE_FAULT],
-                f"triple fault on VP {vp.index}",
-                describe_vcpu(vp.index, vcpu),
-            )
+            message = f"triple fault on VP {vp.index}"
+            self._end(Outcome.TRIPLE_FAULT, _STATUS[Outcome.TRIPLE_FAULT], message, describe_vcpu(vp.index, vcpu))
         elif isinstance(exit_, uapi.SystemEventExit):
             self._system_event(vp, vcpu, exit_)
         elif isinstance(exit_, uapi.InternalErrorExit):
