@@ -75,6 +75,7 @@ class PerfettoSink:
         first.track_descriptor.process.pid = 1
         first.track_descriptor.process.process_name = "vtlkit machine"
         first.track_descriptor.child_ordering = TrackDescriptor.EXPLICIT
+        self._flush()
 
     def write(self, batch: Sequence[Event]) -> None:
         for event in batch:

@@ -54,7 +54,7 @@ def _lines(file: BinaryIO, number: int, parse: Callable[[str], Event | None]) ->
             raise UnreadableTrace(f"line {number} is cut off: the trace is not complete")
         try:
             event = parse(line.decode().removesuffix("\n"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             reason = str(error) if isinstance(error, MalformedEvent) else "is no event of a trace"
             raise UnreadableTrace(f"line {number}: {reason}") from None
         if event is not None:

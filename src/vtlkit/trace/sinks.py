@@ -65,6 +65,7 @@ class JsonLinesSink:
     def __init__(self, file: IO[str]) -> None:
         self._file = file
         file.write(JSON_HEADER + "\n")
+        file.flush()
 
     def write(self, batch: Sequence[Event]) -> None:
         dumps = json.dumps
@@ -88,6 +89,7 @@ class FtraceSink:
         self._pids: dict[str, int] = {}
         self._cpus: dict[str, int] = {}
         file.write(FTRACE_HEADER)
+        file.flush()
 
     def write(self, batch: Sequence[Event]) -> None:
         self._file.write("".join(map(self._line, batch)))

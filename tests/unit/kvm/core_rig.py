@@ -19,6 +19,8 @@ from vtlkit.kvm.cpuid import for_vcpu
 from vtlkit.kvm.memslots import MemoryRegion
 from vtlkit.kvm.vcpu import Vcpu
 from vtlkit.kvm.vm import Vm
+from vtlkit.trace.sinks import Sink
+from vtlkit.trace.tracer import Tracer
 from vtlkit.x86.apic import APIC_SPIV
 
 RESET = 0xFFFFFFF0
@@ -137,11 +139,13 @@ class Machine:
         vcpus: int = 1,
         host: RunnableHost | None = None,
         cpuid: bool = True,
+        sink: Sink | None = None,
     ) -> None:
         self.host: RunnableHost = host if host is not None else Simulator()
         begin = dict(programs or {})
         begin.setdefault(RESET, program or script())
-        self.vm = Vm(cast(Host, self.host), Cpus(begin, handlers or {}), "vm")
+        self.tracer = None if sink is None else Tracer(self.host.now_ns, self.host.context, sink)
+        self.vm = Vm(cast(Host, self.host), Cpus(begin, handlers or {}), "vm", self.tracer)
         self.vm.create_irqchip()
         self.ram = RamBlock(RAM_SIZE)
         self.vm.set_user_memory_region(MemoryRegion(0, 0, RAM_SIZE, self.ram))
