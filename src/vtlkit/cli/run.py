@@ -85,8 +85,7 @@ def run(
     """
     from vtlkit.vmm.machine import MachineConfig
 
-    ramdisk = Path(initrd) if initrd else None
-    config = MachineConfig(cpus, memory, vtls, append, ramdisk, _hyperv(hv))
+    config = MachineConfig(cpus, memory, vtls, append, Path(initrd) if initrd else None, _hyperv(hv))
     mode = Mode(engine, realtime, seed)
     path = find_guest(guest)
     report = _open_report(json_file)

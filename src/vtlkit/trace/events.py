@@ -10,7 +10,9 @@ count from 1 in a run, and 0 is none: a wake or an exit that a kick brought abou
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Any, ClassVar, Final, get_type_hints
 
 from vtlkit.trace.template import Template, Value
@@ -39,7 +41,7 @@ class Event:
 
     def values(self) -> dict[str, Value]:
         """All fields by name, the common ones first."""
-        return {name: getattr(self, name) for name in FIELDS[self.name]}
+        return dict(zip(FIELDS[self.name], _GETTERS[self.name](self), strict=True))
 
 
 def vcpu_name(vm: str, vcpu: int) -> str:
@@ -311,6 +313,9 @@ CLASSES: Final[dict[str, type[Event]]] = {
 }
 """Every class by its event's name."""
 FIELDS: Final = {name: tuple(field.name for field in fields(kind)) for name, kind in CLASSES.items()}
+_GETTERS: Final[dict[str, Callable[[Event], tuple[Value, ...]]]] = {
+    name: attrgetter(*names) for name, names in FIELDS.items()
+}
 KINDS: Final[dict[str, dict[str, type]]] = {
     name: {field: hint for field, hint in get_type_hints(kind).items() if field in FIELDS[name]}
     for name, kind in CLASSES.items()

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import BinaryIO, Final
 
 from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import (
+    DebugAnnotation,
     InternedData,
     Trace,
     TracePacket,
@@ -27,14 +28,17 @@ from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import (
 
 from vtlkit.trace import events
 from vtlkit.trace.events import NO_VCPU, Event, vcpu_name
+from vtlkit.trace.template import Value
 
 MACHINE_TRACK: Final = 1
+_NEEDS_STATE: Final = TracePacket.SEQ_NEEDS_INCREMENTAL_STATE
 SEQUENCE: Final = 1
 """All packets are one sequence: one writer."""
 _MAX_VTLS: Final = 16
 _VTL: Final = re.compile(r"vtl(\d+)")
 _SWITCH_FLOWS: Final = 1 << 32
 """Flow IDs of VTL switches begin here; those of kicks are the kicks' own."""
+_ANNOTATIONS_KEPT: Final = 10_000
 _LAST: Final = 1 << 20
 """Rank of tracks that are no vCPU's."""
 
@@ -42,15 +46,17 @@ _LAST: Final = 1 << 20
 class _Interned:
     """One kind of interned string."""
 
-    def __init__(self) -> None:
+    def __init__(self, new: list[tuple[_Interned, int, str]]) -> None:
+        """`new`: what the packet at hand must tell is put there."""
         self._ids: dict[str, int] = {}
+        self._new = new
 
-    def number(self, text: str, new: list[tuple[int, str]]) -> int:
-        """Its ID; if it is new, it is added to `new`, which the packet at hand must tell."""
+    def number(self, text: str) -> int:
+        """Its ID."""
         found = self._ids.get(text)
         if found is None:
             found = self._ids[text] = len(self._ids) + 1
-            new.append((found, text))
+            self._new.append((self, found, text))
         return found
 
 
@@ -65,8 +71,9 @@ class PerfettoSink:
         self._switches = 0
         self._arriving: dict[int, int] = {}
         """VP -> flow of the VTL switch whose end the next entry is."""
-        self._names, self._categories = _Interned(), _Interned()
-        self._keys, self._values = _Interned(), _Interned()
+        self._new: list[tuple[_Interned, int, str]] = []
+        self._names, self._categories, self._keys, self._values = (_Interned(self._new) for _ in range(4))
+        self._annotations: dict[tuple[str, Value, type], DebugAnnotation] = {}
         self._now = 0
         self._out = Trace()
         first = self._out.packet.add(trusted_packet_sequence_id=SEQUENCE)
@@ -150,44 +157,54 @@ class PerfettoSink:
     # --- packets ----------------------------------------------------------------------------------------------------
 
     def _plain_packet(self, now: int) -> TracePacket:
-        packet = self._out.packet.add(timestamp=now, trusted_packet_sequence_id=SEQUENCE)
-        packet.sequence_flags = TracePacket.SEQ_NEEDS_INCREMENTAL_STATE
-        return packet
+        return self._out.packet.add(timestamp=now, trusted_packet_sequence_id=SEQUENCE, sequence_flags=_NEEDS_STATE)
 
     def _packet(self, event: Event, track: int, name: str, kind: int) -> TrackEvent:
         packet = self._plain_packet(event.time_ns)
         made: TrackEvent = packet.track_event
-        new: dict[str, list[tuple[int, str]]] = {"name": [], "category": [], "key": [], "value": []}
         made.type = kind
         made.track_uuid = track
-        made.name_iid = self._names.number(name, new["name"])
-        made.category_iids.append(self._categories.number(event.name, new["category"]))
-        for key, value in event.values().items():
-            if key == "time_ns":
-                continue
-            annotation = made.debug_annotations.add(name_iid=self._keys.number(key, new["key"]))
-            if isinstance(value, bool):
-                annotation.bool_value = value
-            elif isinstance(value, str):
-                annotation.string_value_iid = self._values.number(value, new["value"])
-            elif value < 0:
-                annotation.int_value = value
-            else:
-                annotation.uint_value = value
-        if any(new.values()):
-            self._tell(packet.interned_data, new)
+        made.name_iid = self._names.number(name)
+        made.category_iids.append(self._categories.number(event.name))
+        values = event.values()
+        del values["time_ns"]
+        made.debug_annotations.extend(map(self._annotation, values.items()))
+        if self._new:
+            self._tell(packet.interned_data)
         return made
 
-    @staticmethod
-    def _tell(data: InternedData, new: dict[str, list[tuple[int, str]]]) -> None:
-        for number, text in new["name"]:
-            data.event_names.add(iid=number, name=text)
-        for number, text in new["category"]:
-            data.event_categories.add(iid=number, name=text)
-        for number, text in new["key"]:
-            data.debug_annotation_names.add(iid=number, name=text)
-        for number, text in new["value"]:
-            data.debug_annotation_string_values.add(iid=number, str=text.encode())
+    def _annotation(self, item: tuple[str, Value]) -> DebugAnnotation:
+        """The annotation for a field; most come again and again, so they are kept: to copy one is faster."""
+        key, value = item
+        kind = type(value)
+        known = self._annotations.get((key, value, kind))
+        if known is not None:
+            return known
+        made = DebugAnnotation(name_iid=self._keys.number(key))
+        if kind is bool:
+            made.bool_value = value
+        elif isinstance(value, str):
+            made.string_value_iid = self._values.number(value)
+        elif value < 0:
+            made.int_value = value
+        else:
+            made.uint_value = value
+        if len(self._annotations) < _ANNOTATIONS_KEPT:
+            self._annotations[key, value, kind] = made
+        return made
+
+    def _tell(self, data: InternedData) -> None:
+        """Strings that this packet is the first to use."""
+        for interned, number, text in self._new:
+            if interned is self._names:
+                data.event_names.add(iid=number, name=text)
+            elif interned is self._categories:
+                data.event_categories.add(iid=number, name=text)
+            elif interned is self._keys:
+                data.debug_annotation_names.add(iid=number, name=text)
+            else:
+                data.debug_annotation_string_values.add(iid=number, str=text.encode())
+        self._new.clear()
 
     # --- tracks -----------------------------------------------------------------------------------------------------
 

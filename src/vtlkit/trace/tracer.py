@@ -23,7 +23,7 @@ from vtlkit.trace.sinks import Sink
 from vtlkit.trace.template import Value
 
 BATCH: Final = 512
-"""Events that wait in memory before they are given to the sink."""
+"""Events that wait in memory before a vCPU that enters the guest or sleeps gives them to the sink."""
 
 
 class Tracer:
@@ -46,14 +46,16 @@ class Tracer:
         return VmTrace(self, name)
 
     def emit(self, event: Event) -> None:
-        """Add an event. From any task and from interrupt context; never blocks."""
-        waiting = self._waiting
-        waiting.append(event)
-        if len(waiting) >= BATCH:
+        """Add an event. From any task, under any lock, and from interrupt context; never blocks."""
+        self._waiting.append(event)
+
+    def flush_batch(self) -> None:
+        """`flush` if a batch waits."""
+        if len(self._waiting) >= BATCH:
             self.flush()
 
     def flush(self) -> None:
-        """Give the sink what waits, unless another thread is doing so."""
+        """Give the sink what waits, unless another thread is doing so. May wait for a file: only where a task may."""
         try:
             self._turn.pop()
         except IndexError:
@@ -132,6 +134,7 @@ class VcpuTrace:
     def entry(self, rip: int, immediate_exit: bool, ahead_ns: int) -> None:
         """`ahead_ns`: by what a deterministic host's clock is behind, here and at `exit`."""
         tracer = self._tracer
+        tracer.flush_batch()
         tracer.running[tracer.context()] = self.name
         self._last_kick = 0
         self._emit(events.KvmEntry, rip, immediate_exit, ahead_ns=ahead_ns)
@@ -150,6 +153,7 @@ class VcpuTrace:
     def block(self, state: str) -> None:
         """Before the vCPU sleeps; `wakeup` comes after."""
         tracer = self._tracer
+        tracer.flush_batch()
         tracer.running[tracer.context()] = self.name
         self._blocked_ns = tracer.now_ns()
         self._emit(events.KvmVcpuBlock, state)
