@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from tests.integration import cli_rig
 from tests.integration.cli_rig import PATIENCE_SECONDS, Running
 from tests.integration.test_cli_input import refused
+from tests.unit.trace.test_perfetto import Read
 from vtlkit.trace import events
 from vtlkit.trace.reader import read_trace
 
@@ -64,6 +66,17 @@ def test_a_trace_holds_what_happened(traced: Path) -> None:
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_every_format_holds_the_same(suffix: str, traced: Path) -> None:
     assert list(read_trace(traced / f"t{suffix}")) == list(read_trace(traced / "t.jsonl"))
+
+
+def test_slices_of_a_run_follow_each_other_and_flows_have_two_ends(traced: Path) -> None:
+    read = Read(traced / "t.pftrace")
+    slices = read.slices()
+    assert slices.keys() == {f"VP {vp} VTL {vtl}" for vp in range(2) for vtl in range(2)}
+    for found in slices.values():
+        assert all(end <= begin for (_, end, _), (begin, _, _) in pairwise(found))
+    ends = set(read.flows().values())
+    assert ("VP 0 VTL 0", "VP 1 VTL 0") in ends
+    assert ("VP 0 VTL 0", "VP 0 VTL 1") in ends
 
 
 @pytest.mark.parametrize("suffix", FORMATS)

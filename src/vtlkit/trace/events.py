@@ -90,7 +90,7 @@ class KvmUserspaceExit(Event):
 
 @dataclass(frozen=True, slots=True)
 class KvmVcpuBlock(Event):
-    """The vCPU goes to sleep, in this MP state."""
+    """The vCPU goes to sleep, in this MP state; SUSPENDED: at an instruction that cannot be executed now."""
 
     name: ClassVar[str] = "kvm_vcpu_block"
     form: ClassVar[str] = "vcpu {vcpu} state {state}"

@@ -110,7 +110,17 @@ class VcpuTrace:
     """What is traced of a vCPU. `kick`, `kick_running`, `signal`, `make_request` and `accept_irq` come from any task,
     all else from its own."""
 
-    __slots__ = ("_blocked_ns", "_exit_kick", "_last_kick", "_tracer", "_vcpu", "_vm", "name", "unsynced_exits")
+    __slots__ = (
+        "_blocked_ns",
+        "_exit_kick",
+        "_last_kick",
+        "_seen_kick",
+        "_tracer",
+        "_vcpu",
+        "_vm",
+        "name",
+        "unsynced_exits",
+    )
 
     def __init__(self, tracer: Tracer, vm: str, vcpu_id: int) -> None:
         self._tracer = tracer
@@ -118,7 +128,9 @@ class VcpuTrace:
         self._vcpu = vcpu_id
         self.name = vcpu_name(vm, vcpu_id)
         self._last_kick = 0
-        """The newest kick since the vCPU last entered the guest or woke."""
+        """The newest kick. Written by who kicks."""
+        self._seen_kick = 0
+        """Kicks up to here brought about nothing that is still to come. Written by the vCPU's task."""
         self._exit_kick = 0
         """The kick that makes the engine stop."""
         self._blocked_ns = 0
@@ -136,14 +148,13 @@ class VcpuTrace:
         tracer = self._tracer
         tracer.flush_batch()
         tracer.running[tracer.context()] = self.name
-        self._last_kick = 0
+        self._seen_kick = self._last_kick
         self._emit(events.KvmEntry, rip, immediate_exit, ahead_ns=ahead_ns)
 
     def exit(self, reason: str, rip: int, info: tuple[int, int, int, int], ahead_ns: int) -> None:
         """`info`: EXITINFO1, EXITINFO2, EXITINTINFO and its error code."""
         kick, self._exit_kick = self._exit_kick, 0
-        if kick == self._last_kick:
-            self._last_kick = 0
+        self._seen_kick = max(self._seen_kick, kick)
         self.unsynced_exits += 1
         self._emit(events.KvmExit, reason, rip, *info, kick, ahead_ns=ahead_ns)
 
@@ -151,22 +162,24 @@ class VcpuTrace:
         self._emit(events.KvmUserspaceExit, reason, number)
 
     def block(self, state: str) -> None:
-        """Before the vCPU sleeps; `wakeup` comes after."""
+        """Before the vCPU sleeps, in this MP state; `wakeup` comes after."""
         tracer = self._tracer
         tracer.flush_batch()
         tracer.running[tracer.context()] = self.name
         self._blocked_ns = tracer.now_ns()
-        self._emit(events.KvmVcpuBlock, state)
+        self._emit(events.KvmVcpuBlock, "SUSPENDED" if state == "RUNNABLE" else state)
 
     def wakeup(self) -> None:
         """The sleep that `block` announced is over."""
-        kick, self._last_kick = self._last_kick, 0
-        self._emit(events.KvmVcpuWakeup, self._tracer.now_ns() - self._blocked_ns, True, True, kick)
+        kick, seen = self._last_kick, self._seen_kick
+        self._seen_kick = kick
+        waited = self._tracer.now_ns() - self._blocked_ns
+        self._emit(events.KvmVcpuWakeup, waited, True, True, kick if kick > seen else 0)
 
     def polled(self, ns: int, valid: bool) -> None:
         """A halt-poll of `ns` is over; `valid`: a wake event came."""
-        kick = self._last_kick if valid else 0
-        self._emit(events.KvmVcpuWakeup, ns, False, valid, kick)
+        kick = self._last_kick
+        self._emit(events.KvmVcpuWakeup, ns, False, valid, kick if valid and kick > self._seen_kick else 0)
 
     def vtl_switch(self, source: int, target: int, reason: str) -> None:
         self._emit(events.VtlSwitch, source, target, reason)
@@ -182,7 +195,7 @@ class VcpuTrace:
 
     def kick_running(self) -> None:
         """A kick, or a request that lets a blocked vCPU sleep, makes the engine stop."""
-        if not self._last_kick:
+        if self._last_kick == self._seen_kick:
             self.kick()
         self._exit_kick = self._last_kick
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from math import isfinite
 
 import pytest
 
@@ -33,5 +34,6 @@ def test_the_sources_have_tracepoints_and_the_copy_has_none() -> None:
 
 
 def test_the_copy_runs() -> None:
-    assert seconds_per_exit(stripped_source(), 100) > 0
-    assert seconds_per_exit(SOURCE, 100, ".jsonl") > 0
+    # So few turns drown in the noise and may come out negative.
+    assert isfinite(seconds_per_exit(stripped_source(), 100))
+    assert isfinite(seconds_per_exit(SOURCE, 100, ".jsonl"))
