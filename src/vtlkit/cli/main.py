@@ -151,7 +151,3 @@ def _refuse_words(error: _UsageError) -> int:
     hint = "" if type(error).__name__ == "BadParameter" else f": '{command} --help' says what there is"
     complain(command, f"{message[:1].lower()}{message[1:].rstrip('.')}{hint}")
     return Status.BAD_INPUT
-
-
-if __name__ == "__main__":
-    sys.exit(main())
