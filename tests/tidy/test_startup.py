@@ -46,7 +46,5 @@ def test_help_loads_no_engine() -> None:
 
 
 def test_the_probe_sees_what_is_loaded() -> None:
-    _, report = probe(
-        "import greenlet\n" + PROBE.replace('runpy.run_module("vtlkit", run_name="__main__")', "pass")
-    )
+    _, report = probe("import greenlet\n" + PROBE.replace('runpy.run_module("vtlkit", run_name="__main__")', "pass"))
     assert loaded(report) & HEAVY == {"greenlet"}
