@@ -141,6 +141,12 @@ class ApicNamespaces:
         """
         return self.at(vcpu_id >> self._shift), vcpu_id & ((1 << self._shift) - 1)
 
+    def vcpu_name(self, vcpu_id: int) -> str:
+        """What a vCPU is called where people read it. Raises as `split`."""
+        namespace, number = self.split(vcpu_id)
+        group = f"-group{namespace.group}" if self.has_groups else ""
+        return f"{self._vm.name}{group}-vcpu{number}"
+
     def vcpu_id(self, group: int, apic_id: int) -> int:
         """The number of the vCPU with this APIC ID in a group, whether or not it has been made.
 

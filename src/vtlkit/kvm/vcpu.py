@@ -61,7 +61,7 @@ class Vcpu(VcpuTime, VcpuState):
         self.vm = vm
         self.vcpu_id = vcpu_id
         self.host = vm.host
-        self.name = f"{vm.name}-vcpu{vcpu_id}"
+        self.name = vm.namespaces.vcpu_name(vcpu_id)
         self.engine = engine
         self.vendor: SvmVendor = vm.vendor
         self.is_bsp = is_bsp

@@ -193,7 +193,7 @@ class Vm:
             raise KvmError(errno.EINVAL, f"vCPU {vcpu_id} of a group has APIC ID {number}, not {apic_id}")
         if namespace.bus.by_apic_id(apic_id) is not None:
             raise KvmError(errno.EEXIST, f"APIC ID {apic_id} is in use")
-        name = f"{self.name}-vcpu{vcpu_id}"
+        name = self.namespaces.vcpu_name(vcpu_id)
         vcpu = Vcpu(
             self,
             vcpu_id,
