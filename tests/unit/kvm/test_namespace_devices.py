@@ -183,20 +183,19 @@ def test_a_line_in_service_that_is_moved_is_ended_where_it_was_sent_and_goes_on_
 
 
 def test_a_restored_interrupt_in_service_is_ended_in_the_group_of_its_route() -> None:
-    machine = world(Form.GROUPS, irqchip=True)
+    machine, saved = world(Form.GROUPS, irqchip=True), world(Form.GROUPS, irqchip=True)
     mine, other = (machine.vcpus[namespace][0].apic for namespace in (1, 0))
 
     def interrupt() -> None:
+        old = route(saved, 1, IrqchipRoute(GSI, Irqchip.IOAPIC, PIN))
+        entry(old, PIN, LEVEL | VECTOR)
+        old.irq_line(GSI, 1)
         vm = route(machine, 1, IrqchipRoute(GSI, Irqchip.IOAPIC, PIN))
+        assert old.ioapic is not None
         assert vm.ioapic is not None
-        entry(vm, PIN, LEVEL | VECTOR)
-        vm.irq_line(GSI, 1)
-        state = vm.ioapic.get_state()
-        vm.ioapic.reset()
-        vm.ioapic.set_state(replace(state, irr=0))
+        vm.ioapic.set_state(replace(old.ioapic.get_state(), irr=0))
         for apic in (mine, other):
-            apic.tmr.set(VECTOR)
-            apic.irr.set(VECTOR)
+            apic.accept_irq(regs.DeliveryMode.FIXED, VECTOR, 1, True)
             apic.get_interrupt()
         other.set_eoi()
         assert remote_irr(vm)

@@ -215,7 +215,7 @@ def test_reference_time_goes_on_when_the_first_processors_tsc_is_written(form: F
             hv = machine.namespace(n).hv
             hv.set_reference_tsc(OVERLAY + 0x1000 * n | 1)
             before = hv.reference_time.counter()
-            machine.vm(n).vcpus[0].write_tsc(1 << 50)
+            machine.vm(n).vcpus[0].write_tsc(1 << 50 + n)
             assert 0 <= hv.reference_time.counter() - before < 1000
 
     machine.run(body)
