@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.unit.kvm.namespace_worlds import BOTH_FORMS, enlighten
+from tests.unit.kvm.namespace_worlds import BOTH_FORMS, as_vtls
 from vtlkit.checker.scenarios.namespaces_rig import Form, Namespaces
 from vtlkit.checker.scenarios.rig import APIC_BASE, DONE, EOI, Script
 from vtlkit.engine.api import Event
@@ -128,12 +128,9 @@ def two_vtls(host: RunnableHost, form: Form) -> None:
     machine = Namespaces(
         host, form, [[caller, sleeper], [sender, woken]], handlers=dict.fromkeys((REGULAR, SYNTHETIC), handler)
     )
-    for vtl, processors in enumerate(machine.vcpus):
-        hv = machine.namespace(vtl).hv
-        hv.vtl = vtl
-        hv.set_guest_os_id(1)
+    as_vtls(machine)
+    for processors in machine.vcpus:
         for vcpu in processors:
-            enlighten(vcpu, PROCESSORS)
             vcpu.engine.rflags |= RFLAGS_IF
             taken[vcpu.engine] = []
     vps = [Vp(machine, processor) for processor in range(PROCESSORS)]

@@ -108,6 +108,16 @@ def changed(before: Sequence[Arrived], processors: Sequence[Vcpu]) -> set[int]:
     return {number for number, vcpu in enumerate(processors) if arrived(vcpu) != before[number]}
 
 
+def as_vtls(machine: Namespaces) -> None:
+    """User space says which VTL each namespace is, and the guests of all have set up their hypercalls."""
+    for vtl, processors in enumerate(machine.vcpus):
+        hv = machine.namespace(vtl).hv
+        hv.vtl = vtl
+        hv.set_guest_os_id(1)
+        for vcpu in processors:
+            enlighten(vcpu, len(processors))
+
+
 def enlighten(vcpu: Vcpu, processors: int) -> None:
     """64-bit CPL 0 code at the beginning of its program, and every feature of the Hyper-V interface."""
     entries = for_vcpu(vcpu.vm.get_supported_cpuid(), vcpu.apic.apic_id, processors)

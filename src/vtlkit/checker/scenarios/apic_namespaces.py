@@ -46,7 +46,9 @@ def ipis(host: RunnableHost, form: Form) -> None:
         yield EOI
 
     senders = [partial(_program, vector) for vector in VECTORS]
-    world = Namespaces(host, form, [[sender, halting] for sender in senders], handlers=dict.fromkeys(VECTORS, handler))
+    world = Namespaces(
+        host, form, [[sender, halting] for sender in senders], handlers=dict.fromkeys(VECTORS, handler), group_bits=1
+    )
     exits: list[object] = []
     vcpus = [vcpu for processors in world.vcpus for vcpu in processors]
     world.run(*(lambda vcpu=vcpu: exits.append(vcpu.run()) for vcpu in vcpus))
@@ -96,7 +98,9 @@ def moved_line(host: RunnableHost) -> None:
     def route(group: int) -> None:
         vm.set_gsi_routing([IrqchipRoute(_PIN, Irqchip.IOAPIC, _PIN, group)])
 
-    world = Namespaces(host, Form.GROUPS, [[halting], [halting]], handlers={vector: handler}, irqchip=True)
+    world = Namespaces(
+        host, Form.GROUPS, [[halting], [halting]], handlers={vector: handler}, irqchip=True, group_bits=1
+    )
     vm = world.vms[0]
     pause = host.cell(0, "pause")
     assert vm.ioapic is not None

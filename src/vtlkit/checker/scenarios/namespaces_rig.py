@@ -44,6 +44,7 @@ class Namespaces:
         *,
         handlers: Mapping[int, Handler] | None = None,
         irqchip: bool = False,
+        group_bits: int = GROUP_BITS,
     ) -> None:
         self.host = host
         self.form = form
@@ -56,7 +57,7 @@ class Namespaces:
                 vm.create_irqchip()
             vm.set_user_memory_region(MemoryRegion(0, 0, RAM_SIZE, self.ram))
         if form is Form.GROUPS:
-            self.vms[0].enable_cap(Cap.APIC_ID_GROUPS, GROUP_BITS)
+            self.vms[0].enable_cap(Cap.APIC_ID_GROUPS, group_bits)
         self.vcpus: list[list[Vcpu]] = [
             [self._create(namespace, processor) for processor in range(len(processors))]
             for namespace, processors in enumerate(programs)

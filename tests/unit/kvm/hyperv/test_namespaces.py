@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.unit.kvm.core_rig import DONE, Script, script
-from tests.unit.kvm.namespace_worlds import BOTH_FORMS, NAMESPACES, enlighten
+from tests.unit.kvm.namespace_worlds import BOTH_FORMS, NAMESPACES, as_vtls
 from vtlkit.checker.scenarios.namespaces_rig import Form, Namespaces
 from vtlkit.engine.api import Access
 from vtlkit.engine.scripted import ops
@@ -39,12 +39,7 @@ class Machine(Namespaces):
             yield ops.Out(DONE, 1, 0)
 
         super().__init__(Simulator(), form, [[begin, *[script()] * (CPUS - 1)]] * NAMESPACES)
-        for namespace, processors in enumerate(self.vcpus):
-            hv = self.namespace(namespace).hv
-            hv.vtl = namespace
-            hv.set_guest_os_id(1)
-            for vcpu in processors:
-                enlighten(vcpu, CPUS)
+        as_vtls(self)
 
     def exits(self, namespace: int, answer: Callable[[Hyperv], None]) -> list[KvmRun]:
         """What processor 0 of a namespace leaves `run` for until its guest ends; `answer` answers hypercalls."""
