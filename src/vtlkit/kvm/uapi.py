@@ -49,7 +49,15 @@ from vtlkit.kvm.kvm_run import (
 from vtlkit.kvm.memslots import KVM_MEM_READONLY, MAXPHYADDR, MemoryRegion
 from vtlkit.kvm.mpstate import UNSTARTED, MpState
 from vtlkit.kvm.namespaces import ApicNamespace
-from vtlkit.kvm.routing import KVM_MAX_IRQ_ROUTES, HvSintRoute, Route, default_routing
+from vtlkit.kvm.routing import (
+    KVM_MAX_IRQ_ROUTES,
+    HvSintRoute,
+    Irqchip,
+    IrqchipRoute,
+    MsiRoute,
+    Route,
+    default_routing,
+)
 from vtlkit.kvm.statistics import VcpuStatistics
 from vtlkit.kvm.translate import TranslateAccess, TranslateFault, TranslateFlags, Translation
 from vtlkit.kvm.user_intercepts import CpuidOverride, UserIntercepts
@@ -91,6 +99,8 @@ __all__ = [
     "Intr",
     "Io",
     "IrqWindowOpen",
+    "Irqchip",
+    "IrqchipRoute",
     "Kvm",
     "KvmError",
     "KvmRun",
@@ -100,6 +110,7 @@ __all__ = [
     "MessageBuffers",
     "Mmio",
     "MpState",
+    "MsiRoute",
     "Rdmsr",
     "Route",
     "Shutdown",

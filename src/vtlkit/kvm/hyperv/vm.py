@@ -2,7 +2,7 @@
 (mirrors `struct kvm_hv` and the partition-wide half of arch/x86/kvm/hyperv.c).
 
 A partition has a `Vm`, and so an `HvVm`, per VTL: what is private to a VTL is private here; the VMM gives them all one
-`time_origin_ns`.
+`time_origin_ns`. A `Vm` with APIC ID groups has one per group (`kvm.namespaces`); they share `lock` and overlays.
 
 `lock` (rank SYNIC) protects the registers here, the reference TSC page and the overlay claims. It is not held while
 overlays are mapped (`overlays`). `_vps` is a cell with an immutable value: hypercalls look VPs up without the lock.
