@@ -139,7 +139,10 @@ class ApicNamespaces:
         Raises:
             KvmError: EINVAL if the number is negative or too large.
         """
-        return self.at(vcpu_id >> self._shift), vcpu_id & ((1 << self._shift) - 1)
+        group = vcpu_id >> self._shift
+        if not 0 <= group < len(self._all):
+            raise KvmError(errno.EINVAL, f"vCPU number {vcpu_id} is none of {VCPU_ID_BITS} bits")
+        return self._all[group], vcpu_id & ((1 << self._shift) - 1)
 
     def vcpu_name(self, vcpu_id: int) -> str:
         """What a vCPU is called where people read it. Raises as `split`."""

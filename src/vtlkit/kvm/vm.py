@@ -201,14 +201,14 @@ class Vm:
             apic_id,
             number == 0 if is_bsp is None else is_bsp,
         )
-        self._by_id[vcpu_id] = vcpu
-        # Replaced whole: senders of requests go through it on other tasks.
+        # Replaced whole: other tasks look siblings up, and go through the vCPUs to make requests.
+        self._by_id = {**self._by_id, vcpu_id: vcpu}
         self.vcpus = [*self.vcpus, vcpu]
         return vcpu
 
     def forget_vcpu(self, vcpu: Vcpu) -> None:
         """The vCPU is about to be destroyed: nobody finds it through the VM any more."""
-        self._by_id.pop(vcpu.vcpu_id, None)
+        self._by_id = {number: other for number, other in self._by_id.items() if other is not vcpu}
         self.vcpus = [other for other in self.vcpus if other is not vcpu]
 
     def get_vcpu_by_id(self, vcpu_id: int) -> Vcpu | None:
