@@ -165,9 +165,8 @@ class RwSem(ABC):
 class Srcu(ABC):
     """Sleepable read-copy-update (`struct srcu_struct`): readers that may block, and a writer that waits for them.
 
-    Whoever is in a read section sees the state of its beginning or a later one; `synchronize` returns when every section
-    that had begun before it has ended. So what a writer stores before `synchronize` is seen by every section that is
-    still running after it.
+    `synchronize` returns when every section that had begun before it has ended. So what a writer stores before it is
+    seen by every section that still runs after it.
     """
 
     __slots__ = ()

@@ -14,8 +14,8 @@ the counter that is waited for gets no new readers but the overtaken ones.
 | load the state | full barrier |
 | | load the count; not 0? sleep |
 
-Either the writer sees the count or the reader sees the new state. `read_unlock` wakes the queue after it has counted down
-to 0, and the writer looks after `prepare`.
+Either the writer sees the count or the reader sees the new state. `read_unlock` wakes the queue after it has counted
+down to 0, and the writer looks after `prepare`.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from vtlkit.host.api import Host
 from vtlkit.kvm.lapic import LocalApic
 from vtlkit.kvm.memory import GuestMemory
 from vtlkit.kvm.requests import Req
+from vtlkit.kvm.statistics import VcpuStatistics
 
 if TYPE_CHECKING:
     from vtlkit.kvm.hyperv.vcpu import HvVcpu
@@ -39,6 +40,9 @@ class VcpuOwner(Protocol):
 
     @property
     def apic(self) -> LocalApic: ...
+
+    @property
+    def statistics(self) -> VcpuStatistics: ...
 
     def is_64bit(self) -> bool:
         """CS.L and EFER.LMA."""

@@ -91,7 +91,7 @@ def check_srcu_nests(host: RunnableHost) -> None:
 
 
 def check_srcu_ignores_later_readers(host: RunnableHost) -> None:
-    """A writer that waits for one section is not held up by sections that begin after its call, however many overlap."""
+    """Sections that begin after a writer's call do not hold it up, though they overlap so that there is always one."""
     srcu = host.srcu("srcu")
     inside = host.cell(False, "inside")
     over = host.cell(False, "over")

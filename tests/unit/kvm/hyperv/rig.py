@@ -23,6 +23,7 @@ from vtlkit.kvm.lapic import LocalApic
 from vtlkit.kvm.memory import GuestMemory
 from vtlkit.kvm.memslots import MemoryRegion
 from vtlkit.kvm.requests import Req
+from vtlkit.kvm.statistics import VcpuStatistics
 from vtlkit.x86.apic import APIC_SPIV
 
 RAM_SIZE = 16 << 12
@@ -63,6 +64,7 @@ class FakeVcpu(Owner):
     def __init__(self, vm: FakeVm, vcpu_id: int, vp_index: int | None) -> None:
         super().__init__(vm.host, vcpu_id)
         self.vm = vm
+        self.statistics = VcpuStatistics()
         self.fake_engine = FakeEngine()
         self.engine = cast(Engine, self.fake_engine)
         self.regs = self.fake_engine.regs

@@ -29,7 +29,10 @@ def nothing(_machine: FlushMachine, _number: int) -> Script:
 
 def suspended(machine: FlushMachine, number: int = 0) -> bool:
     """Whether the vCPU sleeps on its hypercall."""
-    return machine.vcpus[number].hv.waiting_on.load() is not None and machine.vcpus[number].wait_queue.waiters() > 0
+    return (
+        machine.vcpus[number].hv.flush_inhibit.waits_for() is not None
+        and machine.vcpus[number].wait_queue.waiters() > 0
+    )
 
 
 def when_suspended(machine: FlushMachine, act: Callable[[], object]) -> Callable[[], None]:
@@ -70,7 +73,7 @@ def test_a_signal_ends_the_run_at_the_instruction_and_the_next_run_suspends_agai
         for _ in range(3):
             exits.append(vcpu.run())
             at.append((vcpu.engine.regs.rip, vcpu.engine.regs.rcx))
-            assert vcpu.hv.waiting_on.load() is None
+            assert vcpu.hv.flush_inhibit.waits_for() is None
             assert vcpu.complete_exit() is None
         target.hyperv_set_tlb_flush_inhibit(False)
         exits.append(vcpu.run())
@@ -159,7 +162,7 @@ def test_init_resets_a_suspended_vcpu() -> None:
 
     machine.run(lambda: exits.append(vcpu.run()), init)
     assert [type(exit_) for exit_ in exits] == [Intr]
-    assert vcpu.hv.waiting_on.load() is None
+    assert vcpu.hv.flush_inhibit.waits_for() is None
     assert target.hv.tlb_flush_inhibit.load(), "the inhibit is not the guest's to end"
 
 
@@ -183,11 +186,11 @@ def test_a_flush_of_several_waits_for_each_inhibited_one() -> None:
         for _ in targets:
             while not suspended(machine):
                 machine.host.relax()
-            held = vcpu.hv.waiting_on.load()
+            held = vcpu.hv.flush_inhibit.waits_for()
             assert held is not None
             waited_on.append(held)
             held.set_tlb_flush_inhibit(False)
-            while vcpu.hv.waiting_on.load() is held:
+            while vcpu.hv.flush_inhibit.waits_for() is held:
                 machine.host.relax()
 
     machine.run(lambda: machine.until_done(vcpu), release)
