@@ -180,7 +180,7 @@ def test_an_inhibitor_that_is_destroyed_leaves_nobody_asleep(design: FlushInhibi
         machine.run(*flushers, close)
 
 
-# --- several inhibitors, and a flusher that is reset --------------------------------------------------------------------
+# --- several inhibitors, and a flusher that is reset ------------------------------------------------------------------
 
 
 def two_targets(seed: int, design: FlushInhibitDesign) -> None:

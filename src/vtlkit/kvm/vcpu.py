@@ -97,8 +97,8 @@ class Vcpu(VcpuTime, VcpuState):
         self.mp_state = MpState.RUNNABLE if is_bsp else MpState.UNINITIALIZED
         self.events = EventQueue(self)
         self.apic: LocalApic = LocalApic(self, vm.bus, apic_id=apic_id, is_bsp=is_bsp)
-        self.hv = HvVcpu(self, vcpu_id)
-        self.section: KernelSection = vm.hv.flush_inhibits.section()
+        self.hv: HvVcpu = HvVcpu(self, vcpu_id)
+        self.section: KernelSection = self.hv.hv_vm.flush_inhibits.section()
         self.apic.on_eoi = self.hv.on_eoi
         self.msrs = Msrs(self)
         self.devices: VcpuDevices = VcpuDevices(self)
