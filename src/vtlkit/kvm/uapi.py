@@ -14,10 +14,20 @@ from vtlkit.kvm.cpuid import CpuidEntry, for_vcpu
 from vtlkit.kvm.errors import GuestMemoryError, KvmError
 from vtlkit.kvm.hyperv.cpuid import cpuid_leaves
 from vtlkit.kvm.hyperv.features import HvFeatures
+from vtlkit.kvm.hyperv.flush_inhibit import FlushInhibitDesign
 from vtlkit.kvm.hyperv.message_buffers import MessageBuffers
 from vtlkit.kvm.hyperv.overlays import OverlayPage as HvOverlayPage
 from vtlkit.kvm.hyperv.parameters import HypercallParameters, decode_exit
 from vtlkit.kvm.hyperv.tlb_flush import FlushRequest, decode_flush
+from vtlkit.kvm.hyperv.translate_gva import (
+    TRANSLATE_CALLS,
+    TranslateAnswer,
+    TranslateRequest,
+    paged_memory_type,
+    pending_event_header,
+)
+from vtlkit.kvm.hyperv.translate_gva import failure as translate_failure
+from vtlkit.kvm.hyperv.translate_gva import success as translate_success
 from vtlkit.kvm.hyperv.vp_set import ALL_VPS, sparse_set
 from vtlkit.kvm.kvm_run import (
     Debug,
@@ -62,10 +72,12 @@ __all__ = [
     "KVM_MEM_READONLY",
     "MAXPHYADDR",
     "MAX_VCPUS",
+    "TRANSLATE_CALLS",
     "UNSTARTED",
     "CpuidEntry",
     "CpuidOverride",
     "Debug",
+    "FlushInhibitDesign",
     "FlushRequest",
     "GuestMemoryError",
     "HvFeatures",
@@ -102,8 +114,10 @@ __all__ = [
     "SystemEvent",
     "SystemEventExit",
     "TranslateAccess",
+    "TranslateAnswer",
     "TranslateFault",
     "TranslateFlags",
+    "TranslateRequest",
     "Translation",
     "UserIntercepts",
     "Vcpu",
@@ -117,11 +131,15 @@ __all__ = [
     "default_routing",
     "for_vcpu",
     "hv_cpuid_entries",
+    "paged_memory_type",
+    "pending_event_header",
     "set_cr0",
     "set_cr3",
     "set_cr4",
     "set_xcr0",
     "sparse_set",
+    "translate_failure",
+    "translate_success",
     "windows_request",
     "xcr0_allowed",
 ]

@@ -270,6 +270,7 @@ class VsmRig:
         host: RunnableHost | None = None,
         hyperv: HvFeatures | None = ALL_FEATURES,
         ram: int = RAM_SIZE,
+        translate_in_hypervisor: bool = True,
     ) -> None:
         """`guests`: (VP, VTL) -> what runs there."""
         self.host = Simulator() if host is None else host
@@ -287,7 +288,15 @@ class VsmRig:
         self.ram = RamBlock(ram)
         self.kvm = Kvm(self.host, self.factory)
         region = MemoryRegion(0, 0, ram, self.ram, 0)
-        self.partition = Partition(self.kvm, [region], cpus=cpus, vtls=vtls, hyperv=hyperv, supervisor=self)
+        self.partition = Partition(
+            self.kvm,
+            [region],
+            cpus=cpus,
+            vtls=vtls,
+            hyperv=hyperv,
+            supervisor=self,
+            translate_in_hypervisor=translate_in_hypervisor,
+        )
         self.tasks = 0
         for vp in range(cpus):
             if (vp, 0) in guests:
