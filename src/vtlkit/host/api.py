@@ -39,6 +39,7 @@ class LockRank(enum.IntEnum):
     SYNIC = 70
     DEVICE = 90
     ENGINE = 100
+    TLB_LOCKS = 110
     LEAF = 200
 
 

@@ -160,12 +160,21 @@ def hv_cpuid_entries(features: HvFeatures) -> list[CpuidEntry]:
 class Kvm:
     """The hypervisor on one host with one kind of engine (an open /dev/kvm)."""
 
-    def __init__(self, host: Host, engines: EngineFactory) -> None:
+    def __init__(
+        self,
+        host: Host,
+        engines: EngineFactory,
+        tlb_flush_inhibit: FlushInhibitDesign = FlushInhibitDesign.WAITING_ON,
+    ) -> None:
+        """`tlb_flush_inhibit`: how its VMs hold flushes up (a module parameter)."""
         self.host = host
         self.engines = engines
+        self.tlb_flush_inhibit = tlb_flush_inhibit
         self._created = 0
 
     def create_vm(self, name: str | None = None) -> Vm:
         """KVM_CREATE_VM."""
         self._created += 1
-        return Vm(self.host, self.engines, name or f"vm{self._created - 1}")
+        vm = Vm(self.host, self.engines, name or f"vm{self._created - 1}")
+        vm.hv.set_flush_inhibit_design(self.tlb_flush_inhibit)
+        return vm

@@ -10,12 +10,15 @@ import pytest
 
 from tests.unit.vmm.vsm.test_translate import INHIBIT, READ, ask
 from tests.unit.vmm.vsm.vsm_rig import Body, Guest, Script, VsmRig, input_vtl, run_guests
+from tests.unit.vmm.vsm.vsm_rig import tlb_flush_inhibit as tlb_flush_inhibit
 from vtlkit.engine.scripted import ops
 from vtlkit.engine.scripted.ops import Op
 from vtlkit.hvdef.hypercalls import HvCallCode as Call
 from vtlkit.hvdef.registers import HvRegisterName as Name
 from vtlkit.hvdef.status import HvStatus
 from vtlkit.x86.apic import DeliveryMode
+
+pytestmark = pytest.mark.usefixtures("tlb_flush_inhibit")
 
 LOCKED = 2
 CONFIG0, CONFIG1 = Name.HvRegisterVsmVpSecureConfigVtl0, Name.HvRegisterVsmVpSecureConfigVtl1

@@ -11,6 +11,8 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeAlias
 
+import pytest
+
 from vtlkit.engine.api import Event, EventType, RamBlock
 from vtlkit.engine.scripted import ScriptedEngine, ScriptedFactory, ops
 from vtlkit.engine.scripted.ops import Op
@@ -22,7 +24,7 @@ from vtlkit.hvdef.hypercalls import HvCallCode as Call
 from vtlkit.hvdef.identifiers import HV_PARTITION_ID_SELF, HV_VP_INDEX_SELF
 from vtlkit.hvdef.status import HvStatus
 from vtlkit.hvdef.vsm import HV_INITIAL_VP_CONTEXT, HV_X64_SEGMENT_REGISTER, HV_X64_TABLE_REGISTER
-from vtlkit.kvm.uapi import HvFeatures, Io, Kvm, KvmRun, MemoryRegion, Vcpu
+from vtlkit.kvm.uapi import FlushInhibitDesign, HvFeatures, Io, Kvm, KvmRun, MemoryRegion, Vcpu
 from vtlkit.vmm.vsm.partition import Partition
 from vtlkit.vmm.vsm.vp import Vp
 from vtlkit.x86.registers import RFLAGS_FIXED, Regs, Segment
@@ -261,6 +263,9 @@ class Guest:
 class VsmRig:
     """The partition, its guests, and what the machine around it would do."""
 
+    tlb_flush_inhibit = FlushInhibitDesign.WAITING_ON
+    """What tests that go for both designs change."""
+
     def __init__(
         self,
         guests: Mapping[tuple[int, int], Body],
@@ -286,7 +291,7 @@ class VsmRig:
         programs = {self.entry(vp, vtl): self._program for vp in range(cpus) for vtl in range(vtls)}
         self.factory = ScriptedFactory(programs, dict.fromkeys(range(256), self._handler))
         self.ram = RamBlock(ram)
-        self.kvm = Kvm(self.host, self.factory)
+        self.kvm = Kvm(self.host, self.factory, self.tlb_flush_inhibit)
         region = MemoryRegion(0, 0, ram, self.ram, 0)
         self.partition = Partition(
             self.kvm,
@@ -407,3 +412,11 @@ class VsmRig:
 def run_guests(guests: Mapping[tuple[int, int], Body], **options: Any) -> VsmRig:
     """Make a rig and run it to the end."""
     return VsmRig(guests, **options).run()
+
+
+@pytest.fixture(params=FlushInhibitDesign)
+def tlb_flush_inhibit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> FlushInhibitDesign:
+    """Every rig of the test holds flushes up in this design, and the test runs once in each."""
+    design = FlushInhibitDesign(request.param)
+    monkeypatch.setattr(VsmRig, "tlb_flush_inhibit", design)
+    return design
