@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.sim.test_tlb_flush_inhibit import (
+from tests.sim.test_tlb_flush_inhibit_known_bad import (
     clear_that_looks_for_waiters_first,
     flush_that_ignores_the_inhibit,
     no_grace_period,

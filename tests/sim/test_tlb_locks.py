@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from tests.sim.test_vtl_switch import give_back, simulator
+from tests.unit.vmm.vsm.designs import tlb_flush_inhibit as tlb_flush_inhibit
 from tests.unit.vmm.vsm.test_tlb_locks import CONFIG0, LOCKED, VECTOR, flush, wait_for
 from tests.unit.vmm.vsm.vsm_rig import Body, Guest, Script, VsmRig
-from tests.unit.vmm.vsm.vsm_rig import tlb_flush_inhibit as tlb_flush_inhibit
 from vtlkit.engine.scripted import ops
 from vtlkit.host.sim import Deadlock, Simulator
 from vtlkit.hvdef.status import HvStatus

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-FLUSH_INHIBIT_DESIGNS: Final = ("ours", "posted")
-"""The values of `kvm.uapi.FlushInhibitDesign`, without the cost of importing it."""
+if TYPE_CHECKING:
+    from vtlkit.kvm.uapi import FlushInhibitDesign
 
 
-def parse_flush_inhibit(text: str) -> str:
+def parse_flush_inhibit(text: str) -> FlushInhibitDesign:
     """`--tlb-flush-inhibit`'s value. Raises typer.BadParameter for another word."""
-    if text not in FLUSH_INHIBIT_DESIGNS:
-        raise typer.BadParameter(f"'{text}' is not one of {', '.join(FLUSH_INHIBIT_DESIGNS)}")
-    return text
+    from vtlkit.kvm.uapi import FlushInhibitDesign
+
+    try:
+        return FlushInhibitDesign(text)
+    except ValueError:
+        raise typer.BadParameter(f"'{text}' is not one of {', '.join(FlushInhibitDesign)}") from None
 
 
 FlushInhibitOption = Annotated[
-    str,
+    Any,
     typer.Option(
         parser=parse_flush_inhibit, metavar="ours|posted", help="How flushes of an inhibited TLB are held up."
     ),
 ]
-"""`--tlb-flush-inhibit`."""
+"""`--tlb-flush-inhibit`: a `FlushInhibitDesign`."""

@@ -85,16 +85,14 @@ def run(
     """
     if trace:
         raise BadInput(COMMAND, "--trace is not implemented yet; leave it out")
-    from vtlkit.kvm.uapi import FlushInhibitDesign
     from vtlkit.vmm.machine import MachineConfig
 
     ramdisk = Path(initrd) if initrd else None
-    config = MachineConfig(cpus, memory, vtls, append, ramdisk, _hyperv(hv), FlushInhibitDesign(tlb_flush_inhibit))
-    mode = Mode(engine, realtime, seed)
+    config = MachineConfig(cpus, memory, vtls, append, ramdisk, _hyperv(hv), tlb_flush_inhibit)
     path = find_guest(guest)
     report = _open_report(json_file)
     try:
-        return _run(path, config, mode, timeout, None if quiet else sys.stderr, report)
+        return _run(path, config, Mode(engine, realtime, seed), timeout, None if quiet else sys.stderr, report)
     except CannotCompose as error:
         raise BadInput(COMMAND, str(error)) from None
     finally:

@@ -21,7 +21,7 @@ from vtlkit.kvm import run as run_loop
 from vtlkit.kvm.cpuid import CpuidTable
 from vtlkit.kvm.device_pages import VcpuDevices
 from vtlkit.kvm.events import PENDING_INIT, PENDING_SIPI, EventQueue
-from vtlkit.kvm.hyperv.flush_inhibit import KernelSection
+from vtlkit.kvm.hyperv.flush_inhibit import KernelSection, inside
 from vtlkit.kvm.hyperv.vcpu import HvVcpu
 from vtlkit.kvm.kvm_run import KvmRun
 from vtlkit.kvm.lapic import LocalApic
@@ -98,7 +98,7 @@ class Vcpu(VcpuTime, VcpuState):
         self.events = EventQueue(self)
         self.apic: LocalApic = LocalApic(self, vm.bus, apic_id=apic_id, is_bsp=is_bsp)
         self.hv: HvVcpu = HvVcpu(self, vcpu_id)
-        self.section: KernelSection = self.hv.hv_vm.flush_inhibits.section()
+        self.section: KernelSection | None = self.hv.hv_vm.flush_inhibits.section()
         self.apic.on_eoi = self.hv.on_eoi
         self.msrs = Msrs(self)
         self.devices: VcpuDevices = VcpuDevices(self)
@@ -275,7 +275,7 @@ class Vcpu(VcpuTime, VcpuState):
 
     def run(self) -> KvmRun:
         """KVM_RUN: run the guest until user space is needed. Blocks. The caller answers the last exit first."""
-        with self.mutex, self.section:
+        with self.mutex, inside(self.section):
             return run_loop.vcpu_run(self)
 
     def complete_exit(self) -> KvmRun | None:
@@ -283,7 +283,7 @@ class Vcpu(VcpuTime, VcpuState):
 
         None once the vCPU is between two instructions; another exit if the instruction needs user space again.
         """
-        with self.mutex, self.section:
+        with self.mutex, inside(self.section):
             return run_loop.complete_only(self)
 
     def update_intercepts(self) -> None:

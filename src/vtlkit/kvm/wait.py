@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from vtlkit.engine.api import EventType
 from vtlkit.kvm import events
+from vtlkit.kvm.hyperv.flush_inhibit import outside
 from vtlkit.kvm.mpstate import UNSTARTED, MpState
 from vtlkit.kvm.requests import Req
 
@@ -32,7 +33,7 @@ def interrupt_under_way(vcpu: Vcpu) -> bool:
 
 def vcpu_running(vcpu: Vcpu) -> bool:
     """Whether the vCPU may enter the guest (`kvm_vcpu_running`)."""
-    return vcpu.mp_state is MpState.RUNNABLE and not vcpu.hv.flush_inhibit.suspended()
+    return vcpu.mp_state is MpState.RUNNABLE and (vcpu.section is None or not vcpu.hv.flush_inhibit.suspended())
 
 
 def has_events(vcpu: Vcpu) -> bool:
@@ -92,7 +93,7 @@ def block(vcpu: Vcpu, ready: Callable[[Vcpu], bool] = vcpu_runnable) -> bool:
     the wait ended, and the wait begins anew.
     """
     queue = vcpu.wait_queue
-    with vcpu.section.outside():
+    with outside(vcpu.section):
         while True:
             queue.prepare()
             ended = check_block(vcpu, ready)
@@ -140,6 +141,6 @@ def wait_for_event(vcpu: Vcpu) -> bool:
     if vcpu.mp_state is MpState.RUNNABLE and vcpu.hv.flush_inhibit.suspended():
         # An event that a suspended vCPU cannot take keeps it awake: the other tasks go on meanwhile.
         vcpu.statistics.suspended_turns += 1
-        with vcpu.section.outside():
+        with outside(vcpu.section):
             vcpu.host.relax()
     return True

@@ -106,7 +106,8 @@ def _flushes(design: FlushInhibitDesign, host: RunnableHost) -> None:
 
 def _destroyed(host: RunnableHost) -> None:
     """The inhibited vCPU is destroyed while others wait for it, or are about to."""
-    world = _World(host, FlushInhibitDesign.WAITING_ON)
+    design = tuple(FlushInhibitDesign)[host.choose(len(FlushInhibitDesign), "design")]
+    world = _World(host, design)
 
     def close() -> None:
         world.target.hyperv_set_tlb_flush_inhibit(True)

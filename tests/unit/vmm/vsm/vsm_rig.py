@@ -11,8 +11,6 @@ from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeAlias
 
-import pytest
-
 from vtlkit.engine.api import Event, EventType, RamBlock
 from vtlkit.engine.scripted import ScriptedEngine, ScriptedFactory, ops
 from vtlkit.engine.scripted.ops import Op
@@ -24,7 +22,7 @@ from vtlkit.hvdef.hypercalls import HvCallCode as Call
 from vtlkit.hvdef.identifiers import HV_PARTITION_ID_SELF, HV_VP_INDEX_SELF
 from vtlkit.hvdef.status import HvStatus
 from vtlkit.hvdef.vsm import HV_INITIAL_VP_CONTEXT, HV_X64_SEGMENT_REGISTER, HV_X64_TABLE_REGISTER
-from vtlkit.kvm.uapi import FlushInhibitDesign, HvFeatures, Io, Kvm, KvmRun, MemoryRegion, Vcpu
+from vtlkit.kvm.uapi import HvFeatures, Io, Kvm, KvmRun, MemoryRegion, Vcpu
 from vtlkit.vmm.vsm.partition import Partition
 from vtlkit.vmm.vsm.vp import Vp
 from vtlkit.x86.registers import RFLAGS_FIXED, Regs, Segment
@@ -263,9 +261,6 @@ class Guest:
 class VsmRig:
     """The partition, its guests, and what the machine around it would do."""
 
-    tlb_flush_inhibit = FlushInhibitDesign.WAITING_ON
-    """What tests that go for both designs change."""
-
     def __init__(
         self,
         guests: Mapping[tuple[int, int], Body],
@@ -275,7 +270,6 @@ class VsmRig:
         host: RunnableHost | None = None,
         hyperv: HvFeatures | None = ALL_FEATURES,
         ram: int = RAM_SIZE,
-        translate_in_hypervisor: bool = True,
     ) -> None:
         """`guests`: (VP, VTL) -> what runs there."""
         self.host = Simulator() if host is None else host
@@ -291,17 +285,9 @@ class VsmRig:
         programs = {self.entry(vp, vtl): self._program for vp in range(cpus) for vtl in range(vtls)}
         self.factory = ScriptedFactory(programs, dict.fromkeys(range(256), self._handler))
         self.ram = RamBlock(ram)
-        self.kvm = Kvm(self.host, self.factory, self.tlb_flush_inhibit)
+        self.kvm = Kvm(self.host, self.factory)
         region = MemoryRegion(0, 0, ram, self.ram, 0)
-        self.partition = Partition(
-            self.kvm,
-            [region],
-            cpus=cpus,
-            vtls=vtls,
-            hyperv=hyperv,
-            supervisor=self,
-            translate_in_hypervisor=translate_in_hypervisor,
-        )
+        self.partition = Partition(self.kvm, [region], cpus=cpus, vtls=vtls, hyperv=hyperv, supervisor=self)
         self.tasks = 0
         for vp in range(cpus):
             if (vp, 0) in guests:
@@ -412,11 +398,3 @@ class VsmRig:
 def run_guests(guests: Mapping[tuple[int, int], Body], **options: Any) -> VsmRig:
     """Make a rig and run it to the end."""
     return VsmRig(guests, **options).run()
-
-
-@pytest.fixture(params=FlushInhibitDesign)
-def tlb_flush_inhibit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> FlushInhibitDesign:
-    """Every rig of the test holds flushes up in this design, and the test runs once in each."""
-    design = FlushInhibitDesign(request.param)
-    monkeypatch.setattr(VsmRig, "tlb_flush_inhibit", design)
-    return design

@@ -13,7 +13,7 @@ import enum
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from vtlkit.host.api import Host
@@ -56,45 +56,39 @@ class FlushInhibit(ABC):
         """The vCPU is reset, by RESET or INIT: its hypercall is no more. In its task."""
 
 
-class KernelSection(Protocol):
-    """The part of a vCPU's `run` in which it is neither in the guest nor blocked."""
+class KernelSection(ABC):
+    """The part of a vCPU's `run` in which it is neither in the guest nor blocked; a context manager around `run`."""
 
+    @abstractmethod
     def __enter__(self) -> None: ...
 
+    @abstractmethod
     def __exit__(self, *exc: object) -> None: ...
 
+    @abstractmethod
     def leave(self) -> None:
         """The guest is about to be entered."""
 
+    @abstractmethod
     def enter(self) -> None:
         """The guest has been left."""
 
+    @abstractmethod
     def outside(self) -> AbstractContextManager[None]:
         """Around what blocks, in a section or not."""
 
 
-class NoSection:
-    """A `KernelSection` that nobody waits for."""
-
-    __slots__ = ()
-
-    def __enter__(self) -> None:
-        """Nothing to do."""
-
-    def __exit__(self, *exc: object) -> None:
-        """Nothing to do."""
-
-    def leave(self) -> None:
-        """Nothing to do."""
-
-    def enter(self) -> None:
-        """Nothing to do."""
-
-    def outside(self) -> AbstractContextManager[None]:
-        return _NOTHING
+_NOTHING: Final = nullcontext()
 
 
-_NOTHING = nullcontext()
+def inside(section: KernelSection | None) -> AbstractContextManager[None]:
+    """Around what a vCPU does in `run`."""
+    return _NOTHING if section is None else section
+
+
+def outside(section: KernelSection | None) -> AbstractContextManager[None]:
+    """Around what blocks there."""
+    return _NOTHING if section is None else section.outside()
 
 
 class FlushInhibits(ABC):
@@ -105,9 +99,10 @@ class FlushInhibits(ABC):
     @abstractmethod
     def of(self, hv: HvVcpu) -> FlushInhibit: ...
 
-    def section(self) -> KernelSection:
-        """For the run loop of one vCPU."""
-        return NoSection()
+    def section(self) -> KernelSection | None:
+        """For the run loop of one vCPU: read sections of whatever this design waits for; None if it waits for nobody.
+        Without one no vCPU of it is ever `suspended`."""
+        return None
 
 
 def flush_inhibits(design: FlushInhibitDesign, host: Host) -> FlushInhibits:

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from vtlkit.host.api import Cell, Host, Srcu
-from vtlkit.kvm.hyperv.flush_inhibit import FlushInhibit, FlushInhibitDesign, FlushInhibits
+from vtlkit.kvm.hyperv.flush_inhibit import FlushInhibit, FlushInhibitDesign, FlushInhibits, KernelSection
 from vtlkit.kvm.hyperv.flush_inhibit.waiting_on import first_inhibited
 from vtlkit.kvm.hyperv.vp_set import ALL_VPS
 from vtlkit.kvm.requests import Req
@@ -128,7 +128,7 @@ class PostedDesign(FlushInhibits):
         return SrcuSection(self._srcu)
 
 
-class SrcuSection:
+class SrcuSection(KernelSection):
     """A vCPU's read section (`kvm_vcpu_srcu_read_lock` and `..._unlock`). Belongs to the vCPU's task."""
 
     __slots__ = ("_index", "_srcu")
