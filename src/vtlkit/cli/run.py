@@ -17,6 +17,7 @@ import typer
 
 from vtlkit.cli.compose import CannotCompose, EngineChoice, EngineOption, Mode, composed
 from vtlkit.cli.console import GuestOutput
+from vtlkit.cli.designs import FlushInhibitOption
 from vtlkit.cli.hv_features import HvOption, parse_hv
 from vtlkit.cli.interruption import Interruption
 from vtlkit.cli.quantities import MIB, SEED_MAXIMUM, count_parser, parse_memory, parse_seconds, show_size
@@ -72,6 +73,7 @@ def run(
     timeout: Annotated[
         float | None, typer.Option(parser=parse_seconds, metavar="S", help="End the run after S seconds (status 124).")
     ] = None,
+    tlb_flush_inhibit: FlushInhibitOption = "ours",
     trace: Annotated[str, typer.Option(metavar="FILE", help="Not implemented yet.")] = "",
     json_file: Annotated[str, typer.Option("--json", metavar="FILE", help="Write the summary as JSON.")] = "",
     quiet: Annotated[bool, typer.Option("--quiet", help="No summary on standard error.")] = False,
@@ -86,12 +88,11 @@ def run(
     from vtlkit.vmm.machine import MachineConfig
 
     ramdisk = Path(initrd) if initrd else None
-    config = MachineConfig(cpus, memory, vtls, append, ramdisk, _hyperv(hv))
-    mode = Mode(engine, realtime, seed)
+    config = MachineConfig(cpus, memory, vtls, append, ramdisk, _hyperv(hv), tlb_flush_inhibit)
     path = find_guest(guest)
     report = _open_report(json_file)
     try:
-        return _run(path, config, mode, timeout, None if quiet else sys.stderr, report)
+        return _run(path, config, Mode(engine, realtime, seed), timeout, None if quiet else sys.stderr, report)
     except CannotCompose as error:
         raise BadInput(COMMAND, str(error)) from None
     finally:

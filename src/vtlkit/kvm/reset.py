@@ -41,6 +41,7 @@ def vcpu_reset(vcpu: Vcpu, *, init_event: bool) -> None:
     sregs = Sregs.reset()
     if init_event:
         sregs.cr0 = (sregs.cr0 & ~_INIT_KEEPS_CR0) | (old_cr0 & _INIT_KEEPS_CR0)
+        vcpu.hv.reset(init_event=True)
     else:
         vcpu.msrs.reset()
         engine.set_fpu(_FPU_RESET)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from vtlkit.engine import api as engine_api
 from vtlkit.kvm import events, exits, windows
+from vtlkit.kvm.hyperv.flush_inhibit import outside
 from vtlkit.kvm.kvm_run import Intr, KvmRun, Shutdown, SystemEvent, SystemEventExit
 from vtlkit.kvm.mpstate import MpState
 from vtlkit.kvm.requests import Req
@@ -50,7 +51,8 @@ def complete_only(vcpu: Vcpu) -> KvmRun | None:
     exits.complete(vcpu)
     exit_: KvmRun | None = None
     while exit_ is None and not vcpu.engine.at_boundary:
-        reason = vcpu.vendor.vcpu_run(vcpu, None, True)
+        with outside(vcpu.section):
+            reason = vcpu.vendor.vcpu_run(vcpu, None, True)
         vcpu.sync_clock()
         exit_ = exits.handle(vcpu, reason)
     vcpu.pending_exit = exit_
@@ -171,6 +173,8 @@ def _run_guest(vcpu: Vcpu, budget_ns: int | None, force_immediate_exit: bool) ->
         budget = budget_ns // vcpu.vm.ns_per_instruction or 1
     if hv.assist.enabled:
         hv.eoi_assist.offer()
+    if vcpu.section is not None:
+        vcpu.section.leave()
     reason = run(vcpu, budget, force_immediate_exit)
     mode, in_guest = vcpu.mode, exits.IN_GUEST_MODE
     fast, plain_cpuid = 0, engine_api.Cpuid if vcpu.user_intercepts is None else None
@@ -191,6 +195,8 @@ def _run_guest(vcpu: Vcpu, budget_ns: int | None, force_immediate_exit: bool) ->
 def _leave_guest(vcpu: Vcpu, count: int, entered_ns: int | None) -> None:
     """After `count` exits: the local APIC is made exact, time is accounted. `entered_ns`: on a host of real time."""
     vcpu.mode.store(exits.OUTSIDE_GUEST_MODE)
+    if vcpu.section is not None:
+        vcpu.section.enter()
     hv = vcpu.hv
     if hv.eoi_assist.offered:
         hv.eoi_assist.sync()

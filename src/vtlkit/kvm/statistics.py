@@ -22,6 +22,8 @@ class VcpuStatistics:
     blocks: int = 0
     suspends: int = 0
     """Hypercalls that waited for a TLB whose flushes are inhibited, once each time they were executed."""
+    suspended_turns: int = 0
+    """Turns of the run loop of a vCPU that was suspended, and awake for an event that it could not take."""
     halt_wakeups: int = 0
 
     def all_exits(self) -> Counter[str]:

@@ -15,10 +15,20 @@ from vtlkit.kvm.cpuid import CpuidEntry, for_vcpu
 from vtlkit.kvm.errors import GuestMemoryError, KvmError
 from vtlkit.kvm.hyperv.cpuid import cpuid_leaves
 from vtlkit.kvm.hyperv.features import HvFeatures
+from vtlkit.kvm.hyperv.flush_inhibit import FlushInhibitDesign
 from vtlkit.kvm.hyperv.message_buffers import MessageBuffers
 from vtlkit.kvm.hyperv.overlays import OverlayPage as HvOverlayPage
 from vtlkit.kvm.hyperv.parameters import HypercallParameters, decode_exit
 from vtlkit.kvm.hyperv.tlb_flush import FlushRequest, decode_flush
+from vtlkit.kvm.hyperv.translate_gva import (
+    TRANSLATE_CALLS,
+    TranslateAnswer,
+    TranslateRequest,
+    paged_memory_type,
+    pending_event_header,
+)
+from vtlkit.kvm.hyperv.translate_gva import failure as translate_failure
+from vtlkit.kvm.hyperv.translate_gva import success as translate_success
 from vtlkit.kvm.hyperv.vp_set import ALL_VPS, sparse_set
 from vtlkit.kvm.kvm_run import (
     Debug,
@@ -72,12 +82,14 @@ __all__ = [
     "KVM_MEM_READONLY",
     "MAXPHYADDR",
     "MAX_VCPUS",
+    "TRANSLATE_CALLS",
     "UNSTARTED",
     "ApicNamespace",
     "Cap",
     "CpuidEntry",
     "CpuidOverride",
     "Debug",
+    "FlushInhibitDesign",
     "FlushRequest",
     "GuestMemoryError",
     "HvFeatures",
@@ -117,8 +129,10 @@ __all__ = [
     "SystemEvent",
     "SystemEventExit",
     "TranslateAccess",
+    "TranslateAnswer",
     "TranslateFault",
     "TranslateFlags",
+    "TranslateRequest",
     "Translation",
     "UserIntercepts",
     "Vcpu",
@@ -132,11 +146,15 @@ __all__ = [
     "default_routing",
     "for_vcpu",
     "hv_cpuid_entries",
+    "paged_memory_type",
+    "pending_event_header",
     "set_cr0",
     "set_cr3",
     "set_cr4",
     "set_xcr0",
     "sparse_set",
+    "translate_failure",
+    "translate_success",
     "windows_request",
     "xcr0_allowed",
 ]
@@ -157,12 +175,21 @@ def hv_cpuid_entries(features: HvFeatures) -> list[CpuidEntry]:
 class Kvm:
     """The hypervisor on one host with one kind of engine (an open /dev/kvm)."""
 
-    def __init__(self, host: Host, engines: EngineFactory) -> None:
+    def __init__(
+        self,
+        host: Host,
+        engines: EngineFactory,
+        tlb_flush_inhibit: FlushInhibitDesign = FlushInhibitDesign.WAITING_ON,
+    ) -> None:
+        """`tlb_flush_inhibit`: how its VMs hold flushes up (a module parameter)."""
         self.host = host
         self.engines = engines
+        self.tlb_flush_inhibit = tlb_flush_inhibit
         self._created = 0
 
     def create_vm(self, name: str | None = None) -> Vm:
         """KVM_CREATE_VM."""
         self._created += 1
-        return Vm(self.host, self.engines, name or f"vm{self._created - 1}")
+        vm = Vm(self.host, self.engines, name or f"vm{self._created - 1}")
+        vm.hv.set_flush_inhibit_design(self.tlb_flush_inhibit)
+        return vm

@@ -21,6 +21,7 @@ from vtlkit.kvm import run as run_loop
 from vtlkit.kvm.cpuid import CpuidTable
 from vtlkit.kvm.device_pages import VcpuDevices
 from vtlkit.kvm.events import PENDING_INIT, PENDING_SIPI, EventQueue
+from vtlkit.kvm.hyperv.flush_inhibit import KernelSection, inside
 from vtlkit.kvm.hyperv.vcpu import HvVcpu
 from vtlkit.kvm.kvm_run import KvmRun
 from vtlkit.kvm.lapic import LocalApic
@@ -97,7 +98,8 @@ class Vcpu(VcpuTime, VcpuState):
         self.events = EventQueue(self)
         self.namespace, number = vm.namespaces.split(vcpu_id)
         self.apic: LocalApic = LocalApic(self, self.namespace.bus, apic_id=apic_id, is_bsp=is_bsp)
-        self.hv = HvVcpu(self, number, self.namespace.hv)
+        self.hv: HvVcpu = HvVcpu(self, number, self.namespace.hv)
+        self.section: KernelSection | None = self.hv.hv_vm.flush_inhibits.section()
         self.apic.on_eoi = self.hv.on_eoi
         self.msrs = Msrs(self)
         self.devices: VcpuDevices = VcpuDevices(self)
@@ -279,7 +281,7 @@ class Vcpu(VcpuTime, VcpuState):
 
     def run(self) -> KvmRun:
         """KVM_RUN: run the guest until user space is needed. Blocks. The caller answers the last exit first."""
-        with self.mutex:
+        with self.mutex, inside(self.section):
             return run_loop.vcpu_run(self)
 
     def complete_exit(self) -> KvmRun | None:
@@ -287,7 +289,7 @@ class Vcpu(VcpuTime, VcpuState):
 
         None once the vCPU is between two instructions; another exit if the instruction needs user space again.
         """
-        with self.mutex:
+        with self.mutex, inside(self.section):
             return run_loop.complete_only(self)
 
     def update_intercepts(self) -> None:
@@ -295,7 +297,8 @@ class Vcpu(VcpuTime, VcpuState):
         engine_intercepts(self)
 
     def hyperv_set_tlb_flush_inhibit(self, inhibit: bool) -> None:
-        """KVM_HYPERV_SET_TLB_FLUSH_INHIBIT (docs/design/tlb-flush-inhibit.md). From any task; never blocks."""
+        """KVM_HYPERV_SET_TLB_FLUSH_INHIBIT (docs/design/tlb-flush-inhibit.md). From any task outside `run`; blocks
+        only in the posted design."""
         self.hv.set_tlb_flush_inhibit(inhibit)
 
     translate2 = translate

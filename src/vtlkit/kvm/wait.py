@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from vtlkit.engine.api import EventType
 from vtlkit.kvm import events
+from vtlkit.kvm.hyperv.flush_inhibit import outside
 from vtlkit.kvm.mpstate import UNSTARTED, MpState
 from vtlkit.kvm.requests import Req
 
@@ -32,7 +33,7 @@ def interrupt_under_way(vcpu: Vcpu) -> bool:
 
 def vcpu_running(vcpu: Vcpu) -> bool:
     """Whether the vCPU may enter the guest (`kvm_vcpu_running`)."""
-    return vcpu.mp_state is MpState.RUNNABLE
+    return vcpu.mp_state is MpState.RUNNABLE and (vcpu.section is None or not vcpu.hv.flush_inhibit.suspended())
 
 
 def has_events(vcpu: Vcpu) -> bool:
@@ -92,18 +93,19 @@ def block(vcpu: Vcpu, ready: Callable[[Vcpu], bool] = vcpu_runnable) -> bool:
     the wait ended, and the wait begins anew.
     """
     queue = vcpu.wait_queue
-    while True:
-        queue.prepare()
-        ended = check_block(vcpu, ready)
-        if ended is not _NOT_YET:
-            break
-        if vcpu.requests.test(Req.HV_STIMER):
-            queue.finish()
-            process_stimers(vcpu)
-            continue
-        vcpu.statistics.blocks += 1
-        vcpu.host.schedule()
-    queue.finish()
+    with outside(vcpu.section):
+        while True:
+            queue.prepare()
+            ended = check_block(vcpu, ready)
+            if ended is not _NOT_YET:
+                break
+            if vcpu.requests.test(Req.HV_STIMER):
+                queue.finish()
+                process_stimers(vcpu)
+                continue
+            vcpu.statistics.blocks += 1
+            vcpu.host.schedule()
+        queue.finish()
     return ended is _RUNNABLE
 
 
@@ -136,4 +138,9 @@ def wait_for_event(vcpu: Vcpu) -> bool:
         vcpu.mp_state = MpState.RUNNABLE
         vcpu.hv.idle = False
         vcpu.statistics.halt_wakeups += 1
+    if vcpu.mp_state is MpState.RUNNABLE and vcpu.hv.flush_inhibit.suspended():
+        # An event that a suspended vCPU cannot take keeps it awake: the other tasks go on meanwhile.
+        vcpu.statistics.suspended_turns += 1
+        with outside(vcpu.section):
+            vcpu.host.relax()
     return True

@@ -21,7 +21,7 @@ from vtlkit.engine.api import EngineFactory, RamBlock
 from vtlkit.host.api import LockRank, RunnableHost
 from vtlkit.hvdef.identifiers import HV_MAX_VTLS
 from vtlkit.kvm import uapi
-from vtlkit.kvm.uapi import HvFeatures, Kvm, KvmRun, MemoryRegion, Vcpu
+from vtlkit.kvm.uapi import FlushInhibitDesign, HvFeatures, Kvm, KvmRun, MemoryRegion, Vcpu
 from vtlkit.vmm import acpi, firmware
 from vtlkit.vmm.devices.debugexit import exit_status
 from vtlkit.vmm.loaders import BootImage, LoadError, LoadOptions, open_image, ram_ranges, waking_vector_state
@@ -67,6 +67,7 @@ class MachineConfig:
     append: str = ""
     initrd: Path | None = None
     hyperv: HvFeatures | None = field(default_factory=HvFeatures)
+    tlb_flush_inhibit: FlushInhibitDesign = FlushInhibitDesign.WAITING_ON
 
     def __post_init__(self) -> None:
         if not 1 <= self.cpus <= MAX_CPUS:
@@ -113,13 +114,12 @@ class Machine:
         self._woken = host.cell(False, "machine-woken")
         self._rounds = host.cell(0, "machine-rounds")
         self._parked = 0
-        self._acting = False
         self._tasks = 0
         self._actions: list[Callable[[], None]] = []
-        self._suspended = False
+        self._acting = self._suspended = False
         self._outcome: tuple[Outcome, int, str, str] | None = None
         self._instructions = 0
-        self.kvm = Kvm(host, engines)
+        self.kvm = Kvm(host, engines, config.tlb_flush_inhibit)
         rom = MemoryRegion(_ROM_SLOT, firmware.ROM_GPA, firmware.ROM_SIZE, RamBlock(firmware.ROM_SIZE))
         self.partition = partition = Partition(
             self.kvm, self._regions(), [rom], cpus=config.cpus, vtls=config.vtls, hyperv=config.hyperv, supervisor=self

@@ -137,11 +137,14 @@ class Machine:
         vcpus: int = 1,
         host: RunnableHost | None = None,
         cpuid: bool = True,
+        prepare: Callable[[Vm], None] = lambda _vm: None,
     ) -> None:
+        """`prepare`: what has to be done to the VM before its first vCPU."""
         self.host: RunnableHost = host if host is not None else Simulator()
         begin = dict(programs or {})
         begin.setdefault(RESET, program or script())
         self.vm = Vm(cast(Host, self.host), Cpus(begin, handlers or {}), "vm")
+        prepare(self.vm)
         self.vm.create_irqchip()
         self.ram = RamBlock(RAM_SIZE)
         self.vm.set_user_memory_region(MemoryRegion(0, 0, RAM_SIZE, self.ram))

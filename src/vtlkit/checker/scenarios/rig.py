@@ -68,10 +68,13 @@ class Rig:
         handlers: Mapping[int, Handler] | None = None,
         irqchip: bool = False,
         interrupts: bool = True,
+        prepare: Callable[[Vm], None] = lambda _vm: None,
     ) -> None:
+        """`prepare`: what has to be done to the VM before its first vCPU."""
         self.host: Host = host
         self._runnable = host
         self.vm = Vm(host, Factory(programs, handlers or {}), "vm")
+        prepare(self.vm)
         if irqchip:
             self.vm.create_irqchip()
         self.ram = RamBlock(RAM_SIZE)

@@ -23,6 +23,7 @@ from vtlkit.hvdef.vsm import (
     HV_VSM_PARTITION_CONFIG_ZERO_MEMORY_ON_RESET,
 )
 from vtlkit.kvm.uapi import (
+    TRANSLATE_CALLS,
     HvFeatures,
     Kvm,
     KvmError,
@@ -98,10 +99,12 @@ class Partition:
         vtls: int,
         hyperv: HvFeatures | None,
         supervisor: Supervisor,
+        translate_in_hypervisor: bool = True,
     ) -> None:
         """`regions` are RAM, which VTLs protect from each other; `roms` every VTL has as they are.
 
         `hyperv`: what CPUID offers of the Hyper-V interface, None for no such interface. With one VTL there is no VSM.
+        `translate_in_hypervisor`: HvCallTranslateVirtualAddress(Ex) exits only where VTL policy has a say.
 
         Raises:
             KvmError: EINVAL, features that do not go together.
@@ -115,6 +118,7 @@ class Partition:
         self._regions = tuple(regions)
         self._roms = tuple(roms)
         self._cpus = cpus
+        self._translate_in_hypervisor = translate_in_hypervisor
         self._features = None if hyperv is None else replace(hyperv, vsm=hyperv.vsm and vtls > 1)
         self._retired: list[VcpuStatistics] = []
         self.ports = Ports(self)
@@ -129,6 +133,8 @@ class Partition:
     def _create_vtl(self, level: int) -> Vtl:
         vm = self.kvm.create_vm(f"vtl{level}")
         vm.hv.vtl = level
+        if self._translate_in_hypervisor:
+            vm.hv.user_space_calls -= TRANSLATE_CALLS
         vm.set_user_memory_region_list((*self._regions, *self._roms))
         if level == 0:
             # Device interrupts go to VTL 0: its Vm has the controllers that devices are wired to.
