@@ -55,6 +55,38 @@ class AddressSpace:
     attributes: MemoryAttributes
 
 
+@dataclass(frozen=True, slots=True)
+class SlotChange:
+    """Several slots at once."""
+
+    regions: tuple[MemoryRegion, ...]
+
+    def apply(self, space: AddressSpace) -> tuple[AddressSpace, list[Change]]:
+        """What it makes of `space`, and where that differs. Raises as `Memslots.changed`."""
+        slots, touched = space.slots.changed(self.regions)
+        return replace(space, slots=slots), [Change(gpa, size, True) for gpa, size in touched]
+
+
+@dataclass(frozen=True, slots=True)
+class AttributeChange:
+    """What guests may do to whole pages."""
+
+    gpa: int
+    size: int
+    access: Access
+
+    def apply(self, space: AddressSpace) -> tuple[AddressSpace, list[Change]]:
+        """As `SlotChange.apply`. Raises as `GuestMemory.set_attributes`."""
+        gpa, size, access = self.gpa, self.size, self.access
+        if gpa % PAGE_SIZE or size % PAGE_SIZE or size <= 0 or gpa < 0:
+            raise KvmError(errno.EINVAL, f"attribute range {gpa:#x}+{size:#x} is not made of whole pages")
+        if gpa + size > MAX_GPA:
+            raise KvmError(errno.EINVAL, f"attribute range {gpa:#x}+{size:#x} ends beyond {MAX_GPA:#x}")
+        if access and not access & Access.READ:
+            raise KvmError(errno.EINVAL, f"{access!r}: a page that permits something must permit reads")
+        return replace(space, attributes=space.attributes.changed(gpa, size, access)), [Change(gpa, size, False)]
+
+
 LOG_MAX: Final = 1024
 """Changes kept for a follower that does not come: one that is further behind maps everything anew."""
 _EVERYTHING: Final = Change(0, MAX_GPA, True)
@@ -105,8 +137,9 @@ class GuestMemory:
         """Make a new state visible and log what changed. The caller holds the lock."""
         if len(self.log) > LOG_MAX:
             self._forget_log()
-        self._space.store_release(space)
+        # In this order: who has judged by the new state finds its map behind (`memory_faults`).
         self.log.extend(changes)
+        self._space.store_release(space)
 
     def _forget_log(self) -> None:
         """A follower (a processor that never runs, say) has fallen too far behind to be led there step by step."""
@@ -141,11 +174,7 @@ class GuestMemory:
         Raises:
             KvmError: as `Memslots.changed`; nothing changed.
         """
-        with self.lock:
-            space = self._space.load()
-            slots, touched = space.slots.changed(regions)
-            self._publish(replace(space, slots=slots), [Change(gpa, size, True) for gpa, size in touched])
-        self.on_change()
+        self.change([SlotChange(tuple(regions))])
 
     def set_attributes(self, gpa: int, size: int, access: Access) -> None:
         """Permit guests `access` to whole pages, and nothing else.
@@ -153,16 +182,21 @@ class GuestMemory:
         Raises:
             KvmError: EINVAL if the range is not made of whole pages or too high, or if `access` lacks READ alone.
         """
-        if gpa % PAGE_SIZE or size % PAGE_SIZE or size <= 0 or gpa < 0:
-            raise KvmError(errno.EINVAL, f"attribute range {gpa:#x}+{size:#x} is not made of whole pages")
-        if gpa + size > MAX_GPA:
-            raise KvmError(errno.EINVAL, f"attribute range {gpa:#x}+{size:#x} ends beyond {MAX_GPA:#x}")
-        if access and not access & Access.READ:
-            raise KvmError(errno.EINVAL, f"{access!r}: a page that permits something must permit reads")
+        self.change([AttributeChange(gpa, size, access)])
+
+    def change(self, steps: Iterable[SlotChange | AttributeChange]) -> None:
+        """Do all of these, one after the other, as one step.
+
+        Raises:
+            KvmError: as the first that cannot be done; nothing changed.
+        """
         with self.lock:
             space = self._space.load()
-            attributes = space.attributes.changed(gpa, size, access)
-            self._publish(replace(space, attributes=attributes), [Change(gpa, size, False)])
+            touched: list[Change] = []
+            for step in steps:
+                space, where = step.apply(space)
+                touched += where
+            self._publish(space, touched)
         self.on_change()
 
     def map_overlay(self, gpa: int, block: RamBlock, offset: int = 0, access: Access = Access.ALL) -> None:
@@ -236,8 +270,9 @@ class GuestMemory:
             GuestMemoryError: part of the range has no memory.
         """
         parts: list[bytes | memoryview] = []
+        space = self._space.load_acquire()
         while True:
-            found = self.find(gpa)
+            found = _find(space, gpa)
             if found is None:
                 raise GuestMemoryError(gpa, size, write=False)
             block, offset, _, left = found
@@ -255,8 +290,9 @@ class GuestMemory:
             GuestMemoryError: part of the range has no writable memory; what lies before it has been written.
         """
         written, size = 0, len(data)
+        space = self._space.load_acquire()
         while True:
-            found = self.find(gpa)
+            found = _find(space, gpa)
             if found is None or not found[2] & Access.WRITE:
                 raise GuestMemoryError(gpa, size - written, write=True)
             block, offset, _, left = found

@@ -19,6 +19,7 @@ from vtlkit.kvm.hyperv.overlays import OverlayPage as HvOverlayPage
 from vtlkit.kvm.hyperv.parameters import HypercallParameters, decode_exit
 from vtlkit.kvm.hyperv.tlb_flush import FlushRequest, decode_flush
 from vtlkit.kvm.hyperv.vp_set import ALL_VPS, sparse_set
+from vtlkit.kvm.kick_all import KickDesign
 from vtlkit.kvm.kvm_run import (
     Debug,
     Hyperv,
@@ -48,7 +49,7 @@ from vtlkit.kvm.kvm_run import (
 from vtlkit.kvm.memslots import KVM_MEM_READONLY, MAXPHYADDR, MemoryRegion
 from vtlkit.kvm.mpstate import UNSTARTED, MpState
 from vtlkit.kvm.routing import KVM_MAX_IRQ_ROUTES, HvSintRoute, Route, default_routing
-from vtlkit.kvm.statistics import VcpuStatistics
+from vtlkit.kvm.statistics import MANY_KICKED_ENTRIES, VcpuStatistics
 from vtlkit.kvm.translate import TranslateAccess, TranslateFault, TranslateFlags, Translation
 from vtlkit.kvm.user_intercepts import CpuidOverride, UserIntercepts
 from vtlkit.kvm.vcpu import Vcpu
@@ -60,6 +61,7 @@ __all__ = [
     "ALL_VPS",
     "KVM_MAX_IRQ_ROUTES",
     "KVM_MEM_READONLY",
+    "MANY_KICKED_ENTRIES",
     "MAXPHYADDR",
     "MAX_VCPUS",
     "UNSTARTED",
@@ -87,6 +89,7 @@ __all__ = [
     "Intr",
     "Io",
     "IrqWindowOpen",
+    "KickDesign",
     "Kvm",
     "KvmError",
     "KvmRun",

@@ -90,6 +90,8 @@ class RunResult:
     vtl_switches: int = 0
     instructions: int | None = None
     virtual_ns: int = 0
+    kicked_entries: int = 0
+    """Calls of `Vcpu.run` that came while all vCPUs were kicked."""
 
 
 class Machine:
@@ -189,6 +191,7 @@ class Machine:
         for statistics in self.partition.statistics():
             result.exits.update(statistics.all_exits())
             result.user_exits.update(statistics.user_exits)
+            result.kicked_entries += statistics.kicked_entries
         result.vtl_switches = sum(vp.switches for vp in self.partition.vps)
         result.instructions = self._instructions if self.engines.counts_instructions() else None
         return result
