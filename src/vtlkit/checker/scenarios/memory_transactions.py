@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TypeAlias
 
 from vtlkit.checker.scenarios import Scenario
 from vtlkit.checker.scenarios.rig import DONE, RAM_SIZE, Rig, Script
@@ -22,8 +22,6 @@ VALUES: Final = {LOW: 0x1111, HIGH: 0x2222}
 OVERLAY_PORT: Final = 0x55
 """A device of the hypervisor that maps and unmaps an overlay page, as writing some MSRs does."""
 _OVERLAID: Final = 0x3000
-
-Step = Callable[[Vm], None]
 
 
 class TwoPages:
@@ -50,40 +48,48 @@ class TwoPages:
         return [*gone, *new]
 
 
-def one_by_one(vm: Vm, steps: list[MemoryRegion]) -> None:
-    """Plain calls."""
+def one_by_one(rig: Rig, steps: list[MemoryRegion]) -> None:
+    """Plain calls, with time between them."""
     for region in steps:
-        vm.set_user_memory_region(region)
+        rig.vm.set_user_memory_region(region)
+        rig.linger(30)
 
 
-def as_list(vm: Vm, steps: list[MemoryRegion]) -> None:
+def as_list(rig: Rig, steps: list[MemoryRegion]) -> None:
     """One call. A slot that is deleted and added in it is changed: the last word of the list about it counts."""
-    vm.set_user_memory_region_list({region.slot: region for region in steps}.values())
+    rig.vm.set_user_memory_region_list({region.slot: region for region in steps}.values())
 
 
-def transaction(vm: Vm, steps: list[MemoryRegion]) -> None:
+def transaction(rig: Rig, steps: list[MemoryRegion]) -> None:
     """Begin, the plain calls, commit."""
-    with vm.memory_transaction():
-        one_by_one(vm, steps)
+    with rig.vm.memory_transaction():
+        one_by_one(rig, steps)
 
 
-def kicked(vm: Vm, steps: list[MemoryRegion]) -> None:
+def kicked(rig: Rig, steps: list[MemoryRegion]) -> None:
     """The plain calls with every vCPU out."""
-    vm.kick_all_running_vcpus()
-    one_by_one(vm, steps)
-    vm.resume_all_kicked_vcpus()
+    rig.vm.kick_all_running_vcpus()
+    one_by_one(rig, steps)
+    rig.vm.resume_all_kicked_vcpus()
 
 
-WAYS: Final = (as_list, transaction, kicked)
+Way: TypeAlias = Callable[[Rig, list[MemoryRegion]], None]
+WAYS: Final[tuple[Way, ...]] = (as_list, transaction, kicked)
 
 
-def reader(rounds: int) -> Script:
+def reader(rig: Rig, rounds: int) -> Script:
     """A guest that reads both pages again and again, and stops where it finds what was never there."""
     for _ in range(rounds):
-        for gpa, value in VALUES.items():
-            found = yield ops.Read(gpa, 4)
-            assert found == value, f"{found:#x} at {gpa:#x}"
+        yield from look(rig)
     yield ops.Out(DONE, 1, 0)
+
+
+def look(rig: Rig) -> Script:
+    """Read both pages; others may go ahead before each."""
+    for gpa, value in VALUES.items():
+        yield rig.hesitation
+        found = yield ops.Read(gpa, 4)
+        assert found == value, f"{found:#x} at {gpa:#x}"
 
 
 def run_to_the_end(vcpu: Vcpu) -> None:
@@ -96,16 +102,16 @@ def run_to_the_end(vcpu: Vcpu) -> None:
         vcpu.wait_until_resumed()
 
 
-def reading_while(host: RunnableHost, ways: tuple[Callable[[Vm, list[MemoryRegion]], None], ...]) -> None:
+def reading_while(host: RunnableHost, ways: tuple[Way, ...]) -> None:
     """Two vCPUs read; a task changes memory three times."""
-    rig = Rig(host, [lambda _engine: reader(6), lambda _engine: reader(4)])
+    rig = Rig(host, [lambda _engine: reader(rig, 4), lambda _engine: reader(rig, 3)])
     pages = TwoPages(rig.vm)
 
     def changer() -> None:
         for _ in range(3):
             rig.linger(20)
             way = ways[host.choose(len(ways), "way")]
-            way(rig.vm, pages.steps(host.choose(2, "block")))
+            way(rig, pages.steps(host.choose(2, "block")))
 
     rig.run(*(lambda vcpu=vcpu: run_to_the_end(vcpu) for vcpu in rig.vcpus), changer)
 
@@ -123,13 +129,8 @@ def _exclusion(host: RunnableHost) -> None:
         for _ in range(2):
             yield ops.Out(OVERLAY_PORT, 1, 1)
             yield ops.Out(OVERLAY_PORT, 1, 0)
-            yield from look()
+            yield from look(rig)
         yield ops.Out(DONE, 1, 0)
-
-    def look() -> Script:
-        for gpa, value in VALUES.items():
-            found = yield ops.Read(gpa, 4)
-            assert found == value, f"{found:#x} at {gpa:#x}"
 
     def switch(_port: int, _size: int, value: int) -> None:
         memory = rig.vm.memory

@@ -81,6 +81,8 @@ class Rig:
         self.vcpus: list[Vcpu] = []
         self._interrupts = interrupts
         self._pause = host.cell(0, "linger")
+        self.hesitation = ops.Host(self._pause.load)
+        """A guest instruction that touches a shared word, and so lets others go first."""
         for _ in range(len(programs) if create is None else create):
             self.create_vcpu()
 
