@@ -13,78 +13,19 @@ whole transaction or none of it.
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Final, Protocol
 
 from vtlkit.engine.api import PAGE_SIZE, Access, RamBlock
 from vtlkit.host.api import Host, LockRank
+from vtlkit.kvm.address_space import AddressSpace, AttributeChange, Change, Overlay, SlotChange, merged
 from vtlkit.kvm.attributes import MemoryAttributes
-from vtlkit.kvm.errors import GuestMemoryError, KvmError
+from vtlkit.kvm.errors import GuestMemoryError
 from vtlkit.kvm.memslots import MAX_GPA, MemoryRegion, Memslots
 
 _PAGE_MASK = PAGE_SIZE - 1
 _READ_ONLY = Access.READ | Access.EXECUTE
-
-
-@dataclass(frozen=True, slots=True)
-class Overlay:
-    """One page over the slots."""
-
-    block: RamBlock
-    offset: int
-    access: Access
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """A range whose backing (`backing` True) or permissions changed."""
-
-    gpa: int
-    size: int
-    backing: bool
-
-
-@dataclass(frozen=True, slots=True)
-class AddressSpace:
-    """All three layers at one moment."""
-
-    slots: Memslots
-    overlays: Mapping[int, Overlay]
-    attributes: MemoryAttributes
-
-
-@dataclass(frozen=True, slots=True)
-class SlotChange:
-    """Several slots at once."""
-
-    regions: tuple[MemoryRegion, ...]
-
-    def apply(self, space: AddressSpace) -> tuple[AddressSpace, list[Change]]:
-        """What it makes of `space`, and where that differs. Raises as `Memslots.changed`."""
-        slots, touched = space.slots.changed(self.regions)
-        return replace(space, slots=slots), [Change(gpa, size, True) for gpa, size in touched]
-
-
-@dataclass(frozen=True, slots=True)
-class AttributeChange:
-    """What guests may do to whole pages."""
-
-    gpa: int
-    size: int
-    access: Access
-
-    def apply(self, space: AddressSpace) -> tuple[AddressSpace, list[Change]]:
-        """As `SlotChange.apply`. Raises as `GuestMemory.set_attributes`."""
-        gpa, size, access = self.gpa, self.size, self.access
-        if gpa % PAGE_SIZE or size % PAGE_SIZE or size <= 0 or gpa < 0:
-            raise KvmError(errno.EINVAL, f"attribute range {gpa:#x}+{size:#x} is not made of whole pages")
-        if gpa + size > MAX_GPA:
-            raise KvmError(errno.EINVAL, f"attribute range {gpa:#x}+{size:#x} ends beyond {MAX_GPA:#x}")
-        if access and not access & Access.READ:
-            raise KvmError(errno.EINVAL, f"{access!r}: a page that permits something must permit reads")
-        return replace(space, attributes=space.attributes.changed(gpa, size, access)), [Change(gpa, size, False)]
 
 
 LOG_MAX: Final = 1024
@@ -196,7 +137,7 @@ class GuestMemory:
             for step in steps:
                 space, where = step.apply(space)
                 touched += where
-            self._publish(space, touched)
+            self._publish(space, merged(touched))
         self.on_change()
 
     def map_overlay(self, gpa: int, block: RamBlock, offset: int = 0, access: Access = Access.ALL) -> None:

@@ -12,8 +12,9 @@ from contextlib import contextmanager
 
 from vtlkit.engine.api import Access
 from vtlkit.host.api import Host, LockRank
+from vtlkit.kvm.address_space import AttributeChange, SlotChange
 from vtlkit.kvm.errors import KvmError
-from vtlkit.kvm.memory import AttributeChange, GuestMemory, SlotChange
+from vtlkit.kvm.memory import GuestMemory
 from vtlkit.kvm.memslots import MemoryRegion
 
 

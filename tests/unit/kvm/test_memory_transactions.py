@@ -13,9 +13,10 @@ from vtlkit.engine.scripted import ops
 from vtlkit.host.api import RunnableHost
 from vtlkit.host.sim import Simulator
 from vtlkit.host.threads import ThreadHost
+from vtlkit.kvm.address_space import AddressSpace
 from vtlkit.kvm.errors import KvmError
 from vtlkit.kvm.kvm_run import Io
-from vtlkit.kvm.memory import AddressSpace, GuestMemory
+from vtlkit.kvm.memory import GuestMemory
 from vtlkit.kvm.memslots import MemoryRegion
 from vtlkit.kvm.requests import Req
 from vtlkit.kvm.vm import Vm
