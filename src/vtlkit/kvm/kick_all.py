@@ -129,18 +129,18 @@ class KickAll:
     def refused(self, vcpu: Vcpu) -> Intr | None:
         """INTR for a `run` that begins while the vCPU is kicked. May block for a moment: a caller that tries again and
         again gives way to those that it waits for."""
-        if not self._comes_while_kicked(vcpu) or not vcpu.engine.at_boundary:
+        if not vcpu.requests.test(Req.USERSPACE_KICK) and not self._kicker_waits():
+            return None
+        if not vcpu.engine.at_boundary:
             return None
         self.has_to_leave(vcpu)
         vcpu.statistics.kicked_entries += 1
         vcpu.host.relax()
         return Intr()
 
-    def _comes_while_kicked(self, vcpu: Vcpu) -> bool:
-        if vcpu.requests.test(Req.USERSPACE_KICK):
-            return True
-        # Its request was taken by the exit before, and the kicker waits for nobody to be inside: what comes in again
-        # before that would have nothing to make it leave.
+    def _kicker_waits(self) -> bool:
+        """Whether a vCPU whose request the exit before has taken may not come in again yet: a kicker waits for nobody to
+        be inside, and nothing would make it leave."""
         return self._design is KickDesign.CLEARED_BY_FIRST_EXIT and bool(self._kicking.load())
 
 

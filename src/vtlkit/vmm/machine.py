@@ -181,12 +181,8 @@ class Machine:
 
     def result(self) -> RunResult:
         """What the run has come to so far; after `run` has raised, too. Without a reason to end it is a deadlock."""
-        outcome, status, message, crash = self._outcome or (
-            Outcome.DEADLOCK,
-            _STATUS[Outcome.DEADLOCK],
-            "every processor ended without ending the run",
-            "",
-        )
+        deadlock = (Outcome.DEADLOCK, _STATUS[Outcome.DEADLOCK], "every processor ended without ending the run", "")
+        outcome, status, message, crash = self._outcome or deadlock
         result = RunResult(outcome, status, message, crash, virtual_ns=self.host.now_ns())
         for statistics in self.partition.statistics():
             result.exits.update(statistics.all_exits())
