@@ -30,6 +30,7 @@ class LockRank(enum.IntEnum):
     PARTITION = 4
     BUS = 6
     PORTS = 8
+    MEMORY_CHANGE = 9
     VM = 10
     VCPU = 20
     MEMORY_TRANSACTION = 30

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _REQUESTS_HANDLED: Final = ~(1 << Req.EVENT)
 """EVENT alone, by far the most frequent request, is looked at where events are injected."""
-_NEED_BOUNDARY: Final = 1 << Req.EVENT | 1 << Req.MEMORY_CHANGED | 1 << Req.USER_INTERCEPTS
+_NEED_BOUNDARY: Final = 1 << Req.EVENT | 1 << Req.MEMORY_CHANGED | 1 << Req.USER_INTERCEPTS | 1 << Req.USERSPACE_KICK
 """Handled between two instructions only."""
 
 
@@ -33,7 +33,7 @@ def vcpu_run(vcpu: Vcpu) -> KvmRun:
     """Run until user space is needed."""
     vcpu.task = vcpu.host.current()
     exits.complete(vcpu)
-    exit_: KvmRun | None = None
+    exit_: KvmRun | None = vcpu.vm.kicks.refused(vcpu)
     while exit_ is None:
         if vcpu_running(vcpu):
             exit_ = _enter_guest(vcpu)
@@ -60,7 +60,7 @@ def complete_only(vcpu: Vcpu) -> KvmRun | None:
 
 
 def _wait(vcpu: Vcpu) -> KvmRun | None:
-    if vcpu.take_signal():
+    if vcpu.take_signal() or vcpu.vm.kicks.has_to_leave(vcpu):
         return Intr()
     if vcpu.mp_state is MpState.HALTED and (window := _window(vcpu)) is not None:
         return window
@@ -80,6 +80,8 @@ def _window(vcpu: Vcpu) -> KvmRun | None:
 def _handle_requests(vcpu: Vcpu) -> KvmRun | None:
     if not vcpu.requests.load() & _REQUESTS_HANDLED:
         return None
+    if vcpu.requests.test(Req.USERSPACE_KICK) and vcpu.engine.at_boundary and vcpu.vm.kicks.has_to_leave(vcpu):
+        return Intr()
     if vcpu.check_request(Req.MEMORY_CHANGED):
         if vcpu.engine.at_boundary:
             vcpu.map.sync()

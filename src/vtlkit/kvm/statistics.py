@@ -7,6 +7,10 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Final
+
+MANY_KICKED_ENTRIES: Final = 1000
+"""`kicked_entries` from which on somebody has not waited for the resume, but called `run` in a loop."""
 
 
 @dataclass(slots=True)
@@ -25,6 +29,10 @@ class VcpuStatistics:
     suspended_turns: int = 0
     """Turns of the run loop of a vCPU that was suspended, and awake for an event that it could not take."""
     halt_wakeups: int = 0
+    kicked_exits: int = 0
+    """Calls of `run` that kick-all ended, those that it refused at once included."""
+    kicked_entries: int = 0
+    """Calls of `run` that came while the vCPU was kicked: many, if the caller does not wait for the resume."""
 
     def all_exits(self) -> Counter[str]:
         """Engine exits by name, those of the fast path included."""

@@ -30,6 +30,7 @@ from vtlkit.kvm.hyperv.translate_gva import (
 from vtlkit.kvm.hyperv.translate_gva import failure as translate_failure
 from vtlkit.kvm.hyperv.translate_gva import success as translate_success
 from vtlkit.kvm.hyperv.vp_set import ALL_VPS, sparse_set
+from vtlkit.kvm.kick_all import KickDesign
 from vtlkit.kvm.kvm_run import (
     Debug,
     Hyperv,
@@ -68,7 +69,7 @@ from vtlkit.kvm.routing import (
     Route,
     default_routing,
 )
-from vtlkit.kvm.statistics import VcpuStatistics
+from vtlkit.kvm.statistics import MANY_KICKED_ENTRIES, VcpuStatistics
 from vtlkit.kvm.translate import TranslateAccess, TranslateFault, TranslateFlags, Translation
 from vtlkit.kvm.user_intercepts import CpuidOverride, UserIntercepts
 from vtlkit.kvm.vcpu import Vcpu
@@ -80,6 +81,7 @@ __all__ = [
     "ALL_VPS",
     "KVM_MAX_IRQ_ROUTES",
     "KVM_MEM_READONLY",
+    "MANY_KICKED_ENTRIES",
     "MAXPHYADDR",
     "MAX_VCPUS",
     "TRANSLATE_CALLS",
@@ -113,6 +115,7 @@ __all__ = [
     "IrqWindowOpen",
     "Irqchip",
     "IrqchipRoute",
+    "KickDesign",
     "Kvm",
     "KvmError",
     "KvmRun",

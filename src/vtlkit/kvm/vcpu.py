@@ -23,6 +23,7 @@ from vtlkit.kvm.device_pages import VcpuDevices
 from vtlkit.kvm.events import PENDING_INIT, PENDING_SIPI, EventQueue
 from vtlkit.kvm.hyperv.flush_inhibit import KernelSection, inside
 from vtlkit.kvm.hyperv.vcpu import HvVcpu
+from vtlkit.kvm.kick_all import wait_until_resumed
 from vtlkit.kvm.kvm_run import KvmRun
 from vtlkit.kvm.lapic import LocalApic
 from vtlkit.kvm.mmu import EngineMap
@@ -67,6 +68,8 @@ class Vcpu(VcpuTime, VcpuState):
         self.vendor: SvmVendor = vm.vendor
         self.is_bsp = is_bsp
         self.mutex = self.host.lock(f"{self.name}-mutex", LockRank.VCPU)
+        self.running = vm.kicks.transaction.reading()
+        """Held, inside the mutex, by every call that runs the vCPU or blocks as it: kick-all waits for it to end."""
         self.wait_queue = self.host.wait_queue(f"{self.name}-wait")
         self.requests = self.host.bitmap(f"{self.name}-requests")
         self.mode = self.host.cell(Mode.OUTSIDE_GUEST_MODE, f"{self.name}-mode")
@@ -281,7 +284,7 @@ class Vcpu(VcpuTime, VcpuState):
 
     def run(self) -> KvmRun:
         """KVM_RUN: run the guest until user space is needed. Blocks. The caller answers the last exit first."""
-        with self.mutex, inside(self.section):
+        with self.mutex, self.running, inside(self.section):
             return run_loop.vcpu_run(self)
 
     def complete_exit(self) -> KvmRun | None:
@@ -289,8 +292,10 @@ class Vcpu(VcpuTime, VcpuState):
 
         None once the vCPU is between two instructions; another exit if the instruction needs user space again.
         """
-        with self.mutex, inside(self.section):
+        with self.mutex, self.running, inside(self.section):
             return run_loop.complete_only(self)
+
+    wait_until_resumed = wait_until_resumed
 
     def update_intercepts(self) -> None:
         """After a change of the state or the wishes that what exits depends on."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Final
 
 from vtlkit.engine.api import Access, Engine, EngineFactory
@@ -18,7 +19,9 @@ from vtlkit.kvm.hyperv.vm import HvVm
 from vtlkit.kvm.ioapic import IOAPIC_DEFAULT_BASE_ADDRESS, IOAPIC_MEM_LENGTH, IoApic
 from vtlkit.kvm.iobus import MmioBus, PortBus
 from vtlkit.kvm.ipi import IpiBus
+from vtlkit.kvm.kick_all import KickAll, KickDesign
 from vtlkit.kvm.memory import GuestMemory
+from vtlkit.kvm.memory_transactions import MemoryTransactions
 from vtlkit.kvm.memslots import MAXPHYADDR, MemoryRegion
 from vtlkit.kvm.namespaces import ApicNamespace, ApicNamespaces
 from vtlkit.kvm.pic import Pic, PicChip, PicState
@@ -51,10 +54,12 @@ class Vm:
         self.memory = GuestMemory(host, name)
         self.memory.on_change = self._memory_changed
         self.memory.on_write = self._memory_written
+        self.transactions = MemoryTransactions(host, name, self.memory)
         self.bus = IpiBus(host, f"{name}-apic", x2apic_format=True)
         self.port_bus = PortBus()
         self.mmio_bus = MmioBus()
         self.vcpus: list[Vcpu] = []
+        self.kicks = KickAll(self)
         self._by_id: dict[int, Vcpu] = {}
         self.pic: Pic | None = None
         self.ioapic: IoApic | None = None
@@ -201,15 +206,41 @@ class Vm:
             apic_id,
             number == 0 if is_bsp is None else is_bsp,
         )
-        # Replaced whole: other tasks look siblings up, and go through the vCPUs to make requests.
+        # Replaced whole: other tasks look siblings up.
         self._by_id = {**self._by_id, vcpu_id: vcpu}
-        self.vcpus = [*self.vcpus, vcpu]
+        self.kicks.admit(vcpu)
         return vcpu
 
     def forget_vcpu(self, vcpu: Vcpu) -> None:
         """The vCPU is about to be destroyed: nobody finds it through the VM any more."""
         self._by_id = {number: other for number, other in self._by_id.items() if other is not vcpu}
-        self.vcpus = [other for other in self.vcpus if other is not vcpu]
+        self.kicks.dismiss(vcpu)
+
+    def kick_all_running_vcpus(self) -> None:
+        """Return when no task is inside `run` of any vCPU; until the resume every `run` returns INTR. Blocks.
+
+        The caller holds no lock of a rank from MEMORY_TRANSACTION up. Each call is resumed once.
+
+        Raises:
+            KvmError: EDEADLK, the caller is inside a call of one of the vCPUs.
+        """
+        self.kicks.kick()
+
+    def resume_all_kicked_vcpus(self) -> None:
+        """End what `kick_all_running_vcpus` began; with several callers the last one does.
+
+        Raises:
+            KvmError: EINVAL, there is nothing to end.
+        """
+        self.kicks.resume()
+
+    def set_kick_design(self, design: KickDesign) -> None:
+        """How long a kick holds (docs/design/kick.md); sticky unless set.
+
+        Raises:
+            KvmError: EBUSY, vCPUs are kicked.
+        """
+        self.kicks.set_design(design)
 
     def get_vcpu_by_id(self, vcpu_id: int) -> Vcpu | None:
         return self._by_id.get(vcpu_id)
@@ -278,20 +309,20 @@ class Vm:
     # --- memory -----------------------------------------------------------------------------------------------------
 
     def set_user_memory_region(self, region: MemoryRegion) -> None:
-        """KVM_SET_USER_MEMORY_REGION.
+        """KVM_SET_USER_MEMORY_REGION. Blocks while another task's memory transaction is open.
 
         Raises:
             KvmError: as `Memslots.changed`.
         """
-        self.memory.set_regions([region])
+        self.transactions.set_regions([region])
 
     def set_user_memory_region_list(self, regions: Iterable[MemoryRegion]) -> None:
-        """Several regions in one step: no vCPU sees some of the changes without the others.
+        """Several regions in one step: no vCPU sees some of the changes without the others. Blocks as above.
 
         Raises:
             KvmError: as `Memslots.changed`; nothing changed.
         """
-        self.memory.set_regions(list(regions))
+        self.transactions.set_regions(regions)
 
     def set_memory_attributes(self, gpa: int, size: int, access: Access) -> None:
         """KVM_SET_MEMORY_ATTRIBUTES: what guest accesses the range permits.
@@ -299,7 +330,28 @@ class Vm:
         Raises:
             KvmError: EINVAL if the range is not made of whole pages.
         """
-        self.memory.set_attributes(gpa, size, access)
+        self.transactions.set_attributes(gpa, size, access)
+
+    def begin_memory_transaction(self) -> None:
+        """What this task calls of the three above takes effect with the commit, in one step (docs/design/
+        memory-transactions.md). Blocks while another task's transaction is open.
+
+        Raises:
+            KvmError: EBUSY, the caller has one open.
+        """
+        self.transactions.begin()
+
+    def commit_memory_transaction(self) -> None:
+        """Raises `KvmError`: EINVAL, the caller has none open."""
+        self.transactions.commit()
+
+    def abort_memory_transaction(self) -> None:
+        """Nothing of it has happened. Raises `KvmError`: EINVAL, the caller has none open."""
+        self.transactions.abort()
+
+    def memory_transaction(self) -> AbstractContextManager[None]:
+        """A transaction around a block; aborted if the block raises."""
+        return self.transactions.opened()
 
     def _memory_changed(self) -> None:
         self.make_all_request(Req.MEMORY_CHANGED)
@@ -310,7 +362,12 @@ class Vm:
         A vCPU between two instructions looks at MEMORY_CHANGED before its next one, so only those in the guest, and
         those that have still to finish an I/O instruction, are waited for. The caller holds no lock that they may need.
         Returns early when `given_up` says so: user space may have stopped running a vCPU for good.
+
+        Raises:
+            KvmError: EDEADLK, the caller has a memory transaction open: an unfinished instruction may wait for its end.
         """
+        if self.transactions.mine():
+            raise KvmError(errno.EDEADLK, "waiting for vCPUs with a memory transaction open")
         for vcpu in self.vcpus:
             while vcpu.may_run_on_old_map() and not given_up():
                 self.host.relax()

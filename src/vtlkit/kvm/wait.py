@@ -66,7 +66,7 @@ class Ended(enum.Enum):
     RUNNABLE = 1
     """A wake event."""
     OTHERWISE = 2
-    """A signal, or UNBLOCK."""
+    """A signal, UNBLOCK, or kick-all."""
 
 
 _NOT_YET = Ended.NOT_YET
@@ -82,6 +82,8 @@ def check_block(vcpu: Vcpu, ready: Callable[[Vcpu], bool] = vcpu_runnable) -> En
     if ready(vcpu):
         return _RUNNABLE
     if vcpu.requests.test_and_clear(Req.UNBLOCK) or vcpu.signal_pending():
+        return _OTHERWISE
+    if vcpu.requests.test(Req.USERSPACE_KICK):
         return _OTHERWISE
     return _NOT_YET
 

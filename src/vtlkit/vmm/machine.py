@@ -91,6 +91,8 @@ class RunResult:
     vtl_switches: int = 0
     instructions: int | None = None
     virtual_ns: int = 0
+    kicked_entries: int = 0
+    """Calls of `Vcpu.run` that came while all vCPUs were kicked."""
 
 
 class Machine:
@@ -179,16 +181,13 @@ class Machine:
 
     def result(self) -> RunResult:
         """What the run has come to so far; after `run` has raised, too. Without a reason to end it is a deadlock."""
-        outcome, status, message, crash = self._outcome or (
-            Outcome.DEADLOCK,
-            _STATUS[Outcome.DEADLOCK],
-            "every processor ended without ending the run",
-            "",
-        )
+        deadlock = (Outcome.DEADLOCK, _STATUS[Outcome.DEADLOCK], "every processor ended without ending the run", "")
+        outcome, status, message, crash = self._outcome or deadlock
         result = RunResult(outcome, status, message, crash, virtual_ns=self.host.now_ns())
         for statistics in self.partition.statistics():
             result.exits.update(statistics.all_exits())
             result.user_exits.update(statistics.user_exits)
+            result.kicked_entries += statistics.kicked_entries
         result.vtl_switches = sum(vp.switches for vp in self.partition.vps)
         result.instructions = self._instructions if self.engines.counts_instructions() else None
         return result

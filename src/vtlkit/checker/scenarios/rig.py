@@ -58,7 +58,8 @@ class Factory:
 
 
 class Rig:
-    """A VM with one vCPU a program and a few pages of RAM from 0. `interrupts`: RFLAGS.IF is set at the start."""
+    """A VM with one vCPU a program and a few pages of RAM from 0. `interrupts`: RFLAGS.IF is set at the start.
+    `create`: so many of the vCPUs are there at first, all unless given."""
 
     def __init__(
         self,
@@ -69,6 +70,7 @@ class Rig:
         irqchip: bool = False,
         interrupts: bool = True,
         prepare: Callable[[Vm], None] = lambda _vm: None,
+        create: int | None = None,
     ) -> None:
         """`prepare`: what has to be done to the VM before its first vCPU."""
         self.host: Host = host
@@ -79,13 +81,23 @@ class Rig:
             self.vm.create_irqchip()
         self.ram = RamBlock(RAM_SIZE)
         self.vm.set_user_memory_region(MemoryRegion(0, 0, RAM_SIZE, self.ram))
-        self.vcpus: list[Vcpu] = [self.vm.create_vcpu(number) for number in range(len(programs))]
+        self.vcpus: list[Vcpu] = []
+        self._interrupts = interrupts
         self._pause = host.cell(0, "linger")
-        for vcpu in self.vcpus:
-            vcpu.start_runnable()
-            vcpu.apic.mmio_write(APIC_SPIV, 4, APIC_SPIV_APIC_ENABLED | 0xFF)
-            if interrupts:
-                vcpu.engine.rflags |= RFLAGS_IF
+        self.hesitation = ops.Host(self._pause.load)
+        """A guest instruction that touches a shared word, and so lets others go first."""
+        for _ in range(len(programs) if create is None else create):
+            self.create_vcpu()
+
+    def create_vcpu(self) -> Vcpu:
+        """The vCPU of the next program."""
+        vcpu = self.vm.create_vcpu(len(self.vcpus))
+        self.vcpus.append(vcpu)
+        vcpu.start_runnable()
+        vcpu.apic.mmio_write(APIC_SPIV, 4, APIC_SPIV_APIC_ENABLED | 0xFF)
+        if self._interrupts:
+            vcpu.engine.rflags |= RFLAGS_IF
+        return vcpu
 
     def linger(self, steps: int) -> None:
         """Let the other tasks go ahead by up to so many accesses."""

@@ -198,6 +198,9 @@ class Vp:
     def _run(self) -> None:
         """Run the active VTL, whichever that is, until a signal ends a run."""
         active = self.active
+        if not self._look.load() & _NEWS:
+            # Out of the guest by a kick of all: `run` would only say INTR again. News end the wait by a signal.
+            self.vcpus[active.load()].wait_until_resumed()
         while True:
             level = active.load()
             # Whoever sets a bit here, stops, parks or ends signals a vCPU after that.
