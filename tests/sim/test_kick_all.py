@@ -19,6 +19,7 @@ from vtlkit.host.threads import ThreadHost
 from vtlkit.kvm.kick_all import KickDesign
 from vtlkit.kvm.kvm_run import Intr, Io, KvmRun, SystemEventExit
 from vtlkit.kvm.mpstate import MpState
+from vtlkit.kvm.requests import Req
 from vtlkit.kvm.vcpu import Mode, Vcpu
 from vtlkit.kvm.wait import Ended, check_block
 from vtlkit.x86.apic import DeliveryMode
@@ -316,6 +317,34 @@ def test_an_exit_that_is_being_completed_is_waited_for(make_host: Callable[[], R
     assert returned.load()
 
 
+def flushers(host: RunnableHost) -> None:
+    """Each vCPU waits, inside `run`, for the other to leave the guest; a kicker waits for both to leave `run`."""
+
+    def flush_again_and_again(machine: FlushMachine, number: int) -> Script:
+        for _ in range(6):
+            yield from machine.flush(number, 0b11)
+
+    machine = FlushMachine([flush_again_and_again] * 2, host=host)
+
+    def kicker() -> None:
+        for _ in range(4):
+            machine.vm.kick_all_running_vcpus()
+            machine.vm.resume_all_kicked_vcpus()
+
+    exits: list[list[KvmRun]] = [[], []]
+    machine.run(
+        lambda: run_until_done(machine.vcpus[0], exits[0]), lambda: run_until_done(machine.vcpus[1], exits[1]), kicker
+    )
+    assert [type(each[-1]) for each in exits] == [Io, Io]
+
+
+def test_vcpus_that_wait_for_each_other_are_no_deadlock() -> None:
+    for seed in range(100):
+        flushers(Simulator(seed=seed, instrument=True))
+    for _ in range(10):
+        flushers(ThreadHost())
+
+
 def test_every_wait_that_asks_check_block_ends() -> None:
     """So does one that polls before it sleeps."""
     machine = Machine()
@@ -351,6 +380,29 @@ def test_a_busy_loop_gets_intr_each_time_and_stops_nobody(make_host: Callable[[]
     assert isinstance(exits[-1], Io)
     assert vcpu.statistics.kicked_entries >= loops
     assert vcpu.statistics.user_exits["INTR"] >= loops
+
+
+def test_cleared_before_unlock_who_waits_for_the_resume_is_let_in_without_one() -> None:
+    machine = Machine(lambda _engine: out(1))
+    vcpu, vm = machine.vcpu, machine.vm
+    vm.set_kick_design(KickDesign.CLEARED_BEFORE_UNLOCK)
+    hold = machine.host.cell(True, "hold")
+
+    def slow() -> None:
+        while hold.load():
+            machine.host.relax()
+
+    machine.cpu.on_run = slow
+
+    def waiter() -> None:
+        wait_for(machine, lambda: vcpu.requests.test(Req.USERSPACE_KICK))
+        vcpu.wait_until_resumed()
+
+    def release() -> None:
+        wait_for(machine, sleeping(vcpu))
+        hold.store(False)
+
+    machine.run(vcpu.run, vm.kick_all_running_vcpus, waiter, release)
 
 
 @on_both_hosts

@@ -94,22 +94,18 @@ class KickAll:
             self._kicking.store(self._kicking.load() - 1)
             # One that has made its requests still needs them to get the vCPUs out.
             if self._design is KickDesign.CLEARED_BEFORE_UNLOCK and not self._kicking.load():
-                _clear(self._vm.vcpus)
+                _let_in(self._vm.vcpus)
         self.transaction.up_write()
 
     def resume(self) -> None:
         """`Vm.resume_all_kicked_vcpus`."""
         with self._lock:
-            if not self._holds:
+            # A kicker that still waits for the vCPUs to leave has nothing to resume yet, and needs its requests.
+            if self._holds <= self._kicking.load():
                 raise KvmError(errno.EINVAL, "no kick of all vCPUs is to be resumed")
             self._holds -= 1
-            if self._holds:
-                return
-            resumed = self._vm.vcpus
-            if self._design is not KickDesign.CLEARED_BEFORE_UNLOCK:
-                _clear(resumed)
-        for vcpu in resumed:
-            vcpu.wait_queue.wake()
+            if not self._holds:
+                _let_in(self._vm.vcpus)
 
     # --- the vCPU's side --------------------------------------------------------------------------------------------
 
@@ -139,14 +135,15 @@ class KickAll:
         return Intr()
 
     def _kicker_waits(self) -> bool:
-        """Whether a vCPU whose request the exit before has taken may not come in again yet: a kicker waits for nobody
-        to be inside, and nothing would make it leave."""
+        """Whether a vCPU whose request the exit before has taken may not come in again yet: nothing would make it
+        leave, and a kicker waits for nobody to be inside."""
         return self._design is KickDesign.CLEARED_BY_FIRST_EXIT and bool(self._kicking.load())
 
 
-def _clear(vcpus: Iterable[Vcpu]) -> None:
+def _let_in(vcpus: Iterable[Vcpu]) -> None:
     for vcpu in vcpus:
         vcpu.requests.clear(Req.USERSPACE_KICK)
+        vcpu.wait_queue.wake()
 
 
 def wait_until_resumed(vcpu: Vcpu) -> None:

@@ -41,6 +41,34 @@ def test_a_resume_without_a_kick_is_refused() -> None:
     assert refused.value.errno == errno.EINVAL
 
 
+def test_a_kick_that_has_not_returned_cannot_be_resumed() -> None:
+    rig = machine()
+    vm, order = rig.vm, list[str]()
+
+    def slow() -> None:
+        order.append("inside")
+        while "refused" not in order:
+            rig.host.relax()
+
+    def kicker() -> None:
+        while "inside" not in order:
+            rig.host.relax()
+        vm.kick_all_running_vcpus()
+        order.append("kicked")
+        vm.resume_all_kicked_vcpus()
+
+    def other() -> None:
+        while not rig.vcpu.requests.test(Req.USERSPACE_KICK):
+            rig.host.relax()
+        with pytest.raises(KvmError, match="resumed"):
+            vm.resume_all_kicked_vcpus()
+        order.append("refused")
+
+    rig.cpu.on_run = slow
+    rig.run(rig.vcpu.run, kicker, other)
+    assert order == ["inside", "refused", "kicked"]
+
+
 @pytest.mark.parametrize("design", KickDesign)
 def test_the_design_stays_while_anybody_is_kicked(design: KickDesign) -> None:
     vm = machine().vm
