@@ -9,6 +9,7 @@ from __future__ import annotations
 from vtlkit.engine.api import EngineFactory
 from vtlkit.host.api import Host
 from vtlkit.kvm.attributes import MemoryAttributes
+from vtlkit.kvm.caps import Cap
 from vtlkit.kvm.control_registers import cr4_allowed, set_cr0, set_cr3, set_cr4, set_xcr0, xcr0_allowed
 from vtlkit.kvm.cpuid import CpuidEntry, for_vcpu
 from vtlkit.kvm.errors import GuestMemoryError, KvmError
@@ -57,7 +58,16 @@ from vtlkit.kvm.kvm_run import (
 )
 from vtlkit.kvm.memslots import KVM_MEM_READONLY, MAXPHYADDR, MemoryRegion
 from vtlkit.kvm.mpstate import UNSTARTED, MpState
-from vtlkit.kvm.routing import KVM_MAX_IRQ_ROUTES, HvSintRoute, Route, default_routing
+from vtlkit.kvm.namespaces import ApicNamespace
+from vtlkit.kvm.routing import (
+    KVM_MAX_IRQ_ROUTES,
+    HvSintRoute,
+    Irqchip,
+    IrqchipRoute,
+    MsiRoute,
+    Route,
+    default_routing,
+)
 from vtlkit.kvm.statistics import VcpuStatistics
 from vtlkit.kvm.translate import TranslateAccess, TranslateFault, TranslateFlags, Translation
 from vtlkit.kvm.user_intercepts import CpuidOverride, UserIntercepts
@@ -74,6 +84,8 @@ __all__ = [
     "MAX_VCPUS",
     "TRANSLATE_CALLS",
     "UNSTARTED",
+    "ApicNamespace",
+    "Cap",
     "CpuidEntry",
     "CpuidOverride",
     "Debug",
@@ -99,6 +111,8 @@ __all__ = [
     "Intr",
     "Io",
     "IrqWindowOpen",
+    "Irqchip",
+    "IrqchipRoute",
     "Kvm",
     "KvmError",
     "KvmRun",
@@ -108,6 +122,7 @@ __all__ = [
     "MessageBuffers",
     "Mmio",
     "MpState",
+    "MsiRoute",
     "Rdmsr",
     "Route",
     "Shutdown",

@@ -62,7 +62,7 @@ class Vcpu(VcpuTime, VcpuState):
         self.vm = vm
         self.vcpu_id = vcpu_id
         self.host = vm.host
-        self.name = f"{vm.name}-vcpu{vcpu_id}"
+        self.name = vm.namespaces.vcpu_name(vcpu_id)
         self.engine = engine
         self.vendor: SvmVendor = vm.vendor
         self.is_bsp = is_bsp
@@ -96,8 +96,9 @@ class Vcpu(VcpuTime, VcpuState):
         self.cpuid = CpuidTable()
         self.mp_state = MpState.RUNNABLE if is_bsp else MpState.UNINITIALIZED
         self.events = EventQueue(self)
-        self.apic: LocalApic = LocalApic(self, vm.bus, apic_id=apic_id, is_bsp=is_bsp)
-        self.hv: HvVcpu = HvVcpu(self, vcpu_id)
+        self.namespace, number = vm.namespaces.split(vcpu_id)
+        self.apic: LocalApic = LocalApic(self, self.namespace.bus, apic_id=apic_id, is_bsp=is_bsp)
+        self.hv: HvVcpu = HvVcpu(self, number, self.namespace.hv)
         self.section: KernelSection | None = self.hv.hv_vm.flush_inhibits.section()
         self.apic.on_eoi = self.hv.on_eoi
         self.msrs = Msrs(self)
@@ -127,6 +128,11 @@ class Vcpu(VcpuTime, VcpuState):
         sregs.cs.base = sipi_vector << 12
         self.engine.set_sregs(sregs)
         self.engine.regs.rip = 0
+
+    @property
+    def apic_group(self) -> int:
+        """The APIC ID group it is in (`kvm_apic_group`); 0 in a VM without groups."""
+        return self.namespace.group
 
     # --- requests and kicks ---------------------------------------------------------------------------------------
 
@@ -237,7 +243,7 @@ class Vcpu(VcpuTime, VcpuState):
 
     def eoi_ioapic(self, vector: int) -> None:
         if self.vm.ioapic is not None:
-            self.vm.ioapic.eoi(self.vcpu_id, vector)
+            self.vm.ioapic.eoi(self.vcpu_id, vector, self.namespace.bus)
 
     def wants_windows(self) -> bool:
         return self.events.windows is not None

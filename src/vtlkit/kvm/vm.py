@@ -11,14 +11,16 @@ from typing import Final
 
 from vtlkit.engine.api import Access, Engine, EngineFactory
 from vtlkit.host.api import Host, LockRank
+from vtlkit.kvm.caps import Cap, enable_cap
 from vtlkit.kvm.cpuid import CpuidEntry, supported
 from vtlkit.kvm.errors import KvmError
 from vtlkit.kvm.hyperv.vm import HvVm
 from vtlkit.kvm.ioapic import IOAPIC_DEFAULT_BASE_ADDRESS, IOAPIC_MEM_LENGTH, IoApic
 from vtlkit.kvm.iobus import MmioBus, PortBus
-from vtlkit.kvm.ipi import IpiBus, Irq
+from vtlkit.kvm.ipi import IpiBus
 from vtlkit.kvm.memory import GuestMemory
 from vtlkit.kvm.memslots import MAXPHYADDR, MemoryRegion
+from vtlkit.kvm.namespaces import ApicNamespace, ApicNamespaces
 from vtlkit.kvm.pic import Pic, PicChip, PicState
 from vtlkit.kvm.pit import Pit
 from vtlkit.kvm.requests import NO_WAKEUP, Req
@@ -61,7 +63,9 @@ class Vm:
         self.user_space_msr = False
         self.protected_mode_only = False
         """A guest's CR0.PE stays set: clearing it is #GP (TLFS: no real mode above VTL 0). Set before any vCPU runs."""
-        self.hv = HvVm(self)
+        self.hv: HvVm = HvVm(self)
+        self.namespaces: ApicNamespaces = ApicNamespaces(self)
+        """`bus` and `hv` are those of group 0."""
         self.tsc_khz = TSC_KHZ
         self.tsc_offset: int = 0
         """What vCPUs that are created or reset add to the host's TSC: all read the same (`kvm_synchronize_tsc`)."""
@@ -83,7 +87,14 @@ class Vm:
         lock = self.host.lock(f"{self.name}-irqchip", LockRank.IRQCHIP)
         self.pic = Pic(self.host, lock, self._pic_output)
         self.ioapic = IoApic(lock, self.bus)
-        self.routing = IrqRouting(self.host, self.bus, self.pic, self.ioapic, hv_sint=self._hv_sint)
+        self.routing = IrqRouting(
+            self.host,
+            self.bus,
+            self.pic,
+            self.ioapic,
+            hv_sint=self._hv_sint,
+            bus_of=self.namespaces.bus_of,
+        )
         for ports in (range(0x20, 0x22), range(0xA0, 0xA2), range(0x4D0, 0x4D2)):
             self.port_bus.register(ports, self.pic.port_read, self.pic.port_write)
         self.mmio_bus.register(
@@ -117,8 +128,8 @@ class Vm:
                     vcpu.kick()
                     return
 
-    def _hv_sint(self, vp_index: int, sint: int) -> int:
-        hv = self.hv.vp(vp_index)
+    def _hv_sint(self, vp_index: int, sint: int, group: int) -> int:
+        hv = self.namespaces.at(group).hv.vp(vp_index)
         return hv.synic.set_irq(sint) if hv is not None else -1
 
     def set_gsi_routing(self, routes: Iterable[Route]) -> None:
@@ -142,11 +153,11 @@ class Vm:
             raise KvmError(errno.ENXIO, "no interrupt controllers: there are no interrupt lines")
         return self.routing.irq_line(gsi, level)
 
-    def signal_msi(self, address: int, data: int) -> int:
-        """KVM_SIGNAL_MSI; how many local APICs accepted it."""
+    def signal_msi(self, address: int, data: int, group: int = 0) -> int:
+        """KVM_SIGNAL_MSI; how many local APICs of the group accepted it."""
         if self.routing is None:
             raise KvmError(errno.ENXIO, "no interrupt controllers: there is nothing to signal")
-        return self.routing.signal_msi(address, data)
+        return self.routing.signal_msi(address, data, group)
 
     def reset(self) -> None:
         """What a machine reset does to the VM itself: controllers and Hyper-V state as after creation."""
@@ -156,7 +167,7 @@ class Vm:
             self.ioapic.reset()
         if self.pit is not None:
             self.pit.reset()
-        self.hv.reset()
+        self.namespaces.reset()
         self.tsc_offset = -self.tsc_at(self.host.now_ns())
 
     # --- vCPUs ------------------------------------------------------------------------------------------------------
@@ -164,34 +175,40 @@ class Vm:
     def create_vcpu(
         self, vcpu_id: int, *, apic_id: int | None = None, is_bsp: bool | None = None, engine: Engine | None = None
     ) -> Vcpu:
-        """KVM_CREATE_VCPU. The APIC ID is the vCPU's number unless given.
+        """KVM_CREATE_VCPU. The APIC ID is the vCPU's number, less the bits of the group, unless given.
 
         Raises:
-            KvmError: EINVAL for a bad number, EEXIST for one in use.
+            KvmError: EINVAL for a bad number, or an APIC ID of its own in a group; EEXIST for one in use.
         """
-        if not 0 <= vcpu_id < MAX_VCPUS:
-            raise KvmError(errno.EINVAL, f"vCPU number {vcpu_id} is not below {MAX_VCPUS}")
+        namespace, number = self.namespaces.split(vcpu_id)
+        if number >= MAX_VCPUS or len(self.vcpus) >= MAX_VCPUS:
+            raise KvmError(
+                errno.EINVAL, f"vCPU {vcpu_id}: numbers are below {MAX_VCPUS}, and so many vCPUs there can be"
+            )
         if vcpu_id in self._by_id:
             raise KvmError(errno.EEXIST, f"vCPU {vcpu_id} exists")
-        apic_id = vcpu_id if apic_id is None else apic_id
-        if self.bus.by_apic_id(apic_id) is not None:
+        if apic_id is None:
+            apic_id = number
+        elif apic_id != number and self.namespaces.has_groups:
+            raise KvmError(errno.EINVAL, f"vCPU {vcpu_id} of a group has APIC ID {number}, not {apic_id}")
+        if namespace.bus.by_apic_id(apic_id) is not None:
             raise KvmError(errno.EEXIST, f"APIC ID {apic_id} is in use")
-        name = f"{self.name}-vcpu{vcpu_id}"
+        name = self.namespaces.vcpu_name(vcpu_id)
         vcpu = Vcpu(
             self,
             vcpu_id,
             engine if engine is not None else self.engines.create(name),
             apic_id,
-            vcpu_id == 0 if is_bsp is None else is_bsp,
+            number == 0 if is_bsp is None else is_bsp,
         )
-        self._by_id[vcpu_id] = vcpu
-        # Replaced whole: senders of requests go through it on other tasks.
+        # Replaced whole: other tasks look siblings up, and go through the vCPUs to make requests.
+        self._by_id = {**self._by_id, vcpu_id: vcpu}
         self.vcpus = [*self.vcpus, vcpu]
         return vcpu
 
     def forget_vcpu(self, vcpu: Vcpu) -> None:
         """The vCPU is about to be destroyed: nobody finds it through the VM any more."""
-        self._by_id.pop(vcpu.vcpu_id, None)
+        self._by_id = {number: other for number, other in self._by_id.items() if other is not vcpu}
         self.vcpus = [other for other in self.vcpus if other is not vcpu]
 
     def get_vcpu_by_id(self, vcpu_id: int) -> Vcpu | None:
@@ -201,33 +218,53 @@ class Vm:
         """KVM_GET_SUPPORTED_CPUID."""
         return supported(self.tsc_khz, MAXPHYADDR)
 
+    # --- APIC namespaces --------------------------------------------------------------------------------------------
+
+    def enable_cap(self, cap: Cap, argument: int = 0) -> None:
+        """KVM_ENABLE_CAP.
+
+        Raises:
+            KvmError: as the capability says.
+        """
+        enable_cap(self, cap, argument)
+
+    def namespace(self, group: int) -> ApicNamespace:
+        """An APIC ID group as an APIC namespace; there is 0 without `Cap.APIC_ID_GROUPS`.
+
+        Raises:
+            KvmError: EINVAL if there is no such group.
+        """
+        return self.namespaces.at(group)
+
+    def sibling(self, vcpu: Vcpu, group: int) -> Vcpu | None:
+        """The vCPU with the same APIC ID in a group, perhaps `vcpu` itself; None if there is none. From any task.
+
+        Raises:
+            KvmError: EINVAL if there is no such group.
+        """
+        return self._by_id.get(self.namespaces.vcpu_id(group, vcpu.apic.apic_id))
+
     def send_ipi(self, vp_indices: int, vector: int) -> None:
-        """A fixed interrupt to a set of virtual processors, a bit per VP index (-1: all). From any task."""
-        for target in self.hv.vps(vp_indices):
-            target.vcpu.apic.accept_irq(DeliveryMode.FIXED, vector, 1, False)
+        """`ApicNamespace.send_ipi` of group 0; so for those that follow."""
+        self.namespaces.at(0).send_ipi(vp_indices, vector)
 
     def destinations(self, dest_id: int, *, logical: bool) -> list[int]:
-        """VP indices of those that an interrupt for this local APIC destination (32 bits) reaches now."""
-        found = self.bus.destinations(Irq(0, dest_id=dest_id, logical=logical))
-        return [vcpu.hv.vp_index for vcpu in self.vcpus if vcpu.apic in found]
+        return self.namespaces.at(0).destinations(dest_id, logical=logical)
 
     def deliver_interrupt(
         self, mode: DeliveryMode, vector: int, dest_id: int, *, logical: bool = False, level_triggered: bool = False
     ) -> int:
-        """An interrupt message as a chip would send it; how many local APICs accepted it. From any task."""
-        irq = Irq(vector, mode, dest_id, logical, trig_level=level_triggered)
-        return max(self.bus.deliver(irq), 0)
+        return self.namespaces.at(0).deliver_interrupt(
+            mode, vector, dest_id, logical=logical, level_triggered=level_triggered
+        )
 
     def request_tlb_flush(self, vp_indices: int) -> None:
-        """Drop cached translations of a set of virtual processors, named as for `send_ipi`. Never blocks."""
-        for target in self.hv.vps(vp_indices):
-            target.vcpu.request_tlb_flush()
+        self.namespaces.at(0).request_tlb_flush(vp_indices)
 
     def wait_for_tlb_flush(self, vp_indices: int, given_up: Callable[[], bool] = lambda: False) -> None:
-        """Block until none of them executes under translations from before the request; as `wait_for_memory`."""
-        for target in self.hv.vps(vp_indices):
-            while target.vcpu.may_run_on_old_translations() and not given_up():
-                self.host.relax()
+        self.namespaces.at(0).wait_for_tlb_flush(vp_indices, given_up)
+
+    # --- requests to all --------------------------------------------------------------------------------------------
 
     def make_all_request(self, request: Req) -> None:
         """`kvm_make_all_cpus_request`: every vCPU, with a kick; a blocked one is woken unless the request can wait."""

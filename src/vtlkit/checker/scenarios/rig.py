@@ -94,9 +94,14 @@ class Rig:
 
     def run(self, *functions: Callable[[], object]) -> None:
         """Run these as tasks until all are done."""
-        for number, function in enumerate(functions):
-            self.host.spawn(_task(function), f"task{number}")
-        self._runnable.run()
+        run_tasks(self._runnable, *functions)
+
+
+def run_tasks(host: RunnableHost, *functions: Callable[[], object]) -> None:
+    """Run these as tasks of the host until all are done."""
+    for number, function in enumerate(functions):
+        host.spawn(_task(function), f"task{number}")
+    host.run()
 
 
 def _task(function: Callable[[], object]) -> Callable[[], None]:

@@ -75,9 +75,10 @@ class HvVcpu:
         "vp_index",
     )
 
-    def __init__(self, vcpu: VcpuOwner, vp_index: int | None = None) -> None:
+    def __init__(self, vcpu: VcpuOwner, vp_index: int | None = None, hv_vm: HvVm | None = None) -> None:
+        """`hv_vm`: what it shares with the other processors of its APIC namespace; that of the VM unless given."""
         self.vcpu = vcpu
-        self.hv_vm = vcpu.vm.hv
+        self.hv_vm = vcpu.vm.hv if hv_vm is None else hv_vm
         self.enabled = False
         """CPUID offers the interface Hv#1."""
         self.privileges = 0
