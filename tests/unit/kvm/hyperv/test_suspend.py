@@ -50,6 +50,14 @@ def when_suspended(machine: FlushMachine, act: Callable[[], object]) -> Callable
     return body
 
 
+def signal_when_suspended(machine: FlushMachine, exits: list[KvmRun]) -> None:
+    """Three times, each after the exit that the one before has brought."""
+    for number in range(3):
+        while len(exits) != number or not suspended(machine):
+            machine.host.relax()
+        machine.vcpu.signal()
+
+
 @pytest.mark.tlfs("tlb.flusher")
 @each_design
 def test_the_caller_waits_without_an_exit_and_executes_the_call_again(design: FlushInhibitDesign) -> None:
@@ -85,13 +93,7 @@ def test_a_signal_ends_the_run_at_the_instruction_and_the_next_run_suspends_agai
         target.hyperv_set_tlb_flush_inhibit(False)
         exits.append(vcpu.run())
 
-    def signaller() -> None:
-        for number in range(3):
-            while len(exits) != number or not suspended(machine):
-                machine.host.relax()
-            vcpu.signal()
-
-    machine.run(user, signaller)
+    machine.run(user, lambda: signal_when_suspended(machine, exits))
     assert [type(exit_) for exit_ in exits] == [Intr, Intr, Intr, Io]
     assert len(set(at)) == 1
     assert vcpu.statistics.suspends == 3
@@ -244,13 +246,7 @@ def test_posted_a_signal_leaves_the_vcpu_suspended_between_two_runs() -> None:
         assert vcpu.hv.flush_inhibit.waits_for() is None
         exits.append(vcpu.run())
 
-    def signaller() -> None:
-        for number in range(3):
-            while len(exits) != number or not suspended(machine):
-                machine.host.relax()
-            vcpu.signal()
-
-    machine.run(user, signaller)
+    machine.run(user, lambda: signal_when_suspended(machine, exits))
     assert [type(exit_) for exit_ in exits] == [Intr, Intr, Intr, Io]
     assert vcpu.statistics.suspends == 1, "the call was executed once, and once more in the end"
 
