@@ -39,7 +39,7 @@ from vtlkit.x86.msr import APICBASE_BASE, APICBASE_ENABLE, X2APIC_ENABLE
 from vtlkit.x86.registers import CR0_PE, GENERAL_REGISTERS
 
 if TYPE_CHECKING:
-    from vtlkit.kvm.vendor.svm import SvmVendor
+    from vtlkit.kvm.vendor.api import Vendor
     from vtlkit.kvm.vm import Vm
 
 _HYPERVISOR_LEAVES: Final = 4
@@ -63,7 +63,7 @@ class Vcpu(VcpuTime, VcpuState):
         self.host = vm.host
         self.name = f"{vm.name}-vcpu{vcpu_id}"
         self.engine = engine
-        self.vendor: SvmVendor = vm.vendor
+        self.vendor: Vendor = vm.vendor
         self.is_bsp = is_bsp
         self.mutex = self.host.lock(f"{self.name}-mutex", LockRank.VCPU)
         self.wait_queue = self.host.wait_queue(f"{self.name}-wait")
@@ -96,6 +96,8 @@ class Vcpu(VcpuTime, VcpuState):
         self.mp_state = MpState.RUNNABLE if is_bsp else MpState.UNINITIALIZED
         self.events = EventQueue(self)
         self.apic: LocalApic = LocalApic(self, vm.bus, apic_id=apic_id, is_bsp=is_bsp)
+        self.preemption_timer = vm.vendor.preemption_timer(self)
+        """For exits at a given time, where the vendor makes them."""
         self.hv = HvVcpu(self, vcpu_id)
         self.apic.on_eoi = self.hv.on_eoi
         self.msrs = Msrs(self)

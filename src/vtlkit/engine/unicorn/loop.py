@@ -82,7 +82,8 @@ class Loop(Hooks):
                     self._budget_end = executed + budget
                 left = timer - executed
                 reason = self.run(
-                    max(min(self._budget_end - executed, left), 0), force_immediate_exit=force_immediate_exit or left <= 0
+                    max(min(self._budget_end - executed, left), 0),
+                    force_immediate_exit=force_immediate_exit or left <= 0,
                 )
             else:
                 reason = self.run(None, force_immediate_exit=True)

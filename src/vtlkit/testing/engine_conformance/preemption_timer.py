@@ -85,7 +85,13 @@ def zero_finishes_the_access(bench: Bench) -> None:
 @case(Need.COUNTS)
 def it_counts_instructions_by_their_cycles(bench: Bench) -> None:
     """Rounded up: an instruction is not left in its middle."""
-    for cycles, ticks, expected in (((1, 1), 7, 7), ((10, 1), 1, 1), ((10, 1), 70, 7), ((10, 1), 71, 8), ((3, 2), 9, 6)):
+    for cycles, ticks, expected in (
+        ((1, 1), 7, 7),
+        ((10, 1), 1, 1),
+        ((10, 1), 70, 7),
+        ((10, 1), 71, 8),
+        ((3, 2), 9, 6),
+    ):
         running = bench.start(ops.Compute(200))
         running.engine.instruction_cycles = cycles
         running.engine.set_preemption_timer(ticks)
