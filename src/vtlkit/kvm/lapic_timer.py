@@ -40,7 +40,6 @@ class LapicTimer:
         "_hv_timer",
         "_initial_count",
         "_owner",
-        "_software_only",
         "_target_expiration",
         "_tdcr",
         "_timer",
@@ -58,7 +57,6 @@ class LapicTimer:
         self.pending: Cell[int] = owner.host.cell(0, f"vcpu{owner.vcpu_id}-apic-timer-pending")
         self._timer = owner.host.timer(self._apic_timer_fn, f"vcpu{owner.vcpu_id}-apic-timer")
         self._hv_timer: HvTimer | None = None
-        self._software_only = False
         self.hv_timer_in_use = False
         self.mode = APIC_LVT_TIMER_ONESHOT
         self.mode_mask = APIC_LVT_TIMER_MODE_MASK
@@ -195,18 +193,14 @@ class LapicTimer:
         """The vendor offers (or withdraws) its exit timer; it is used from the next start on."""
         self.switch_to_sw_timer()
         self._hv_timer = hv_timer
-        self._software_only = False
 
     def switch_to_sw_timer(self) -> None:
-        """Before the vCPU blocks or goes to user space: without a guest, only a software timer is heard of, whatever is
-        started or goes on to its next period (`kvm_lapic_switch_to_sw_timer`)."""
-        self._software_only = True
+        """Before the vCPU blocks: without a guest, only a software timer wakes it (`kvm_lapic_switch_to_sw_timer`)."""
         if self.hv_timer_in_use:
             self._start_sw()
 
     def switch_to_hv_timer(self) -> None:
-        """After that (`kvm_lapic_switch_to_hv_timer`)."""
-        self._software_only = False
+        """After the vCPU blocked (`kvm_lapic_switch_to_hv_timer`)."""
         self._restart()
 
     def expired_hv_timer(self) -> None:
@@ -261,9 +255,7 @@ class LapicTimer:
 
     def _start_hv(self) -> bool:
         deadline = self._deadline_ns()
-        if self._hv_timer is None or self._software_only or deadline is None:
-            return False
-        if not self._hv_timer.set_hv_timer(deadline):
+        if self._hv_timer is None or deadline is None or not self._hv_timer.set_hv_timer(deadline):
             return False
         self.hv_timer_in_use = True
         self._timer.cancel()

@@ -59,7 +59,10 @@ def complete_only(vcpu: Vcpu) -> KvmRun | None:
     while exit_ is None and not vcpu.engine.at_boundary:
         reason = vcpu.vendor.vcpu_run(vcpu, None, True)
         vcpu.sync_clock()
-        if type(reason) is not _PREEMPTION_TIMER or _fastpath(vcpu, True) is Fastpath.NONE:
+        if (
+            type(reason) is not _PREEMPTION_TIMER
+            or vcpu.vendor.handle_fastpath_preemption_timer(vcpu, True) is Fastpath.NONE
+        ):
             exit_ = exits.handle(vcpu, reason)
     vcpu.pending_exit = exit_
     return exit_
@@ -70,7 +73,12 @@ def _wait(vcpu: Vcpu) -> KvmRun | None:
         return Intr()
     if vcpu.mp_state is MpState.HALTED and (window := _window(vcpu)) is not None:
         return window
+    timer = vcpu.preemption_timer
+    if timer is not None:
+        timer.leave_run()
     runnable = wait_for_event(vcpu)
+    if timer is not None:
+        timer.enter_run()
     if runnable and vcpu.mp_state is MpState.HV_INACTIVE_VTL:
         return SystemEventExit(SystemEvent.WAKEUP)
     return None
@@ -203,24 +211,17 @@ def _run_guest(vcpu: Vcpu, budget_ns: int | None, force_immediate_exit: bool) ->
         # Where the guest's timer goes next depends on what time it is.
         vcpu.sync_clock(fast + 1)
         fast = 0
-        completion = _fastpath(vcpu, force_immediate_exit)
+        completion = vcpu.vendor.handle_fastpath_preemption_timer(vcpu, force_immediate_exit)
         if completion is Fastpath.NONE:
             _leave_guest(vcpu, 0, entered_ns)
             return reason
+        vcpu.statistics.exits[_PREEMPTION_TIMER.name] += 1
         if completion is Fastpath.EXIT_HANDLED or _exit_request(vcpu):
             _leave_guest(vcpu, 0, entered_ns)
             return None
         reason = run(vcpu, None, False)
     _leave_guest(vcpu, fast + 1, entered_ns)
     return reason
-
-
-def _fastpath(vcpu: Vcpu, force_immediate_exit: bool) -> Fastpath:
-    """A preemption timer exit, with the clock exact."""
-    completion = vcpu.vendor.handle_fastpath_preemption_timer(vcpu, force_immediate_exit)
-    if completion is not Fastpath.NONE:
-        vcpu.statistics.exits[_PREEMPTION_TIMER.name] += 1
-    return completion
 
 
 def _exit_request(vcpu: Vcpu) -> bool:

@@ -91,10 +91,7 @@ def block(vcpu: Vcpu, ready: Callable[[Vcpu], bool] = vcpu_runnable) -> bool:
     HV_STIMER is no wake event: what it asks for is done here, and may bring one. That takes locks, so it is done with
     the wait ended, and the wait begins anew.
     """
-    queue, timer = vcpu.wait_queue, vcpu.apic.timer
-    hv_timer = timer.hv_timer_in_use
-    if hv_timer:
-        timer.switch_to_sw_timer()
+    queue = vcpu.wait_queue
     while True:
         queue.prepare()
         ended = check_block(vcpu, ready)
@@ -107,8 +104,6 @@ def block(vcpu: Vcpu, ready: Callable[[Vcpu], bool] = vcpu_runnable) -> bool:
         vcpu.statistics.blocks += 1
         vcpu.host.schedule()
     queue.finish()
-    if hv_timer:
-        timer.switch_to_hv_timer()
     return ended is _RUNNABLE
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vtlkit.kvm import uapi, vm
-from vtlkit.kvm.vendor import VENDORS
+from vtlkit.kvm.vendor import DEFAULT_VENDOR, VENDORS
 
 BOTH_VENDORS = {
     "test_debug_exceptions",
@@ -28,14 +28,13 @@ BOTH_VENDORS = {
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if metafunc.module.__name__.rpartition(".")[2] in BOTH_VENDORS:
-        metafunc.fixturenames.append("vendor")
         metafunc.parametrize("vendor", list(VENDORS), indirect=True)
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def vendor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The vendor of every virtual machine that does not name its own."""
-    name: str = request.param
+    name: str = getattr(request, "param", DEFAULT_VENDOR)
     for function in (vm.Vm.__init__, uapi.Kvm.__init__):
         monkeypatch.setitem(function.__kwdefaults__, "vendor", name)  # type: ignore[arg-type]
     return name

@@ -137,11 +137,13 @@ class Machine:
         vcpus: int = 1,
         host: RunnableHost | None = None,
         cpuid: bool = True,
+        vendor: str | None = None,
     ) -> None:
         self.host: RunnableHost = host if host is not None else Simulator()
         begin = dict(programs or {})
         begin.setdefault(RESET, program or script())
-        self.vm = Vm(cast(Host, self.host), Cpus(begin, handlers or {}), "vm")
+        chosen = {} if vendor is None else {"vendor": vendor}
+        self.vm = Vm(cast(Host, self.host), Cpus(begin, handlers or {}), "vm", **chosen)
         self.vm.create_irqchip()
         self.ram = RamBlock(RAM_SIZE)
         self.vm.set_user_memory_region(MemoryRegion(0, 0, RAM_SIZE, self.ram))

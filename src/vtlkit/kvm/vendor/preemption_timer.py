@@ -8,7 +8,7 @@ same means nothing.
 
 A guest's timer can be such an exit only where the engine counts instructions and they are what time is made of: on a
 deterministic host. Elsewhere `set_hv_timer` says no, and the local APIC keeps its software timer. So it does outside of
-`Vcpu.run`: nobody exits there, and user space may wait for what the timer brings.
+`Vcpu.run` and while the vCPU waits: nobody exits there, and only a software timer is heard of.
 
 Belongs to the vCPU's task.
 """
@@ -30,12 +30,13 @@ SOFT_DISABLED: Final = LIMIT - 1
 class PreemptionTimer:
     """See the module; an `HvTimer` for the local APIC."""
 
-    __slots__ = ("_deadline_ns", "_loaded_for_exit", "_longest", "_usable", "_vcpu", "soft_disabled")
+    __slots__ = ("_deadline_ns", "_in_run", "_loaded_for_exit", "_longest", "_usable", "_vcpu", "soft_disabled")
 
     def __init__(self, vcpu: Vcpu) -> None:
         engine, vm = vcpu.engine, vcpu.vm
         self._vcpu = vcpu
         self._deadline_ns: int | None = None
+        self._in_run = False
         self._usable = engine.counts_preemption_timer and vcpu.host.deterministic
         self._longest = SOFT_DISABLED if engine.counts_preemption_timer else None
         self._loaded_for_exit = False
@@ -43,13 +44,12 @@ class PreemptionTimer:
         """Loaded with the longest time there is: nobody wants its exit."""
         engine.instruction_cycles = (vm.ns_per_instruction * vm.tsc_khz, 1_000_000)
         vcpu.apic.timer.use_hv_timer(self)
-        self.leave_run()
 
     # --- for the local APIC (HvTimer) -------------------------------------------------------------------------------
 
     def set_hv_timer(self, deadline_ns: int) -> bool:
-        """Exit at `deadline_ns` of the host clock; False for what the timer cannot hold, and where it is not exact."""
-        if not self._usable or self._ticks_until(deadline_ns) >= LIMIT:
+        """Exit at `deadline_ns` of the host clock; False outside of `run`, and for what the timer cannot hold."""
+        if not self._in_run or self._ticks_until(deadline_ns) >= LIMIT:
             return False
         self._deadline_ns = deadline_ns
         return True
@@ -65,13 +65,15 @@ class PreemptionTimer:
     # --- for the run loop -------------------------------------------------------------------------------------------
 
     def enter_run(self) -> None:
-        """`Vcpu.run` begins: the guest's timer becomes an exit."""
+        """`Vcpu.run` begins, or goes on after a wait: the guest's timer becomes an exit."""
         if self._usable:
+            self._in_run = True
             self._vcpu.apic.timer.switch_to_hv_timer()
 
     def leave_run(self) -> None:
-        """`Vcpu.run` ends: whoever waits for this vCPU elsewhere hears of the software timer."""
+        """`Vcpu.run` ends, or the vCPU waits in it: only a software timer wakes who waits (`vcpu_block`)."""
         if self._usable:
+            self._in_run = False
             self._vcpu.apic.timer.switch_to_sw_timer()
 
     # --- for the vendor ---------------------------------------------------------------------------------------------
