@@ -68,10 +68,11 @@ class Rig:
         handlers: Mapping[int, Handler] | None = None,
         irqchip: bool = False,
         interrupts: bool = True,
+        vendor: str = "svm",
     ) -> None:
         self.host: Host = host
         self._runnable = host
-        self.vm = Vm(host, Factory(programs, handlers or {}), "vm")
+        self.vm = Vm(host, Factory(programs, handlers or {}), "vm", vendor=vendor)
         if irqchip:
             self.vm.create_irqchip()
         self.ram = RamBlock(RAM_SIZE)
