@@ -160,7 +160,11 @@ def _enter_guest(vcpu: Vcpu) -> KvmRun | None:
             mode.store(exits.OUTSIDE_GUEST_MODE)
             return None
         force_immediate_exit = True
-    elif vcpu.requests.load() and not force_immediate_exit:
+    elif (requests := vcpu.requests.load()) and (
+        # Only what asked for a forced exit may wait for it: it may come late, and who made another request has seen a
+        # vCPU outside of the guest.
+        not force_immediate_exit or (requests & _REQUESTS_HANDLED and engine.at_boundary)
+    ):
         mode.store(exits.OUTSIDE_GUEST_MODE)
         return None
     reason = _run_guest(vcpu, budget_ns, force_immediate_exit)

@@ -16,6 +16,8 @@ from vtlkit.engine.scripted import ops
 from vtlkit.engine.scripted.ops import Op
 from vtlkit.host.sim import Simulator
 from vtlkit.host.threads import ThreadHost
+from vtlkit.kvm import run as run_loop
+from vtlkit.kvm.device_pages import VcpuDevices
 from vtlkit.kvm.kvm_run import Intr, Io
 from vtlkit.kvm.lapic_timer import LapicTimer
 from vtlkit.kvm.requests import Req
@@ -144,6 +146,13 @@ def test_a_forced_exit_is_handled_and_the_timer_still_comes() -> None:
     assert isinstance(machine.vcpu.run(), Io)
     assert machine.cpu.executed > executed + 5_000
     assert len(guest.ticks) == 1
+
+
+def test_going_back_to_the_guest_without_a_look_at_requests_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_loop, "_exit_request", lambda _vcpu: False)
+    guest = timed(plain(*counting(ONESHOT, 20_000), ops.Compute(5_000)), "vmx")
+    run_to_the_end(guest)
+    assert guest.ticks == [], "the interrupt waits for an exit that has nothing to do with it"
 
 
 def test_in_l2_the_slow_path_makes_the_event_request_and_nothing_of_l2_is_executed() -> None:
@@ -351,6 +360,21 @@ def test_never_early_and_late_by_exits_alone(ahead: int, steps: list[tuple[str, 
     ((_, when),) = guest.ticks
     assert due[0] <= when <= due[0] + LATE_NS
     assert guest.machine.vcpu.statistics.exits["preemption_timer"] <= 2
+
+
+def tick_of_a_guest_that_reads_its_apic() -> int:
+    """When the interrupt comes to a guest that looks at the count all the time; due at 100 us."""
+    looks = [ops.Read(APIC + regs.APIC_TMCCT, 4)] * 1_000
+    guest = timed(plain(*deadline(100_000), *looks), "vmx")
+    run_to_the_end(guest)
+    ((_, when),) = guest.ticks
+    return when
+
+
+def test_device_accesses_move_the_clock_and_so_the_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert 100_000 <= tick_of_a_guest_that_reads_its_apic() <= 100_000 + LATE_NS
+    monkeypatch.setattr(VcpuDevices, "_leave_for_timer", lambda _self: None)
+    assert tick_of_a_guest_that_reads_its_apic() > 100_000 + 10 * LATE_NS, "known bad"
 
 
 @pytest.mark.parametrize("mode", MODES)
