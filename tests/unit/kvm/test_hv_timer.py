@@ -323,9 +323,10 @@ def story(steps: list[tuple[str, int]], vendor: str, ns_per_exit: int) -> tuple[
     return guest.ticks, counts, machine.cpu.executed, machine.host.now_ns(), used
 
 
-@given(st.lists(STEPS, min_size=1, max_size=14))
+@given(st.lists(STEPS.filter(lambda step: step[0] != "pause"), min_size=1, max_size=14))
 def test_the_same_interrupts_at_the_same_times(steps: list[tuple[str, int]]) -> None:
-    """Exits take no time here, as an expiry may be one more exit; then everything the guest sees is the same."""
+    """Exits take no time here, as an expiry may be one more exit, and nobody yields, for as long as to the next timer
+    of the host; then everything the guest sees is the same."""
     software, hypervisor = story(steps, "svm", 0), story(steps, "vmx", 0)
     assert hypervisor[:4] == software[:4]
     assert software[4] == 0
@@ -362,19 +363,20 @@ def test_never_early_and_late_by_exits_alone(ahead: int, steps: list[tuple[str, 
     assert guest.machine.vcpu.statistics.exits["preemption_timer"] <= 2
 
 
-def tick_of_a_guest_that_reads_its_apic() -> int:
-    """When the interrupt comes to a guest that looks at the count all the time; due at 100 us."""
+def tick_of_a_guest_that_reads_its_apic() -> int | None:
+    """When the interrupt comes to a guest that looks at the count for 1 ms; due at 100 us."""
     looks = [ops.Read(APIC + regs.APIC_TMCCT, 4)] * 1_000
     guest = timed(plain(*deadline(100_000), *looks), "vmx")
     run_to_the_end(guest)
-    ((_, when),) = guest.ticks
-    return when
+    return guest.ticks[0][1] if guest.ticks else None
 
 
 def test_device_accesses_move_the_clock_and_so_the_timer(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert 100_000 <= tick_of_a_guest_that_reads_its_apic() <= 100_000 + LATE_NS
+    when = tick_of_a_guest_that_reads_its_apic()
+    assert when is not None
+    assert 100_000 <= when <= 100_000 + LATE_NS
     monkeypatch.setattr(VcpuDevices, "_leave_for_timer", lambda _self: None)
-    assert tick_of_a_guest_that_reads_its_apic() > 100_000 + 10 * LATE_NS, "known bad"
+    assert tick_of_a_guest_that_reads_its_apic() is None, "known bad"
 
 
 @pytest.mark.parametrize("mode", MODES)
