@@ -33,9 +33,18 @@ if TYPE_CHECKING:
 COMMAND: Final = "vtlkit run"
 MAX_CPUS: Final = 255
 """APIC IDs 0 to 254: what xAPIC mode addresses (Intel SDM volume 3, "Local APIC ID")."""
+VENDORS: Final = ("svm", "vmx")
+"""As `vtlkit.kvm.uapi.VENDORS`, which would take too long to import for --help."""
 _DEFAULT_MEMORY: Final = 256 * MIB
 _MEMORY_HELP: Final = f"Guest memory, such as 64M or 1G.  [default: {show_size(_DEFAULT_MEMORY)}]"
 _STANDARD_OUTPUT: Final = 1
+
+
+def parse_vendor(text: str) -> str:
+    """`--vendor`'s value. Raises typer.BadParameter for another word."""
+    if text not in VENDORS:
+        raise typer.BadParameter(f"'{text}' is not one of {', '.join(VENDORS)}")
+    return text
 
 
 def run(
@@ -59,6 +68,10 @@ def run(
         ),
     ] = 2,
     hv: HvOption = "all",
+    vendor: Annotated[
+        str,
+        typer.Option(parser=parse_vendor, metavar="|".join(VENDORS), help="How the hypervisor's run loop behaves."),
+    ] = VENDORS[0],
     append: Annotated[str, typer.Option(metavar="ARGS", help="The guest's command line.")] = "",
     initrd: Annotated[str, typer.Option(metavar="FILE", help="An initial RAM disk, or multiboot module.")] = "",
     seed: Annotated[
@@ -88,7 +101,7 @@ def run(
     from vtlkit.vmm.machine import MachineConfig
 
     ramdisk = Path(initrd) if initrd else None
-    config = MachineConfig(cpus, memory, vtls, append, ramdisk, _hyperv(hv), tlb_flush_inhibit)
+    config = MachineConfig(cpus, memory, vtls, append, ramdisk, _hyperv(hv), tlb_flush_inhibit, vendor)
     path = find_guest(guest)
     report = _open_report(json_file)
     try:

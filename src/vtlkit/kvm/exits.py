@@ -71,6 +71,10 @@ def _window(vcpu: Vcpu, _exit: api.Exit) -> None:
     vcpu.make_request(Req.EVENT)
 
 
+def _preemption_timer(vcpu: Vcpu, _exit: api.Exit) -> None:
+    vcpu.vendor.handle_preemption_timer(vcpu)
+
+
 def _hlt(vcpu: Vcpu, exit_: api.Hlt) -> KvmRun | None:
     """`kvm_emulate_halt`."""
     vcpu.engine.skip(exit_.length)
@@ -199,6 +203,7 @@ def _internal_error(_vcpu: Vcpu, exit_: api.InternalError) -> KvmRun | None:
 HANDLERS: Final[dict[type[api.Exit], Callable[[Vcpu, Any], KvmRun | None]]] = {
     api.Interrupted: _interrupted,
     api.InterruptWindow: _window,
+    api.PreemptionTimer: _preemption_timer,
     api.Cpuid: _cpuid,
     api.NmiWindow: _window,
     api.Hlt: _hlt,

@@ -73,12 +73,14 @@ from vtlkit.kvm.statistics import MANY_KICKED_ENTRIES, VcpuStatistics
 from vtlkit.kvm.translate import TranslateAccess, TranslateFault, TranslateFlags, Translation
 from vtlkit.kvm.user_intercepts import CpuidOverride, UserIntercepts
 from vtlkit.kvm.vcpu import Vcpu
+from vtlkit.kvm.vendor import DEFAULT_VENDOR, VENDORS, vendor_named
 from vtlkit.kvm.vm import MAX_VCPUS, Vm
 from vtlkit.kvm.windows import Windows
 from vtlkit.kvm.windows import request as windows_request
 
 __all__ = [
     "ALL_VPS",
+    "DEFAULT_VENDOR",
     "KVM_MAX_IRQ_ROUTES",
     "KVM_MEM_READONLY",
     "MANY_KICKED_ENTRIES",
@@ -86,6 +88,7 @@ __all__ = [
     "MAX_VCPUS",
     "TRANSLATE_CALLS",
     "UNSTARTED",
+    "VENDORS",
     "ApicNamespace",
     "Cap",
     "CpuidEntry",
@@ -176,23 +179,30 @@ def hv_cpuid_entries(features: HvFeatures) -> list[CpuidEntry]:
 
 
 class Kvm:
-    """The hypervisor on one host with one kind of engine (an open /dev/kvm)."""
+    """The hypervisor on one host with one kind of engine (an open /dev/kvm). `vendor`: which of kvm_amd, kvm_intel."""
 
     def __init__(
         self,
         host: Host,
         engines: EngineFactory,
+        *,
+        vendor: str = DEFAULT_VENDOR,
         tlb_flush_inhibit: FlushInhibitDesign = FlushInhibitDesign.WAITING_ON,
     ) -> None:
-        """`tlb_flush_inhibit`: how its VMs hold flushes up (a module parameter)."""
+        """`tlb_flush_inhibit`: how its VMs hold flushes up (a module parameter).
+
+        Raises:
+            KvmError: EINVAL for a vendor that there is not.
+        """
         self.host = host
         self.engines = engines
+        self.vendor = vendor_named(vendor).name
         self.tlb_flush_inhibit = tlb_flush_inhibit
         self._created = 0
 
     def create_vm(self, name: str | None = None) -> Vm:
         """KVM_CREATE_VM."""
         self._created += 1
-        vm = Vm(self.host, self.engines, name or f"vm{self._created - 1}")
+        vm = Vm(self.host, self.engines, name or f"vm{self._created - 1}", vendor=self.vendor)
         vm.hv.set_flush_inhibit_design(self.tlb_flush_inhibit)
         return vm

@@ -41,7 +41,7 @@ from vtlkit.x86.msr import APICBASE_BASE, APICBASE_ENABLE, X2APIC_ENABLE
 from vtlkit.x86.registers import CR0_PE, GENERAL_REGISTERS
 
 if TYPE_CHECKING:
-    from vtlkit.kvm.vendor.svm import SvmVendor
+    from vtlkit.kvm.vendor.api import Vendor
     from vtlkit.kvm.vm import Vm
 
 _HYPERVISOR_LEAVES: Final = 4
@@ -65,7 +65,7 @@ class Vcpu(VcpuTime, VcpuState):
         self.host = vm.host
         self.name = vm.namespaces.vcpu_name(vcpu_id)
         self.engine = engine
-        self.vendor: SvmVendor = vm.vendor
+        self.vendor: Vendor = vm.vendor
         self.is_bsp = is_bsp
         self.mutex = self.host.lock(f"{self.name}-mutex", LockRank.VCPU)
         self.running = vm.kicks.transaction.reading()
@@ -101,6 +101,8 @@ class Vcpu(VcpuTime, VcpuState):
         self.events = EventQueue(self)
         self.namespace, number = vm.namespaces.split(vcpu_id)
         self.apic: LocalApic = LocalApic(self, self.namespace.bus, apic_id=apic_id, is_bsp=is_bsp)
+        self.preemption_timer = vm.vendor.preemption_timer(self)
+        """For exits at a given time, where the vendor makes them."""
         self.hv: HvVcpu = HvVcpu(self, number, self.namespace.hv)
         self.section: KernelSection | None = self.hv.hv_vm.flush_inhibits.section()
         self.apic.on_eoi = self.hv.on_eoi

@@ -28,7 +28,7 @@ from vtlkit.kvm.pit import Pit
 from vtlkit.kvm.requests import NO_WAKEUP, Req
 from vtlkit.kvm.routing import PIT_IRQ_SOURCE_ID, IrqRouting, Route
 from vtlkit.kvm.vcpu import Vcpu
-from vtlkit.kvm.vendor.svm import SVM
+from vtlkit.kvm.vendor import DEFAULT_VENDOR, vendor_named
 from vtlkit.kvm.vm_memory import VmMemory
 from vtlkit.x86.apic import DeliveryMode
 
@@ -45,11 +45,11 @@ sees time pass."""
 class Vm(VmMemory):
     """See the module. `create_irqchip` before the first vCPU gives it PIC, I/O APIC and PIT."""
 
-    def __init__(self, host: Host, engines: EngineFactory, name: str) -> None:
+    def __init__(self, host: Host, engines: EngineFactory, name: str, *, vendor: str = DEFAULT_VENDOR) -> None:
         self.host = host
         self.name = name
         self.engines = engines
-        self.vendor = SVM
+        self.vendor = vendor_named(vendor)
         self.lock = host.lock(f"{name}-lock", LockRank.VM)
         self.memory = GuestMemory(host, name)
         self.memory.on_change = self._memory_changed
@@ -71,10 +71,10 @@ class Vm(VmMemory):
         self.hv: HvVm = HvVm(self)
         self.namespaces: ApicNamespaces = ApicNamespaces(self)
         """`bus` and `hv` are those of group 0."""
-        self.tsc_khz = TSC_KHZ
+        self.tsc_khz: int = TSC_KHZ
         self.tsc_offset: int = 0
         """What vCPUs that are created or reset add to the host's TSC: all read the same (`kvm_synchronize_tsc`)."""
-        self.ns_per_instruction = NS_PER_INSTRUCTION
+        self.ns_per_instruction: int = NS_PER_INSTRUCTION
         self.ns_per_exit = NS_PER_EXIT
 
     # --- interrupt controllers --------------------------------------------------------------------------------------

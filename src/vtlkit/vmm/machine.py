@@ -68,6 +68,7 @@ class MachineConfig:
     initrd: Path | None = None
     hyperv: HvFeatures | None = field(default_factory=HvFeatures)
     tlb_flush_inhibit: FlushInhibitDesign = FlushInhibitDesign.WAITING_ON
+    vendor: str = uapi.DEFAULT_VENDOR
 
     def __post_init__(self) -> None:
         if not 1 <= self.cpus <= MAX_CPUS:
@@ -115,13 +116,12 @@ class Machine:
         self._ending = host.cell(False, "machine-ending")
         self._woken = host.cell(False, "machine-woken")
         self._rounds = host.cell(0, "machine-rounds")
-        self._parked = 0
-        self._tasks = 0
+        self._parked = self._tasks = 0
         self._actions: list[Callable[[], None]] = []
         self._acting = self._suspended = False
         self._outcome: tuple[Outcome, int, str, str] | None = None
         self._instructions = 0
-        self.kvm = Kvm(host, engines, config.tlb_flush_inhibit)
+        self.kvm = Kvm(host, engines, vendor=config.vendor, tlb_flush_inhibit=config.tlb_flush_inhibit)
         rom = MemoryRegion(_ROM_SLOT, firmware.ROM_GPA, firmware.ROM_SIZE, RamBlock(firmware.ROM_SIZE))
         self.partition = partition = Partition(
             self.kvm, self._regions(), [rom], cpus=config.cpus, vtls=config.vtls, hyperv=config.hyperv, supervisor=self

@@ -138,12 +138,14 @@ class Machine:
         host: RunnableHost | None = None,
         cpuid: bool = True,
         prepare: Callable[[Vm], None] = lambda _vm: None,
+        vendor: str | None = None,
     ) -> None:
         """`prepare`: what has to be done to the VM before its first vCPU."""
         self.host: RunnableHost = host if host is not None else Simulator()
         begin = dict(programs or {})
         begin.setdefault(RESET, program or script())
-        self.vm = Vm(cast(Host, self.host), Cpus(begin, handlers or {}), "vm")
+        chosen = {} if vendor is None else {"vendor": vendor}
+        self.vm = Vm(cast(Host, self.host), Cpus(begin, handlers or {}), "vm", **chosen)
         prepare(self.vm)
         self.vm.create_irqchip()
         self.ram = RamBlock(RAM_SIZE)

@@ -71,11 +71,12 @@ class Rig:
         interrupts: bool = True,
         prepare: Callable[[Vm], None] = lambda _vm: None,
         create: int | None = None,
+        vendor: str = "svm",
     ) -> None:
         """`prepare`: what has to be done to the VM before its first vCPU."""
         self.host: Host = host
         self._runnable = host
-        self.vm = Vm(host, Factory(programs, handlers or {}), "vm")
+        self.vm = Vm(host, Factory(programs, handlers or {}), "vm", vendor=vendor)
         prepare(self.vm)
         if irqchip:
             self.vm.create_irqchip()

@@ -20,6 +20,7 @@ from vtlkit.testing.engine_conformance import (
     mmio,
     operands,
     ports,
+    preemption_timer,
     state,
 )
 from vtlkit.testing.engine_conformance.suite import CASES, Bench, Case, EngineUnderTest, Need
@@ -41,5 +42,6 @@ CASE_MODULES = (
     mmio,
     operands,
     ports,
+    preemption_timer,
     state,
 )
