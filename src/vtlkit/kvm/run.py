@@ -13,7 +13,7 @@ from vtlkit.kvm import events, exits, windows
 from vtlkit.kvm.kvm_run import Intr, KvmRun, Shutdown, SystemEvent, SystemEventExit
 from vtlkit.kvm.mpstate import MpState
 from vtlkit.kvm.requests import Req
-from vtlkit.kvm.wait import vcpu_running, wait_for_event
+from vtlkit.kvm.wait import reports_wakeup, vcpu_running, wait_for_event
 
 FASTPATH_LIMIT: Final = 16
 """Exits handled before the clock is looked at again: timers are late by no more than these take."""
@@ -58,12 +58,19 @@ def complete_only(vcpu: Vcpu) -> KvmRun | None:
 
 
 def _wait(vcpu: Vcpu) -> KvmRun | None:
+    completion = vcpu.waiting.completion
+    if completion is not None and not completion.block:
+        # User space has called it off.
+        vcpu.waiting.completion = None
+        return None
     if vcpu.take_signal():
         return Intr()
-    if vcpu.mp_state is MpState.HALTED and (window := _window(vcpu)) is not None:
+    if vcpu.mp_state is MpState.HALTED and completion is None and (window := _window(vcpu)) is not None:
         return window
-    runnable = wait_for_event(vcpu)
-    if runnable and vcpu.mp_state is MpState.HV_INACTIVE_VTL:
+    if wait_for_event(vcpu) and reports_wakeup(vcpu):
+        if completion is not None:
+            completion.block = False
+            vcpu.waiting.completion = None
         return SystemEventExit(SystemEvent.WAKEUP)
     return None
 

@@ -23,6 +23,18 @@ class VcpuStatistics:
     suspends: int = 0
     """Hypercalls that waited for a TLB whose flushes are inhibited, once each time they were executed."""
     halt_wakeups: int = 0
+    halt_attempted_poll: int = 0
+    """Halts that polled before they slept."""
+    halt_successful_poll: int = 0
+    """Those that did not have to sleep."""
+    halt_poll_invalid: int = 0
+    """Of the successful ones: a signal or UNBLOCK had come, and no wake event."""
+    halt_poll_success_ns: int = 0
+    """Time spent polling by halts that did not sleep, in ns of the host's clock."""
+    halt_poll_fail_ns: int = 0
+    """Time spent polling in vain."""
+    halt_wait_ns: int = 0
+    """Time that halts slept."""
 
     def all_exits(self) -> Counter[str]:
         """Engine exits by name, those of the fast path included."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from vtlkit.engine.api import EngineFactory
 from vtlkit.host.api import Host
 from vtlkit.kvm.attributes import MemoryAttributes
+from vtlkit.kvm.caps import Cap
 from vtlkit.kvm.control_registers import cr4_allowed, set_cr0, set_cr3, set_cr4, set_xcr0, xcr0_allowed
 from vtlkit.kvm.cpuid import CpuidEntry, for_vcpu
 from vtlkit.kvm.errors import GuestMemoryError, KvmError
@@ -52,7 +53,9 @@ from vtlkit.kvm.statistics import VcpuStatistics
 from vtlkit.kvm.translate import TranslateAccess, TranslateFault, TranslateFlags, Translation
 from vtlkit.kvm.user_intercepts import CpuidOverride, UserIntercepts
 from vtlkit.kvm.vcpu import Vcpu
+from vtlkit.kvm.vcpu_events import EventsValid, VcpuEvents
 from vtlkit.kvm.vm import MAX_VCPUS, Vm
+from vtlkit.kvm.wait_state import WaitFlags, WaitResult, WaitType
 from vtlkit.kvm.windows import Windows
 from vtlkit.kvm.windows import request as windows_request
 
@@ -63,9 +66,11 @@ __all__ = [
     "MAXPHYADDR",
     "MAX_VCPUS",
     "UNSTARTED",
+    "Cap",
     "CpuidEntry",
     "CpuidOverride",
     "Debug",
+    "EventsValid",
     "FlushRequest",
     "GuestMemoryError",
     "HvFeatures",
@@ -107,8 +112,12 @@ __all__ = [
     "Translation",
     "UserIntercepts",
     "Vcpu",
+    "VcpuEvents",
     "VcpuStatistics",
     "Vm",
+    "WaitFlags",
+    "WaitResult",
+    "WaitType",
     "Windows",
     "Wrmsr",
     "cr4_allowed",

@@ -11,6 +11,7 @@ from typing import Final
 
 from vtlkit.engine.api import Access, Engine, EngineFactory
 from vtlkit.host.api import Host, LockRank
+from vtlkit.kvm.caps import enable_cap
 from vtlkit.kvm.cpuid import CpuidEntry, supported
 from vtlkit.kvm.errors import KvmError
 from vtlkit.kvm.hyperv.vm import HvVm
@@ -58,6 +59,8 @@ class Vm:
         self.ioapic: IoApic | None = None
         self.pit: Pit | None = None
         self.routing: IrqRouting | None = None
+        self.halt_poll_max_ns = 0
+        """How long a halted vCPU polls at most before it sleeps (`Cap.HALT_POLL`)."""
         self.user_space_msr = False
         self.protected_mode_only = False
         """A guest's CR0.PE stays set: clearing it is #GP (TLFS: no real mode above VTL 0). Set before any vCPU runs."""
@@ -67,6 +70,8 @@ class Vm:
         """What vCPUs that are created or reset add to the host's TSC: all read the same (`kvm_synchronize_tsc`)."""
         self.ns_per_instruction = NS_PER_INSTRUCTION
         self.ns_per_exit = NS_PER_EXIT
+
+    enable_cap = enable_cap
 
     # --- interrupt controllers --------------------------------------------------------------------------------------
 

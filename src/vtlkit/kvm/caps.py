@@ -1,0 +1,52 @@
+"""Capabilities of a VM that user space enables (KVM_ENABLE_CAP): a table, one entry each.
+
+Numbers are KVM's (include/uapi/linux/kvm.h).
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from vtlkit.kvm.errors import KvmError
+
+if TYPE_CHECKING:
+    from vtlkit.kvm.vm import Vm
+
+_U32: Final = 0xFFFFFFFF
+
+
+class Cap(enum.IntEnum):
+    """KVM_CAP_*."""
+
+    HALT_POLL = 182
+    """One argument: the longest time, in ns (32 bits), that a halted vCPU polls before it sleeps; 0 is not at all."""
+
+
+def _halt_poll(vm: Vm, nanoseconds: int) -> None:
+    if not 0 <= nanoseconds <= _U32:
+        raise KvmError(errno.EINVAL, f"halt-polling for {nanoseconds} ns: give 0 to {_U32}")
+    vm.halt_poll_max_ns = nanoseconds
+
+
+_ENABLE: Final[dict[int, tuple[int, Callable[..., None]]]] = {
+    Cap.HALT_POLL: (1, _halt_poll),
+}
+"""Capability -> how many arguments it takes, and what enables it."""
+
+
+def enable_cap(vm: Vm, cap: int, *arguments: int) -> None:
+    """KVM_ENABLE_CAP on a VM.
+
+    Raises:
+        KvmError: EINVAL for a capability that cannot be enabled, or arguments that it does not take.
+    """
+    entry = _ENABLE.get(cap)
+    if entry is None:
+        raise KvmError(errno.EINVAL, f"capability {int(cap)} cannot be enabled on a VM")
+    count, enable = entry
+    if len(arguments) != count:
+        raise KvmError(errno.EINVAL, f"{Cap(cap).name} takes {count} argument(s), not {len(arguments)}")
+    enable(vm, *arguments)
