@@ -171,7 +171,7 @@ def _halt(vcpu: Vcpu) -> bool:
         now = host.now_ns()
     polled_ns = now - begin
     found = ended is not _NOT_YET
-    woken = ended is _RUNNABLE if found else _block(vcpu, vcpu_runnable)
+    woken = ended is _RUNNABLE if found else block(vcpu)
     end = host.now_ns()
     if not found:
         statistics.halt_wait_ns += end - now
