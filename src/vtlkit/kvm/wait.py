@@ -99,7 +99,7 @@ def check_block(vcpu: Vcpu, ready: Callable[[Vcpu], bool] = vcpu_runnable) -> En
     if vcpu.apic.pending_timer():
         # The LVT decides whether this becomes an interrupt; only the vCPU's own task may ask it.
         vcpu.apic.inject_pending_timer()
-    if vcpu.requests.test(Req.NMI) and (vcpu.waiting.type is not None or is_idle_vtl(vcpu)):
+    if (vcpu.waiting.type is not None or is_idle_vtl(vcpu)) and vcpu.requests.test(Req.NMI):
         # A halted vCPU takes it in the run loop; who does not come that way would find it again and again.
         vcpu.check_request(Req.NMI)
         vcpu.events.process_nmi()
