@@ -35,7 +35,7 @@ from vtlkit.kvm.translate import translate
 from vtlkit.kvm.user_intercepts import UserIntercepts, UserInterceptState, engine_intercepts
 from vtlkit.kvm.vcpu_state import VcpuState
 from vtlkit.kvm.vcpu_time import VcpuTime
-from vtlkit.kvm.wait import ignores_rflags_if, suspend, wait
+from vtlkit.kvm.wait import ignores_rflags_if, leave_timer, suspend, take_timer_back, wait
 from vtlkit.kvm.wait_state import WaitResult, WaitState, check_arguments
 from vtlkit.x86.msr import APICBASE_BASE, APICBASE_ENABLE, X2APIC_ENABLE
 from vtlkit.x86.registers import CR0_PE, GENERAL_REGISTERS
@@ -177,6 +177,7 @@ class Vcpu(VcpuTime, VcpuState):
 
     def wake_event_pending(self) -> bool:
         """Whether a wait of this vCPU would end at once with a wake event. For the task that runs it, outside `run`."""
+        leave_timer(self)
         pollable = self._pollable.load()
         if pollable is None:
             return inactive.wake_event_pending(self)
@@ -303,10 +304,14 @@ class Vcpu(VcpuTime, VcpuState):
     def run(self) -> KvmRun:
         """KVM_RUN: run the guest until user space is needed. Blocks. The caller answers the last exit first."""
         with self.mutex:
+            if self.waiting.software_timer:
+                take_timer_back(self)
             exit_ = run_loop.vcpu_run(self)
-        if (pollable := self._pollable.load()) is not None:
+            if self._listener is not None or self._ring is not None:
+                leave_timer(self)
+        if self._ring is not None:
             # Whoever polls is to look: no kick will tell of what came meanwhile.
-            pollable.ring()
+            self._ring()
         return exit_
 
     def wait(self, kind: int, flags: int = 0) -> WaitResult:

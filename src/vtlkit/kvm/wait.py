@@ -145,6 +145,20 @@ def block(vcpu: Vcpu, ready: Callable[[Vcpu], bool] = vcpu_runnable) -> bool:
         timer.switch_to_hv_timer()
 
 
+def leave_timer(vcpu: Vcpu) -> None:
+    """Somebody listens for events of a vCPU that is out of `run`: its timer is the host's until it is back."""
+    timer = vcpu.apic.timer
+    if timer.hv_timer_in_use:
+        timer.switch_to_sw_timer()
+        vcpu.waiting.software_timer = True
+
+
+def take_timer_back(vcpu: Vcpu) -> None:
+    """The vCPU is back."""
+    vcpu.waiting.software_timer = False
+    vcpu.apic.timer.switch_to_hv_timer()
+
+
 def halt(vcpu: Vcpu) -> bool:
     """Poll for a while, if that is allowed, then `block` (`kvm_vcpu_halt`). Whether a wake event ended it."""
     timer = vcpu.apic.timer

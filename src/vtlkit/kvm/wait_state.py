@@ -49,7 +49,7 @@ _FLAGS_OF_TYPE: Final = {WaitType.HALT: WaitFlags.IGNORE_RFLAGS_IF, WaitType.INA
 class WaitState:
     """How one vCPU waits, beyond its MP state."""
 
-    __slots__ = ("completion", "flags", "poll", "type")
+    __slots__ = ("completion", "flags", "poll", "software_timer", "type")
 
     def __init__(self) -> None:
         self.type: WaitType | None = None
@@ -58,6 +58,8 @@ class WaitState:
         self.completion: Hyperv | None = None
         """The VTL call or return whose completion blocks until a wake event, or until its `block` is cleared."""
         self.poll = HaltPoll()
+        self.software_timer = False
+        """The local APIC's timer was the vendor's, and is the host's until the next `run`."""
 
     def reset(self) -> None:
         """RESET or INIT of the vCPU, which does not wait."""
@@ -69,6 +71,6 @@ def check_arguments(kind: int, flags: int) -> tuple[WaitType, WaitFlags]:
     if kind not in list(WaitType):
         raise KvmError(errno.EINVAL, f"{kind} is no type of wait")
     known = WaitType(kind)
-    if flags & ~_FLAGS_OF_TYPE[known]:
+    if flags & ~int(_FLAGS_OF_TYPE[known]):
         raise KvmError(errno.EINVAL, f"a wait of type {known.name} does not take flags {flags:#x}")
     return known, WaitFlags(flags)
