@@ -22,6 +22,7 @@ from vtlkit.cli.hv_features import HvOption, parse_hv
 from vtlkit.cli.interruption import Interruption
 from vtlkit.cli.quantities import MIB, SEED_MAXIMUM, count_parser, parse_memory, parse_seconds, show_size
 from vtlkit.cli.status import BadInput, Status, complain, report_bug
+from vtlkit.cli.waiting import DEFAULT_WAIT, HaltPollOption, VtlWaitOption, make_design
 from vtlkit.hvdef.identifiers import HV_MAX_VTLS
 
 if TYPE_CHECKING:
@@ -38,6 +39,9 @@ VENDORS: Final = ("svm", "vmx")
 _DEFAULT_MEMORY: Final = 256 * MIB
 _MEMORY_HELP: Final = f"Guest memory, such as 64M or 1G.  [default: {show_size(_DEFAULT_MEMORY)}]"
 _STANDARD_OUTPUT: Final = 1
+TimeoutOption = Annotated[
+    float | None, typer.Option(parser=parse_seconds, metavar="S", help="End the run after S seconds (status 124).")
+]
 
 
 def parse_vendor(text: str) -> str:
@@ -83,9 +87,9 @@ def run(
     realtime: Annotated[
         bool, typer.Option("--realtime", help="Run on threads and in real time, not reproducibly.")
     ] = False,
-    timeout: Annotated[
-        float | None, typer.Option(parser=parse_seconds, metavar="S", help="End the run after S seconds (status 124).")
-    ] = None,
+    timeout: TimeoutOption = None,
+    vtl_wait: VtlWaitOption = DEFAULT_WAIT,
+    halt_poll: HaltPollOption = 0,
     tlb_flush_inhibit: FlushInhibitOption = "ours",
     trace: Annotated[str, typer.Option(metavar="FILE", help="Not implemented yet.")] = "",
     json_file: Annotated[str, typer.Option("--json", metavar="FILE", help="Write the summary as JSON.")] = "",
@@ -101,7 +105,18 @@ def run(
     from vtlkit.vmm.machine import MachineConfig
 
     ramdisk = Path(initrd) if initrd else None
-    config = MachineConfig(cpus, memory, vtls, append, ramdisk, _hyperv(hv), tlb_flush_inhibit, vendor)
+    config = MachineConfig(
+        cpus=cpus,
+        memory=memory,
+        vtls=vtls,
+        append=append,
+        initrd=ramdisk,
+        hyperv=_hyperv(hv),
+        vendor=vendor,
+        vtl_wait=make_design(vtl_wait),
+        halt_poll_ns=halt_poll * 1000,
+        tlb_flush_inhibit=tlb_flush_inhibit,
+    )
     path = find_guest(guest)
     report = _open_report(json_file)
     try:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from vtlkit.engine import api
 from vtlkit.kvm import control_registers, hypercalls, intercepted, kvm_run
 from vtlkit.kvm.cpuid import DYNAMIC_LEAVES, for_guest
+from vtlkit.kvm.hyperv.hypercall import check_block
 from vtlkit.kvm.kvm_run import KvmRun
 from vtlkit.kvm.memory_faults import memory_fault
 from vtlkit.kvm.mpstate import MpState
@@ -229,10 +230,18 @@ _IO_EXITS: Final = (kvm_run.Io, kvm_run.Mmio)
 
 
 def complete(vcpu: Vcpu) -> None:
-    """Take user space's answer to the last exit."""
-    pending, vcpu.pending_exit = vcpu.pending_exit, None
+    """Take user space's answer to the last exit.
+
+    Raises:
+        KvmError: EINVAL, an answer that does not fit the exit. The answer may be changed.
+    """
+    pending = vcpu.pending_exit
     if pending is None:
         return
+    if isinstance(pending, kvm_run.Hyperv) and pending.block:
+        check_block(pending)
+        vcpu.waiting.completion = pending
+    vcpu.pending_exit = None
     if isinstance(pending, kvm_run.Hyperv):
         vcpu.hv.complete(pending)
     elif isinstance(pending, _IO_EXITS):

@@ -32,6 +32,7 @@ def vcpu_reset(vcpu: Vcpu, *, init_event: bool) -> None:
     vcpu.events.reset()
     vcpu.user.reset()
     vcpu.pending_exit = None
+    vcpu.waiting.reset()
     vcpu.gif = True
     engine.nmi_blocked = False
     engine.interrupt_shadow = False

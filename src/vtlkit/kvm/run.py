@@ -15,7 +15,7 @@ from vtlkit.kvm.kvm_run import Intr, KvmRun, Shutdown, SystemEvent, SystemEventE
 from vtlkit.kvm.mpstate import MpState
 from vtlkit.kvm.requests import Req
 from vtlkit.kvm.vendor.api import Fastpath
-from vtlkit.kvm.wait import vcpu_running, wait_for_event
+from vtlkit.kvm.wait import reports_wakeup, vcpu_running, wait_for_event
 
 _PREEMPTION_TIMER: Final = engine_api.PreemptionTimer
 FASTPATH_LIMIT: Final = 16
@@ -71,17 +71,19 @@ def complete_only(vcpu: Vcpu) -> KvmRun | None:
 
 
 def _wait(vcpu: Vcpu) -> KvmRun | None:
+    completion = vcpu.waiting.completion
+    if completion is not None and not completion.block:
+        # User space has called it off.
+        vcpu.waiting.completion = None
+        return None
     if vcpu.take_signal() or vcpu.vm.kicks.has_to_leave(vcpu):
         return Intr()
-    if vcpu.mp_state is MpState.HALTED and (window := _window(vcpu)) is not None:
+    if vcpu.mp_state is MpState.HALTED and completion is None and (window := _window(vcpu)) is not None:
         return window
-    timer = vcpu.preemption_timer
-    if timer is not None:
-        timer.leave_run()
-    runnable = wait_for_event(vcpu)
-    if timer is not None:
-        timer.enter_run()
-    if runnable and vcpu.mp_state is MpState.HV_INACTIVE_VTL:
+    if wait_for_event(vcpu) and reports_wakeup(vcpu):
+        if completion is not None:
+            completion.block = False
+            vcpu.waiting.completion = None
         return SystemEventExit(SystemEvent.WAKEUP)
     return None
 

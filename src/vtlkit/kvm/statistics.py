@@ -33,6 +33,18 @@ class VcpuStatistics:
     """Calls of `run` that kick-all ended, those that it refused at once included."""
     kicked_entries: int = 0
     """Calls of `run` that came while the vCPU was kicked: many, if the caller does not wait for the resume."""
+    halt_attempted_poll: int = 0
+    """Halts that polled before they slept."""
+    halt_successful_poll: int = 0
+    """Those that did not have to sleep."""
+    halt_poll_invalid: int = 0
+    """Of the successful ones: a signal or UNBLOCK had come, and no wake event."""
+    halt_poll_success_ns: int = 0
+    """Time spent polling by halts that did not sleep, in ns of the host's clock."""
+    halt_poll_fail_ns: int = 0
+    """Time spent polling in vain."""
+    halt_wait_ns: int = 0
+    """Time that halts slept."""
 
     def all_exits(self) -> Counter[str]:
         """Engine exits by name, those of the fast path included."""

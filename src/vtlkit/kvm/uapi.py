@@ -73,8 +73,10 @@ from vtlkit.kvm.statistics import MANY_KICKED_ENTRIES, VcpuStatistics
 from vtlkit.kvm.translate import TranslateAccess, TranslateFault, TranslateFlags, Translation
 from vtlkit.kvm.user_intercepts import CpuidOverride, UserIntercepts
 from vtlkit.kvm.vcpu import Vcpu
+from vtlkit.kvm.vcpu_events import EventsValid, VcpuEvents
 from vtlkit.kvm.vendor import DEFAULT_VENDOR, VENDORS, vendor_named
 from vtlkit.kvm.vm import MAX_VCPUS, Vm
+from vtlkit.kvm.wait_state import WaitFlags, WaitResult, WaitType
 from vtlkit.kvm.windows import Windows
 from vtlkit.kvm.windows import request as windows_request
 
@@ -94,6 +96,7 @@ __all__ = [
     "CpuidEntry",
     "CpuidOverride",
     "Debug",
+    "EventsValid",
     "FlushInhibitDesign",
     "FlushRequest",
     "GuestMemoryError",
@@ -142,8 +145,12 @@ __all__ = [
     "Translation",
     "UserIntercepts",
     "Vcpu",
+    "VcpuEvents",
     "VcpuStatistics",
     "Vm",
+    "WaitFlags",
+    "WaitResult",
+    "WaitType",
     "Windows",
     "Wrmsr",
     "cr4_allowed",

@@ -11,7 +11,7 @@ from typing import Final
 
 from vtlkit.engine.api import Engine, EngineFactory
 from vtlkit.host.api import Host, LockRank
-from vtlkit.kvm.caps import Cap, enable_cap
+from vtlkit.kvm.caps import enable_cap
 from vtlkit.kvm.cpuid import CpuidEntry, supported
 from vtlkit.kvm.errors import KvmError
 from vtlkit.kvm.hyperv.vm import HvVm
@@ -65,6 +65,8 @@ class Vm(VmMemory):
         self.ioapic: IoApic | None = None
         self.pit: Pit | None = None
         self.routing: IrqRouting | None = None
+        self.halt_poll_max_ns = 0
+        """How long a halted vCPU polls at most before it sleeps (`Cap.HALT_POLL`)."""
         self.user_space_msr = False
         self.protected_mode_only = False
         """A guest's CR0.PE stays set: clearing it is #GP (TLFS: no real mode above VTL 0). Set before any vCPU runs."""
@@ -76,6 +78,8 @@ class Vm(VmMemory):
         """What vCPUs that are created or reset add to the host's TSC: all read the same (`kvm_synchronize_tsc`)."""
         self.ns_per_instruction: int = NS_PER_INSTRUCTION
         self.ns_per_exit = NS_PER_EXIT
+
+    enable_cap = enable_cap
 
     # --- interrupt controllers --------------------------------------------------------------------------------------
 
@@ -250,14 +254,6 @@ class Vm(VmMemory):
         return supported(self.tsc_khz, MAXPHYADDR)
 
     # --- APIC namespaces --------------------------------------------------------------------------------------------
-
-    def enable_cap(self, cap: Cap, argument: int = 0) -> None:
-        """KVM_ENABLE_CAP.
-
-        Raises:
-            KvmError: as the capability says.
-        """
-        enable_cap(self, cap, argument)
 
     def namespace(self, group: int) -> ApicNamespace:
         """An APIC ID group as an APIC namespace; there is 0 without `Cap.APIC_ID_GROUPS`.

@@ -24,11 +24,13 @@ from vtlkit.kvm import uapi
 from vtlkit.kvm.uapi import FlushInhibitDesign, HvFeatures, Kvm, KvmRun, MemoryRegion, Vcpu
 from vtlkit.vmm import acpi, firmware
 from vtlkit.vmm.devices.debugexit import exit_status
+from vtlkit.vmm.guest_ram import GuestRam
 from vtlkit.vmm.loaders import BootImage, LoadError, LoadOptions, open_image, ram_ranges, waking_vector_state
 from vtlkit.vmm.pc import Pc
 from vtlkit.vmm.report import describe_vcpu
 from vtlkit.vmm.vsm.partition import Partition
 from vtlkit.vmm.vsm.vp import Vp
+from vtlkit.vmm.vsm.vtl_wait import VtlWait
 
 MAX_CPUS: Final = 255
 MIN_MEMORY: Final = 1 << 20
@@ -59,7 +61,8 @@ _STATUS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class MachineConfig:
-    """What the machine is made of. `memory` in bytes, `vtls` from 1 to 16; without `hyperv` no Hyper-V interface."""
+    """What the machine is made of. `memory` in bytes, `vtls` from 1 to 16; without `hyperv` no Hyper-V interface.
+    `vtl_wait`: how events for inactive VTLs are heard of; `halt_poll_ns`: how long a halted vCPU polls at most."""
 
     cpus: int = 1
     memory: int = 256 << 20
@@ -69,6 +72,8 @@ class MachineConfig:
     hyperv: HvFeatures | None = field(default_factory=HvFeatures)
     tlb_flush_inhibit: FlushInhibitDesign = FlushInhibitDesign.WAITING_ON
     vendor: str = uapi.DEFAULT_VENDOR
+    vtl_wait: VtlWait = VtlWait.POLL
+    halt_poll_ns: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= self.cpus <= MAX_CPUS:
@@ -124,7 +129,15 @@ class Machine:
         self.kvm = Kvm(host, engines, vendor=config.vendor, tlb_flush_inhibit=config.tlb_flush_inhibit)
         rom = MemoryRegion(_ROM_SLOT, firmware.ROM_GPA, firmware.ROM_SIZE, RamBlock(firmware.ROM_SIZE))
         self.partition = partition = Partition(
-            self.kvm, self._regions(), [rom], cpus=config.cpus, vtls=config.vtls, hyperv=config.hyperv, supervisor=self
+            self.kvm,
+            self._regions(),
+            [rom],
+            cpus=config.cpus,
+            vtls=config.vtls,
+            hyperv=config.hyperv,
+            supervisor=self,
+            vtl_wait=config.vtl_wait,
+            halt_poll_ns=config.halt_poll_ns,
         )
         self.pc = Pc(host, partition.vtl0.vm, self.ram, partition.ports, cpus=config.cpus, events=self, console=console)
 
@@ -153,7 +166,7 @@ class Machine:
         """Put firmware tables and image into memory and the boot processor at its entry."""
         if self._image is None:
             raise LoadError("no image has been loaded")
-        memory = _LoaderMemory(self)
+        memory = GuestRam(self.partition.vtl0.vm.memory, self.config.memory)
         for gpa, blob in self.pc.tables.blobs:
             memory.write(gpa, blob)
         memory.write(firmware.CODE_GPA, firmware.image())
@@ -375,7 +388,7 @@ class Machine:
         if self._ending.load():
             return
         self.pc.pm.reset(waking=True)
-        memory = _LoaderMemory(self)
+        memory = GuestRam(self.partition.vtl0.vm.memory, self.config.memory)
         vector = acpi.waking_vector(memory.read(self.pc.tables.facs_gpa, 64))
         self.partition.reset()
         vcpu = self.partition.vps[0].vcpus[0]
@@ -383,17 +396,3 @@ class Machine:
         sregs.apic_base = vcpu.get_sregs().apic_base
         vcpu.set_sregs(sregs)
         vcpu.set_regs(regs)
-
-
-class _LoaderMemory:
-    """Guest RAM as loaders write it."""
-
-    def __init__(self, machine: Machine) -> None:
-        self._memory = machine.partition.vtl0.vm.memory
-        self.size = machine.config.memory
-
-    def read(self, gpa: int, size: int) -> bytes:
-        return self._memory.read(gpa, size)
-
-    def write(self, gpa: int, data: bytes) -> None:
-        self._memory.write(gpa, data)

@@ -30,26 +30,26 @@ SOFT_DISABLED: Final = LIMIT - 1
 class PreemptionTimer:
     """See the module; an `HvTimer` for the local APIC."""
 
-    __slots__ = ("_deadline_ns", "_in_run", "_loaded_for_exit", "_longest", "_usable", "_vcpu", "soft_disabled")
+    __slots__ = ("_deadline_ns", "_loaded_for_exit", "_longest", "_usable", "_vcpu", "soft_disabled")
 
     def __init__(self, vcpu: Vcpu) -> None:
         engine, vm = vcpu.engine, vcpu.vm
         self._vcpu = vcpu
         self._deadline_ns: int | None = None
-        self._in_run = False
         self._usable = engine.counts_preemption_timer and vcpu.host.deterministic
         self._longest = SOFT_DISABLED if engine.counts_preemption_timer else None
         self._loaded_for_exit = False
         self.soft_disabled = False
         """Loaded with the longest time there is: nobody wants its exit."""
         engine.instruction_cycles = (vm.ns_per_instruction * vm.tsc_khz, 1_000_000)
-        vcpu.apic.timer.use_hv_timer(self)
+        vcpu.apic.timer.use_hv_timer(self if self._usable else None)
+        vcpu.apic.timer.switch_to_sw_timer()
 
     # --- for the local APIC (HvTimer) -------------------------------------------------------------------------------
 
     def set_hv_timer(self, deadline_ns: int) -> bool:
-        """Exit at `deadline_ns` of the host clock; False outside of `run`, and for what the timer cannot hold."""
-        if not self._in_run or self._ticks_until(deadline_ns) >= LIMIT:
+        """Exit at `deadline_ns` of the host clock; False for what the timer cannot hold."""
+        if self._ticks_until(deadline_ns) >= LIMIT:
             return False
         self._deadline_ns = deadline_ns
         return True
@@ -65,15 +65,13 @@ class PreemptionTimer:
     # --- for the run loop -------------------------------------------------------------------------------------------
 
     def enter_run(self) -> None:
-        """`Vcpu.run` begins, or goes on after a wait: the guest's timer becomes an exit."""
+        """`Vcpu.run` begins: the guest's timer becomes an exit."""
         if self._usable:
-            self._in_run = True
             self._vcpu.apic.timer.switch_to_hv_timer()
 
     def leave_run(self) -> None:
-        """`Vcpu.run` ends, or the vCPU waits in it: only a software timer wakes who waits (`vcpu_block`)."""
+        """`Vcpu.run` ends: nobody exits outside of it, and only a software timer is heard of."""
         if self._usable:
-            self._in_run = False
             self._vcpu.apic.timer.switch_to_sw_timer()
 
     # --- for the vendor ---------------------------------------------------------------------------------------------

@@ -122,6 +122,7 @@ def _vtl_return(vp: Vp, level: int, vcpu: Vcpu, exit_: Hyperv) -> None:
     if target is None or control & ~HV_VTL_RETURN_FAST:
         _undefined(vcpu, exit_)
         return
+    vp.waits.answer(vcpu, exit_)
     _finish_switch(vcpu, exit_)
     if not control & HV_VTL_RETURN_FAST:
         assist = vcpu.hv.assist

@@ -24,6 +24,7 @@ from vtlkit.hvdef.vsm import (
 )
 from vtlkit.kvm.uapi import (
     TRANSLATE_CALLS,
+    Cap,
     HvFeatures,
     Kvm,
     KvmError,
@@ -41,6 +42,7 @@ from vtlkit.vmm.vsm.hypercalls import ACCESS_OF_MAP_FLAGS
 from vtlkit.vmm.vsm.ports import Ports
 from vtlkit.vmm.vsm.tlb_locks import TlbLocks
 from vtlkit.vmm.vsm.vp import Vp
+from vtlkit.vmm.vsm.vtl_wait import VtlWait
 
 
 class Supervisor(Protocol):
@@ -100,6 +102,8 @@ class Partition:
         hyperv: HvFeatures | None,
         supervisor: Supervisor,
         translate_in_hypervisor: bool = True,
+        vtl_wait: VtlWait = VtlWait.POLL,
+        halt_poll_ns: int = 0,
     ) -> None:
         """`regions` are RAM, which VTLs protect from each other; `roms` every VTL has as they are.
 
@@ -113,6 +117,9 @@ class Partition:
         self.host = kvm.host
         self.supervisor = supervisor
         self.maximum_vtl = vtls - 1
+        self.vtl_wait = vtl_wait
+        """How events for inactive VTLs are heard of."""
+        self._halt_poll_ns = halt_poll_ns
         self.lock = self.host.lock("partition", LockRank.PARTITION)
         self.tlb_locks = TlbLocks(self)
         self._regions = tuple(regions)
@@ -135,6 +142,8 @@ class Partition:
         vm.hv.vtl = level
         if self._translate_in_hypervisor:
             vm.hv.user_space_calls -= TRANSLATE_CALLS
+        if self._halt_poll_ns:
+            vm.enable_cap(Cap.HALT_POLL, self._halt_poll_ns)
         vm.set_user_memory_region_list((*self._regions, *self._roms))
         if level == 0:
             # Device interrupts go to VTL 0: its Vm has the controllers that devices are wired to.

@@ -78,10 +78,10 @@ def translate(
 def _standing_still(caller: Vp, vp: Vp, vcpu: Vcpu) -> Iterator[None]:
     """The vCPU does not run, and no other task writes it, meanwhile; another processor's leaves the guest. Blocks."""
     if vp is caller:
-        with vcpu.mutex:
+        with vp.waits.alone(vcpu):
             yield
         return
-    with vp.stopped(), vcpu.mutex:
+    with vp.stopped(), vp.waits.alone(vcpu):
         yield
 
 
