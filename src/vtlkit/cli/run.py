@@ -58,6 +58,7 @@ def run(
         ),
     ] = 2,
     hv: HvOption = "all",
+    nested: Annotated[bool, typer.Option("--nested", help="Guests may run guests of their own (SVM).")] = False,
     append: Annotated[str, typer.Option(metavar="ARGS", help="The guest's command line.")] = "",
     initrd: Annotated[str, typer.Option(metavar="FILE", help="An initial RAM disk, or multiboot module.")] = "",
     seed: Annotated[
@@ -86,7 +87,7 @@ def run(
     from vtlkit.vmm.machine import MachineConfig
 
     ramdisk = Path(initrd) if initrd else None
-    config = MachineConfig(cpus, memory, vtls, append, ramdisk, _hyperv(hv))
+    config = MachineConfig(cpus, memory, vtls, append, ramdisk, _hyperv(hv), nested)
     mode = Mode(engine, realtime, seed)
     path = find_guest(guest)
     report = _open_report(json_file)

@@ -11,7 +11,6 @@ any task at any time.
 
 from __future__ import annotations
 
-import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import ClassVar, Final, Protocol
@@ -43,10 +42,12 @@ from vtlkit.engine.exits import (
     Shutdown,
     Wrmsr,
 )
+from vtlkit.engine.intercepts import NO_REGISTERS, Intercept, RegisterIntercepts
 from vtlkit.engine.ram import PAGE_SIZE, Access, RamBlock
 from vtlkit.x86.registers import RFLAGS_IF, Sregs
 
 __all__ = [
+    "NO_REGISTERS",
     "PAGE_SIZE",
     "PORT_BITMAP_SIZE",
     "Access",
@@ -81,6 +82,7 @@ __all__ = [
     "Rdmsr",
     "Rdtsc",
     "RegisterFile",
+    "RegisterIntercepts",
     "Shutdown",
     "Sregs",
     "Wrmsr",
@@ -112,28 +114,6 @@ class RegisterFile(Protocol):
     r14: int
     r15: int
     rip: int
-
-
-class Intercept(enum.Flag):
-    """Instructions that exit besides those that always do (CPUID, HLT, VMMCALL, I/O, intercepted MSRs)."""
-
-    NONE = 0
-    PAUSE = enum.auto()
-    RDTSC = enum.auto()
-    INVLPG = enum.auto()
-    CR_READ = enum.auto()
-    CR_WRITE = enum.auto()
-    DR_READ = enum.auto()
-    DR_WRITE = enum.auto()
-    DESCRIPTOR_TABLE_READ = enum.auto()
-    GDTR_WRITE = enum.auto()
-    IDTR_WRITE = enum.auto()
-    LDTR_WRITE = enum.auto()
-    TR_WRITE = enum.auto()
-    DESCRIPTOR_TABLE_WRITE = GDTR_WRITE | IDTR_WRITE | LDTR_WRITE | TR_WRITE
-    XSETBV = enum.auto()
-    IRET = enum.auto()
-    RDPMC = enum.auto()
 
 
 MmioRead8 = Callable[[int, int], int]
@@ -242,7 +222,9 @@ class Engine(ABC):
     """An NMI has been delivered and no IRET executed since."""
 
     @abstractmethod
-    def set_intercepts(self, intercepts: Intercept, exceptions: int = 0) -> None:
+    def set_intercepts(
+        self, intercepts: Intercept, exceptions: int = 0, moves: RegisterIntercepts = NO_REGISTERS
+    ) -> None:
         """Which optional instructions exit, and (bit per vector) which exceptions exit instead of being delivered.
 
         Exceptions that guest code or the delivery of an event raises; not injected ones, nor INT n.

@@ -90,7 +90,7 @@ def _handle_requests(vcpu: Vcpu) -> KvmRun | None:
         else:
             # What is unfinished began under the old ones.
             vcpu.make_request(Req.USER_INTERCEPTS)
-    if vcpu.check_request(Req.TRIPLE_FAULT):
+    if vcpu.check_request(Req.TRIPLE_FAULT) and not (vcpu.guest_mode and vcpu.nested.triple_fault()):
         return Shutdown()
     if vcpu.check_request(Req.TLB_FLUSH):
         vcpu.engine.flush_tlb()
@@ -115,7 +115,7 @@ def _enter_guest(vcpu: Vcpu) -> KvmRun | None:
         exit_ = _handle_requests(vcpu)
         if exit_ is not None:
             return exit_
-    if vcpu.events.apic_events.load():
+    if vcpu.events.apic_events.load() and vcpu.gif:
         events.accept_apic_events(vcpu)
         if vcpu.mp_state is not MpState.RUNNABLE:
             return None
@@ -153,7 +153,8 @@ def _enter_guest(vcpu: Vcpu) -> KvmRun | None:
     if vcpu.pauses_alone and type(reason) in exits.MAY_WAKE:
         exits.pause_again(vcpu)
     vcpu.statistics.exits[reason.name] += 1
-    return (exits.HANDLERS[type(reason)] if vcpu.user_intercepts is None else exits.handle)(vcpu, reason)
+    plain = vcpu.user_intercepts is None and not vcpu.guest_mode
+    return (exits.HANDLERS[type(reason)] if plain else exits.handle)(vcpu, reason)
 
 
 def _run_guest(vcpu: Vcpu, budget_ns: int | None, force_immediate_exit: bool) -> engine_api.Exit | None:
@@ -173,7 +174,8 @@ def _run_guest(vcpu: Vcpu, budget_ns: int | None, force_immediate_exit: bool) ->
         hv.eoi_assist.offer()
     reason = run(vcpu, budget, force_immediate_exit)
     mode, in_guest = vcpu.mode, exits.IN_GUEST_MODE
-    fast, plain_cpuid = 0, engine_api.Cpuid if vcpu.user_intercepts is None else None
+    plain = vcpu.user_intercepts is None and not vcpu.guest_mode
+    fast, plain_cpuid = 0, engine_api.Cpuid if plain else None
     while type(reason) is plain_cpuid:
         # Fast path: nothing that an interrupt or another task could care about has changed.
         exits.emulate_cpuid(vcpu, reason.length)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from vtlkit.engine.api import EngineFactory
 from vtlkit.host.api import Host
 from vtlkit.kvm.attributes import MemoryAttributes
+from vtlkit.kvm.caps import Cap
 from vtlkit.kvm.control_registers import cr4_allowed, set_cr0, set_cr3, set_cr4, set_xcr0, xcr0_allowed
 from vtlkit.kvm.cpuid import CpuidEntry, for_vcpu
 from vtlkit.kvm.errors import GuestMemoryError, KvmError
@@ -47,6 +48,7 @@ from vtlkit.kvm.kvm_run import (
 )
 from vtlkit.kvm.memslots import KVM_MEM_READONLY, MAXPHYADDR, MemoryRegion
 from vtlkit.kvm.mpstate import UNSTARTED, MpState
+from vtlkit.kvm.nested.state import NestedState
 from vtlkit.kvm.routing import KVM_MAX_IRQ_ROUTES, HvSintRoute, Route, default_routing
 from vtlkit.kvm.statistics import VcpuStatistics
 from vtlkit.kvm.translate import TranslateAccess, TranslateFault, TranslateFlags, Translation
@@ -63,6 +65,7 @@ __all__ = [
     "MAXPHYADDR",
     "MAX_VCPUS",
     "UNSTARTED",
+    "Cap",
     "CpuidEntry",
     "CpuidOverride",
     "Debug",
@@ -96,6 +99,7 @@ __all__ = [
     "MessageBuffers",
     "Mmio",
     "MpState",
+    "NestedState",
     "Rdmsr",
     "Route",
     "Shutdown",
@@ -140,9 +144,10 @@ def hv_cpuid_entries(features: HvFeatures) -> list[CpuidEntry]:
 
 
 class Kvm:
-    """The hypervisor on one host with one kind of engine (an open /dev/kvm)."""
+    """The hypervisor on one host with one kind of engine (an open /dev/kvm). `nested`: its VMs have Cap.NESTED."""
 
-    def __init__(self, host: Host, engines: EngineFactory) -> None:
+    def __init__(self, host: Host, engines: EngineFactory, *, nested: bool = False) -> None:
+        self.nested = nested
         self.host = host
         self.engines = engines
         self._created = 0
@@ -150,4 +155,6 @@ class Kvm:
     def create_vm(self, name: str | None = None) -> Vm:
         """KVM_CREATE_VM."""
         self._created += 1
-        return Vm(self.host, self.engines, name or f"vm{self._created - 1}")
+        vm = Vm(self.host, self.engines, name or f"vm{self._created - 1}")
+        vm.enable_cap(Cap.NESTED, int(self.nested))
+        return vm

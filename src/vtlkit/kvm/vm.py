@@ -11,6 +11,7 @@ from typing import Final
 
 from vtlkit.engine.api import Access, Engine, EngineFactory
 from vtlkit.host.api import Host, LockRank
+from vtlkit.kvm.caps import enable_cap
 from vtlkit.kvm.cpuid import CpuidEntry, supported
 from vtlkit.kvm.errors import KvmError
 from vtlkit.kvm.hyperv.vm import HvVm
@@ -61,12 +62,16 @@ class Vm:
         self.user_space_msr = False
         self.protected_mode_only = False
         """A guest's CR0.PE stays set: clearing it is #GP (TLFS: no real mode above VTL 0). Set before any vCPU runs."""
+        self.nested = False
+        """Guests may run guests of their own."""
         self.hv = HvVm(self)
         self.tsc_khz = TSC_KHZ
         self.tsc_offset: int = 0
         """What vCPUs that are created or reset add to the host's TSC: all read the same (`kvm_synchronize_tsc`)."""
         self.ns_per_instruction = NS_PER_INSTRUCTION
         self.ns_per_exit = NS_PER_EXIT
+
+    enable_cap = enable_cap
 
     # --- interrupt controllers --------------------------------------------------------------------------------------
 
@@ -199,7 +204,7 @@ class Vm:
 
     def get_supported_cpuid(self) -> list[CpuidEntry]:
         """KVM_GET_SUPPORTED_CPUID."""
-        return supported(self.tsc_khz, MAXPHYADDR)
+        return supported(self.tsc_khz, MAXPHYADDR, nested=self.nested)
 
     def send_ipi(self, vp_indices: int, vector: int) -> None:
         """A fixed interrupt to a set of virtual processors, a bit per VP index (-1: all). From any task."""

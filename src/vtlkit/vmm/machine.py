@@ -59,7 +59,7 @@ _STATUS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class MachineConfig:
-    """What the machine is made of. `memory` in bytes, `vtls` from 1 to 16; without `hyperv` no Hyper-V interface."""
+    """`memory` in bytes, `vtls` from 1 to 16; without `hyperv` no Hyper-V interface; `nested`: SVM for guests."""
 
     cpus: int = 1
     memory: int = 256 << 20
@@ -67,6 +67,7 @@ class MachineConfig:
     append: str = ""
     initrd: Path | None = None
     hyperv: HvFeatures | None = field(default_factory=HvFeatures)
+    nested: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.cpus <= MAX_CPUS:
@@ -112,14 +113,13 @@ class Machine:
         self._ending = host.cell(False, "machine-ending")
         self._woken = host.cell(False, "machine-woken")
         self._rounds = host.cell(0, "machine-rounds")
-        self._parked = 0
+        self._parked = self._tasks = 0
         self._acting = False
-        self._tasks = 0
         self._actions: list[Callable[[], None]] = []
         self._suspended = False
         self._outcome: tuple[Outcome, int, str, str] | None = None
         self._instructions = 0
-        self.kvm = Kvm(host, engines)
+        self.kvm = Kvm(host, engines, nested=config.nested)
         rom = MemoryRegion(_ROM_SLOT, firmware.ROM_GPA, firmware.ROM_SIZE, RamBlock(firmware.ROM_SIZE))
         self.partition = partition = Partition(
             self.kvm, self._regions(), [rom], cpus=config.cpus, vtls=config.vtls, hyperv=config.hyperv, supervisor=self

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from typing import ClassVar, Final
 
 from vtlkit.engine.api import (
+    NO_REGISTERS,
     Access,
     Engine,
     Event,
@@ -32,6 +33,7 @@ from vtlkit.engine.api import (
     MmioWrite8,
     NmiWindow,
     RamBlock,
+    RegisterIntercepts,
 )
 from vtlkit.engine.memory_map import Kind
 from vtlkit.engine.scripted import ops
@@ -173,9 +175,12 @@ class ScriptedEngine(Instructions, Engine):
         self._nmi_window = wanted
         self.one_at_a_time = self._interrupt_window or self._nmi_window
 
-    def set_intercepts(self, intercepts: Intercept, exceptions: int = 0) -> None:
+    def set_intercepts(
+        self, intercepts: Intercept, exceptions: int = 0, moves: RegisterIntercepts = NO_REGISTERS
+    ) -> None:
         self.intercepts = intercepts
         self.exceptions = exceptions
+        self.moves = moves
 
     def set_port_intercepts(self, reads: bytes | None, writes: bytes | None) -> None:
         self.port_intercepts = reads, writes

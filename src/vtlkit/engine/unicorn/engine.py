@@ -19,10 +19,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from vtlkit.engine.api import (
+    NO_REGISTERS,
     Access,
     Engine,
     Intercept,
     RamBlock,
+    RegisterIntercepts,
 )
 from vtlkit.engine.unicorn import registers
 from vtlkit.engine.unicorn.controls import (
@@ -67,8 +69,10 @@ class UnicornEngine(Loop):
 
     # --- intercepts ---------------------------------------------------------------------------------------------------
 
-    def set_intercepts(self, intercepts: Intercept, exceptions: int = 0) -> None:
-        words = intercept_words(intercepts)
+    def set_intercepts(
+        self, intercepts: Intercept, exceptions: int = 0, moves: RegisterIntercepts = NO_REGISTERS
+    ) -> None:
+        words = intercept_words(intercepts, moves)
         state = self.regs
         state.intercept = words.instructions
         state.intercept_cr_read = words.cr_read
@@ -79,6 +83,7 @@ class UnicornEngine(Loop):
         # fault writes CR2 only if it is none, so it is one only if somebody wants to see it before CR2 is written.
         state.intercept_exceptions = _ALL_EXCEPTIONS & ~(1 << Vector.PF) | exceptions & 1 << Vector.PF
         self.exception_intercepts = exceptions
+        self._software_exits = Intercept.SOFTWARE_INTERRUPT in intercepts
         self._xsetbv_exits = Intercept.XSETBV in intercepts
         registers.offer_xcr0(state, not self._xsetbv_exits)
 

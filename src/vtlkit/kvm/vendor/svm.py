@@ -9,6 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from vtlkit.engine.api import Event, EventType, Exit, Intercept
+from vtlkit.kvm.events import PENDING_INIT
+from vtlkit.kvm.requests import Req
+from vtlkit.x86.svm import SvmExit
 
 if TYPE_CHECKING:
     from vtlkit.kvm.vcpu import Vcpu
@@ -34,10 +37,17 @@ class SvmVendor:
         return vcpu.engine.run(budget, force_immediate_exit=force_immediate_exit)
 
     def interrupt_blocked(self, vcpu: Vcpu) -> bool:
-        """`svm_interrupt_blocked`: GIF, RFLAGS.IF (but for an idle VTL), the interrupt shadow."""
+        """`svm_interrupt_blocked`: GIF, RFLAGS.IF (but for an idle VTL), the interrupt shadow.
+
+        In L2 the flag that counts may be L1's, which no rule for idle VTLs overrides; #VMEXIT heeds no shadow.
+        """
         engine = vcpu.engine
         if not vcpu.gif:
             return True
+        if vcpu.guest_mode:
+            if vcpu.nested.interrupt_masked():
+                return True
+            return not vcpu.nested.exits_on(SvmExit.INTR) and engine.interrupt_shadow
         return bool(vcpu.is_irq_blocked_by_rflags_if() or engine.interrupt_shadow)
 
     def interrupt_allowed(self, vcpu: Vcpu) -> bool:
@@ -46,7 +56,38 @@ class SvmVendor:
     def nmi_blocked(self, vcpu: Vcpu) -> bool:
         """`svm_nmi_blocked`: GIF, an NMI being handled, the interrupt shadow."""
         engine = vcpu.engine
-        return bool(not vcpu.gif or engine.nmi_blocked or engine.interrupt_shadow)
+        if not vcpu.gif:
+            return True
+        if vcpu.nested.exits_on(SvmExit.NMI):
+            return False
+        return bool(engine.nmi_blocked or engine.interrupt_shadow)
+
+    def init_blocked(self, vcpu: Vcpu) -> bool:
+        """`svm_apic_init_signal_blocked`: GIF clear; and an L1 that intercepts INIT gets a #VMEXIT with it latched."""
+        if not vcpu.gif:
+            return True
+        if not vcpu.events.apic_events.test(PENDING_INIT) or not vcpu.nested.exits_on(SvmExit.INIT):
+            return False
+        vcpu.make_request(Req.EVENT)
+        return True
+
+    def request_interrupt_window(self, vcpu: Vcpu) -> None:
+        """`svm_enable_irq_window`: exit when the guest can take an interrupt, if its own instructions decide that.
+
+        STGI, and the #VMEXIT after which L1's own flag counts again, make the vCPU look anyway.
+        """
+        if not vcpu.gif:
+            return
+        if not vcpu.guest_mode or not vcpu.nested.masks_interrupts():
+            vcpu.engine.request_interrupt_window(True)
+        elif vcpu.engine.interrupt_shadow and not vcpu.nested.interrupt_masked():
+            # Whatever L2's flag is: what is awaited is the end of the shadow, as an NMI awaits it.
+            vcpu.engine.request_nmi_window(True)
+
+    def request_nmi_window(self, vcpu: Vcpu) -> None:
+        """`svm_enable_nmi_window`; as for interrupts STGI looks anyway."""
+        if vcpu.gif:
+            vcpu.engine.request_nmi_window(True)
 
     def inject_irq(self, vcpu: Vcpu, vector: int) -> None:
         vcpu.engine.inject(_INTERRUPTS[vector])
