@@ -42,7 +42,7 @@ from vtlkit.engine.exits import (
     Shutdown,
     Wrmsr,
 )
-from vtlkit.engine.intercepts import NO_REGISTERS, Intercept, RegisterIntercepts
+from vtlkit.engine.intercepts import NO_REGISTERS, Intercept, PortBitmap, RegisterIntercepts
 from vtlkit.engine.ram import PAGE_SIZE, Access, RamBlock
 from vtlkit.x86.registers import RFLAGS_IF, Sregs
 
@@ -75,6 +75,7 @@ __all__ = [
     "NmiWindow",
     "Other",
     "Pause",
+    "PortBitmap",
     "PortIn",
     "PortIntercept",
     "PortOut",
@@ -240,8 +241,8 @@ class Engine(ABC):
         """Whether `set_port_intercepts` can be used."""
 
     @abstractmethod
-    def set_port_intercepts(self, reads: bytes | None, writes: bytes | None) -> None:
-        """IN and OUT that touch a port whose bit is set (8192 bytes each; None: none) exit with `PortIntercept`.
+    def set_port_intercepts(self, reads: PortBitmap | None, writes: PortBitmap | None) -> None:
+        """IN and OUT that touch a port whose bit is set (None: none) exit with `PortIntercept`.
 
         What I/O privilege refuses does not.
 
@@ -356,7 +357,7 @@ class Engine(ABC):
 PORT_BITMAP_SIZE: Final = 0x10000 // 8
 
 
-def touches_port(bitmap: bytes | None, port: int, size: int) -> bool:
+def touches_port(bitmap: PortBitmap | None, port: int, size: int) -> bool:
     """Whether an access of `size` bytes at `port` touches a port whose bit is set; none is set beyond the last."""
     if bitmap is None:
         return False

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 
 class Intercept(enum.Flag):
@@ -46,6 +46,12 @@ class RegisterIntercepts:
     cr_write: int = 0
     dr_read: int = 0
     dr_write: int = 0
+
+
+class PortBitmap(Protocol):
+    """A bit per port, 8192 bytes or more. May be a view: what counts is what it holds when a port is accessed."""
+
+    def __getitem__(self, part: slice, /) -> bytes | memoryview: ...
 
 
 NO_REGISTERS: Final = RegisterIntercepts()

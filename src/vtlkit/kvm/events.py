@@ -163,15 +163,18 @@ def inject_pending(vcpu: Vcpu) -> bool:
         else:
             vendor.request_nmi_window(vcpu)
 
-    if not busy and vendor.interrupt_allowed(vcpu) and not force_immediate_exit:
+    vector = -1
+    allowed = not busy and vendor.injection_allowed(vcpu)
+    if allowed:
         vector = _next_vector(vcpu)
-        if vector < 0:
-            # What comes from now on makes the request again, and kicks.
-            return force_immediate_exit
+    if vector >= 0:
         vendor.inject_irq(vcpu, vector)
         vcpu.statistics.injected_interrupts += 1
-    if has_interrupt(vcpu):
+    # Where there was none: what comes from now on makes the request again, and kicks.
+    if (vector >= 0 or not allowed) and has_interrupt(vcpu):
         vendor.request_interrupt_window(vcpu)
+    if vcpu.guest_mode:
+        vcpu.nested.inject_virtual()
     return force_immediate_exit
 
 

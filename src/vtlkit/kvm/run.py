@@ -81,6 +81,8 @@ def _handle_requests(vcpu: Vcpu) -> KvmRun | None:
     if vcpu.check_request(Req.MEMORY_CHANGED):
         if vcpu.engine.at_boundary:
             vcpu.map.sync()
+            if vcpu.guest_mode:
+                vcpu.nested.memory_changed()
         else:
             # The map may not change under an unfinished instruction: finish it first.
             vcpu.make_request(Req.MEMORY_CHANGED)

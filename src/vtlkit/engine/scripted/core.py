@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Mapping
 from typing import Any, Final, TypeAlias
 
 from vtlkit.engine import api
-from vtlkit.engine.api import NO_REGISTERS, Event, EventType, Exit, Intercept
+from vtlkit.engine.api import NO_REGISTERS, Event, EventType, Exit, Intercept, PortBitmap
 from vtlkit.engine.memory_map import MemoryMap
 from vtlkit.engine.scripted import ops
 from vtlkit.engine.scripted.ops import Op
@@ -70,7 +70,7 @@ class Core:
         self.intercepts = Intercept.NONE
         self.exceptions = 0
         self.moves = NO_REGISTERS
-        self.port_intercepts: tuple[bytes | None, bytes | None] = (None, None)
+        self.port_intercepts: tuple[PortBitmap | None, PortBitmap | None] = (None, None)
         self.free_reads: set[int] = set()
         self.free_writes: set[int] = set()
         self.executed = 0

@@ -32,6 +32,7 @@ from vtlkit.engine.api import (
     MmioRead8,
     MmioWrite8,
     NmiWindow,
+    PortBitmap,
     RamBlock,
     RegisterIntercepts,
 )
@@ -182,7 +183,7 @@ class ScriptedEngine(Instructions, Engine):
         self.exceptions = exceptions
         self.moves = moves
 
-    def set_port_intercepts(self, reads: bytes | None, writes: bytes | None) -> None:
+    def set_port_intercepts(self, reads: PortBitmap | None, writes: PortBitmap | None) -> None:
         self.port_intercepts = reads, writes
 
     def intercept_msr(self, index: int, read: bool, write: bool) -> None:

@@ -6,10 +6,12 @@ one snapshot of the block; a False is VMEXIT_INVALID.
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING, Final
 
 from vtlkit.engine.api import EventType
 from vtlkit.kvm.control_registers import cr4_allowed
+from vtlkit.kvm.errors import GuestMemoryError
 from vtlkit.kvm.msrs import efer_allowed
 from vtlkit.kvm.nested.vmcb import (
     EVENTINJ_TYPE_MASK,
@@ -25,6 +27,7 @@ from vtlkit.kvm.nested.vmcb import (
     VmcbSave,
 )
 from vtlkit.x86.exceptions import Vector
+from vtlkit.x86.paging import PTE_P
 from vtlkit.x86.registers import (
     CR0_CD,
     CR0_NW,
@@ -42,6 +45,9 @@ if TYPE_CHECKING:
     from vtlkit.kvm.vcpu import Vcpu
 
 _U32: Final = 0xFFFFFFFF
+_U64: Final = 0xFFFFFFFFFFFFFFFF
+_PDPT_MASK: Final = 0xFFFFFFE0
+_PDPTE_RESERVED: Final = 0x1E6
 _TYPES: Final = frozenset(EventType)
 _LAST_EXCEPTION: Final = 31
 _TLB_CONTROLS: Final = (TLB_CONTROL_DO_NOTHING, TLB_CONTROL_FLUSH_ALL)
@@ -75,9 +81,20 @@ def save_valid(vcpu: Vcpu, save: VmcbSave) -> bool:
     if efer & EFER_LME and cr0 & CR0_PG:
         if not cr4 & CR4_PAE or not cr0 & CR0_PE or save.cr3 >> vcpu.cpuid.maxphyaddr():
             return False
-        if save.cs.attributes & SEGMENT_L and save.cs.attributes & SEGMENT_DB:
-            return False
-    return not cr0 & CR0_PG or not save.cr3 >> vcpu.cpuid.maxphyaddr()
+        return not (save.cs.attributes & SEGMENT_L and save.cs.attributes & SEGMENT_DB)
+    if not cr0 & CR0_PG:
+        return True
+    return not save.cr3 >> vcpu.cpuid.maxphyaddr() and (not cr4 & CR4_PAE or _pdptes_valid(vcpu, save.cr3))
+
+
+def _pdptes_valid(vcpu: Vcpu, cr3: int) -> bool:
+    """The four entries that PAE paging loads with CR3: nothing reserved in those that are present."""
+    reserved = _PDPTE_RESERVED | _U64 & ~((1 << vcpu.cpuid.maxphyaddr()) - 1)
+    try:
+        entries = struct.unpack("<4Q", vcpu.vm.memory.read_for_guest(cr3 & _PDPT_MASK, 32))
+    except GuestMemoryError:
+        return False
+    return not any(entry & PTE_P and entry & reserved for entry in entries)
 
 
 def event_valid(control: VmcbControl, save: VmcbSave) -> bool:

@@ -13,6 +13,7 @@ from vtlkit.kvm.errors import GuestMemoryError
 from vtlkit.kvm.nested.registers import vmload, vmsave
 from vtlkit.kvm.nested.vmcb import VMCB_SAVE_OFFSET, VMCB_SIZE, VmcbSave
 from vtlkit.kvm.requests import Req
+from vtlkit.x86.cpuid import CPUID_7_0_ECX_LA57
 from vtlkit.x86.exceptions import Vector
 from vtlkit.x86.msr import MSR_EFER, MSR_VM_HSAVE_PA
 from vtlkit.x86.registers import EFER_SVME
@@ -59,7 +60,8 @@ def _vmrun(vcpu: Vcpu, length: int) -> None:
 def _vmload(vcpu: Vcpu, length: int) -> None:
     found = _block(vcpu)
     if found is not None:
-        vmload(vcpu.engine, VmcbSave.unpack_from(found[1], VMCB_SAVE_OFFSET))
+        linear_bits = 57 if vcpu.cpuid.has(7, "ecx", CPUID_7_0_ECX_LA57) else 48
+        vmload(vcpu.engine, VmcbSave.unpack_from(found[1], VMCB_SAVE_OFFSET), linear_bits)
         vcpu.engine.skip(length)
 
 

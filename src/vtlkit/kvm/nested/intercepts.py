@@ -1,7 +1,7 @@
 """Which exits of L2 are L1's: what #VMEXIT an exit of the engine becomes. Mirrors `nested_svm_exit_handled` and the
 intercept half of `svm_check_intercept`.
 
-Pure questions about L1's intercepts, as they were at VMRUN, and the exit.
+Pure questions about L1's intercepts and the exit.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from vtlkit.engine import api
-from vtlkit.engine.api import PORT_BITMAP_SIZE, Event, Intercept, RegisterIntercepts, touches_port
+from vtlkit.engine.api import Event, Intercept, PortBitmap, RegisterIntercepts, touches_port
 from vtlkit.kvm.control_registers import written_value
 from vtlkit.kvm.nested.vmcb import (
     IOIO_ADDRESS_16,
@@ -119,8 +119,11 @@ class Intercepts:
 
     __slots__ = ("_control", "_instructions", "exceptions", "io_map", "msr_map")
 
-    def __init__(self, control: VmcbControl, msr_map: bytes | None, io_map: bytes | None) -> None:
-        """The maps: those of L1's memory, None where L1 does not intercept MSRs or ports at all."""
+    def __init__(self, control: VmcbControl, msr_map: bytes | None, io_map: PortBitmap | None) -> None:
+        """The maps: None where L1 does not intercept MSRs or ports at all.
+
+        The I/O map counts as it is when it is asked.
+        """
         self._control = control
         self._instructions = control.intercept_3 | control.intercept_4 << 32
         self.exceptions = control.intercept_exceptions
@@ -170,10 +173,6 @@ class Intercepts:
             control.intercept_dr & _U16,
             control.intercept_dr >> 16,
         )
-
-    def port_bitmap(self) -> bytes | None:
-        """The I/O permission map as `Engine.set_port_intercepts` takes it."""
-        return None if self.io_map is None else self.io_map[:PORT_BITMAP_SIZE]
 
 
 def nested_exit(vcpu: Vcpu, intercepts: Intercepts, reason: api.Exit) -> NestedExit | None:

@@ -26,6 +26,7 @@ from vtlkit.x86.registers import (
 if TYPE_CHECKING:
     from vtlkit.engine.api import Engine
 
+_U64: Final = 0xFFFFFFFFFFFFFFFF
 _MSRS: Final = {
     msr.MSR_STAR: "star",
     msr.MSR_LSTAR: "lstar",
@@ -91,10 +92,19 @@ def vmsave(engine: Engine, save: VmcbSave) -> None:
         setattr(save, name, engine.get_msr(index))
 
 
-def vmload(engine: Engine, save: VmcbSave) -> None:
-    """The same the other way."""
+def vmload(engine: Engine, save: VmcbSave, linear_bits: int) -> None:
+    """The same the other way. Bases are made canonical for addresses of so many bits, not refused."""
     sregs = engine.get_sregs()
-    sregs.fs, sregs.gs, sregs.tr, sregs.ldt = (_from_vmcb(one) for one in (save.fs, save.gs, save.tr, save.ldtr))
+    segments = [_from_vmcb(one) for one in (save.fs, save.gs, save.tr, save.ldtr)]
+    for segment in segments:
+        segment.base = _canonical(segment.base, linear_bits)
+    sregs.fs, sregs.gs, sregs.tr, sregs.ldt = segments
     engine.set_sregs(sregs)
     for index, name in _MSRS.items():
-        engine.set_msr(index, getattr(save, name))
+        value = getattr(save, name)
+        engine.set_msr(index, _canonical(value, linear_bits) if index == msr.MSR_KERNEL_GS_BASE else value)
+
+
+def _canonical(address: int, linear_bits: int) -> int:
+    address &= (1 << linear_bits) - 1
+    return address | _U64 & ~((1 << linear_bits) - 1) if address >> (linear_bits - 1) else address

@@ -15,11 +15,11 @@ from vtlkit.engine.api import NO_REGISTERS, Event, EventType, Intercept, Registe
 from vtlkit.kvm.errors import GuestMemoryError
 from vtlkit.kvm.nested import checks, emulation, pending
 from vtlkit.kvm.nested.intercepts import Intercepts, NestedExit
+from vtlkit.kvm.nested.port_maps import either, port_map
 from vtlkit.kvm.nested.registers import load_state, save_state
 from vtlkit.kvm.nested.virtual_interrupts import event_of, event_word, virtual_vector
 from vtlkit.kvm.nested.vmcb import (
     INTERRUPT_SHADOW,
-    IOPM_SIZE,
     MSRPM_SIZE,
     V_INTR_MASKING,
     V_IRQ,
@@ -119,7 +119,7 @@ class Nested:
         ports = control.intercept_3 >> (SvmExit.IOIO - SvmExit.INTR) & 1
         try:
             msr_map = memory.read_for_guest(control.msrpm_base_pa & ~_PAGE_MASK, MSRPM_SIZE) if wanted else None
-            io_map = memory.read_for_guest(control.iopm_base_pa & ~_PAGE_MASK, IOPM_SIZE) if ports else None
+            io_map = port_map(memory, control.iopm_base_pa & ~_PAGE_MASK) if ports else None
         except GuestMemoryError:
             return False
         if io_map is not None and not self._vcpu.engine.intercepts_ports:
@@ -250,10 +250,17 @@ class Nested:
         user = vcpu.user.applied.load()
         for index in engine.free_msr_reads:
             engine.intercept_msr(index, intercepts.wants_msr(index, False) or index in user.msr_reads, True)
-        ports = intercepts.port_bitmap()
+        ports = intercepts.io_map
         if engine.intercepts_ports:
-            engine.set_port_intercepts(_either(user.port_reads, ports), _either(user.port_writes, ports))
+            engine.set_port_intercepts(either(user.port_reads, ports), either(user.port_writes, ports))
         vcpu.update_intercepts()
+
+    def memory_changed(self) -> None:
+        """The permission maps may lie elsewhere now, or nowhere: L2 does not go on without them."""
+        if not self._take(self.control):
+            self._vcpu.make_request(Req.TRIPLE_FAULT)
+            return
+        self.apply_intercepts()
 
     def engine_wants(self) -> tuple[Intercept, int, RegisterIntercepts]:
         """What L1 adds to the engine's intercepts, exceptions and register moves."""
@@ -310,20 +317,14 @@ class Nested:
         return virtual_vector(self.control) >= 0
 
     def inject_virtual(self) -> None:
-        """V_IRQ into L2 if it can be taken, else a window for it; nothing else is on its way."""
+        """V_IRQ into L2 if it can be taken and nothing else is on its way, else a window for it."""
         engine = self._vcpu.engine
         vector = self.virtual_interrupt()
-        if vector >= 0:
+        if vector >= 0 and engine.injected() is None:
             self.control.int_ctl &= ~V_IRQ
             engine.inject(Event(EventType.INTERRUPT, vector))
         elif self.has_virtual_interrupt():
             engine.request_interrupt_window(True)
-
-
-def _either(mine: bytes | None, other: bytes | None) -> bytes | None:
-    if mine is None or other is None:
-        return other if mine is None else mine
-    return (int.from_bytes(mine, "little") | int.from_bytes(other, "little")).to_bytes(len(mine), "little")
 
 
 _STORED: Final = (

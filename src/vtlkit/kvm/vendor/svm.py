@@ -53,6 +53,11 @@ class SvmVendor:
     def interrupt_allowed(self, vcpu: Vcpu) -> bool:
         return not self.interrupt_blocked(vcpu)
 
+    def injection_allowed(self, vcpu: Vcpu) -> bool:
+        """Whether an interrupt may be injected (`for_injection` of `svm_interrupt_allowed`): one that came since L1 was
+        asked must not slip into an L2 whose interrupts L1 intercepts."""
+        return not self.interrupt_blocked(vcpu) and not vcpu.nested.exits_on(SvmExit.INTR)
+
     def nmi_blocked(self, vcpu: Vcpu) -> bool:
         """`svm_nmi_blocked`: GIF, an NMI being handled, the interrupt shadow."""
         engine = vcpu.engine
@@ -77,6 +82,9 @@ class SvmVendor:
         STGI, and the #VMEXIT after which L1's own flag counts again, make the vCPU look anyway.
         """
         if not vcpu.gif:
+            return
+        if vcpu.nested.exits_on(SvmExit.INTR) and not self.interrupt_blocked(vcpu):
+            vcpu.make_request(Req.EVENT)
             return
         if not vcpu.guest_mode or not vcpu.nested.masks_interrupts():
             vcpu.engine.request_interrupt_window(True)
