@@ -12,6 +12,7 @@ from vtlkit.engine.api import Event, RamBlock
 from vtlkit.engine.scripted import Guest, Handler, ScriptedEngine, ops
 from vtlkit.engine.scripted.ops import Op
 from vtlkit.host.api import Host, RunnableHost
+from vtlkit.kvm.caps import Cap
 from vtlkit.kvm.memslots import MemoryRegion
 from vtlkit.kvm.vcpu import Vcpu
 from vtlkit.kvm.vm import Vm
@@ -68,10 +69,12 @@ class Rig:
         handlers: Mapping[int, Handler] | None = None,
         irqchip: bool = False,
         interrupts: bool = True,
+        nested: bool = False,
     ) -> None:
         self.host: Host = host
         self._runnable = host
         self.vm = Vm(host, Factory(programs, handlers or {}), "vm")
+        self.vm.enable_cap(Cap.NESTED, int(nested))
         if irqchip:
             self.vm.create_irqchip()
         self.ram = RamBlock(RAM_SIZE)
