@@ -32,7 +32,8 @@ class Nest(Machine):
         handlers: Mapping[int, Handler] | None = None,
     ) -> None:
         def program(_engine: object) -> Script:
-            yield from before
+            for instruction in before:  # noqa: UP028 - RAX is sent, which a tuple does not take
+                yield instruction
             yield ops.Set(VMCB)
             yield ops.Intercepted("vmrun")
             if after is not None:
