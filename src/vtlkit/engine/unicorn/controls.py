@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from vtlkit.engine.api import NO_REGISTERS, PAGE_SIZE, Intercept, RamBlock, RegisterIntercepts
@@ -95,6 +96,7 @@ class InterceptWords:
     dr_write: int
 
 
+@lru_cache(maxsize=64)
 def intercept_words(intercepts: Intercept, moves: RegisterIntercepts = NO_REGISTERS) -> InterceptWords:
     """What always exits plus `intercepts`. MOV to or from CR8 always does: the task priority is not the engine's."""
     word = 0

@@ -99,6 +99,7 @@ _ENGINE: Final = {
     SvmExit.XSETBV: Intercept.XSETBV,
 }
 """What L1 can ask for and the hypervisor does not for itself."""
+_ENGINE_BITS: Final = sum(1 << (code - SvmExit.INTR) for code in _ENGINE)
 _CR_EMULATED: Final = 1 << 0 | 1 << 4 | 1 << 8
 _CR_KNOWN: Final = _CR_EMULATED | 1 << 3
 
@@ -157,7 +158,8 @@ class Intercepts:
     def engine_flags(self) -> Intercept:
         """What the engine must exit for that it would not otherwise."""
         flags = Intercept.NONE
-        for code, flag in _ENGINE.items():
+        wanted = _ENGINE_BITS & self._instructions
+        for code, flag in _ENGINE.items() if wanted else ():
             if self.wants(code):
                 flags |= flag
         if self._control.intercept_cr & 1:

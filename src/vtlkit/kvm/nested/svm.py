@@ -60,6 +60,8 @@ class Nested:
         self.hsave_pa = 0
         """VM_HSAVE_PA: VMRUN wants it set; nothing is stored there."""
         self.vm_cr = 0
+        self._msrs_changed = False
+        """Reads of MSRs exit that L1 wants to see and the hypervisor does not."""
         self._entry_event: Event | None = None
         """EVENTINJ's, as long as the engine has not delivered it."""
         self.entry_words = 0, 0
@@ -248,8 +250,10 @@ class Nested:
     def apply_intercepts(self) -> None:
         vcpu, engine, intercepts = self._vcpu, self._vcpu.engine, self.intercepts
         user = vcpu.user.applied.load()
-        for index in engine.free_msr_reads:
-            engine.intercept_msr(index, intercepts.wants_msr(index, False) or index in user.msr_reads, True)
+        if intercepts.msr_map is not None or self._msrs_changed:
+            self._msrs_changed = intercepts.msr_map is not None
+            for index in engine.free_msr_reads:
+                engine.intercept_msr(index, intercepts.wants_msr(index, False) or index in user.msr_reads, True)
         ports = intercepts.io_map
         if engine.intercepts_ports:
             engine.set_port_intercepts(either(user.port_reads, ports), either(user.port_writes, ports))
