@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 
 
 _ALL_EXCEPTIONS: Final = 0xFFFFFFFF
+_BREAKPOINTS_ENABLED: Final = 0xFF
+"""Of DR7: the enable bits."""
 
 
 class UnicornEngine(Loop):
@@ -125,8 +127,16 @@ class UnicornEngine(Loop):
 
     def set_debugregs(self, values: tuple[int, int, int, int, int, int]) -> None:
         dr = self.regs.dr
-        for number, value in zip((0, 1, 2, 3, 6, 7), values, strict=True):
+        *others, dr7 = values
+        armed = (dr[7] | dr7) & _BREAKPOINTS_ENABLED
+        if armed:
+            # Those that are armed are known by their old addresses.
+            self._lib.update_dr7(self._env, 0)
+        for number, value in zip((0, 1, 2, 3, 6), others, strict=True):
             dr[number] = value
+        if armed:
+            self._lib.update_dr7(self._env, dr7 & 0xFFFFFFFF)
+        dr[7] = dr7
 
     @property
     def xcr0(self) -> int:
