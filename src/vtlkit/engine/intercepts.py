@@ -34,8 +34,8 @@ class Intercept(enum.Flag):
     POPF = enum.auto()
     SOFTWARE_INTERRUPT = enum.auto()
     """INT n, not INT3 and INTO, which are exceptions."""
-    INVD = enum.auto()
-    WBINVD = enum.auto()
+    INVALIDATE_CACHES = enum.auto()
+    """INVD and WBINVD."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -240,6 +240,10 @@ def other(vcpu: Vcpu, exit_: api.Other) -> KvmRun | None:
     if name in INSTRUCTIONS:
         execute(vcpu, name, exit_.length)
         return None
+    if name in ("invd", "wbinvd"):
+        # Intercepted as one; there are no caches.
+        engine.skip(exit_.length)
+        return None
     if name == "rsm":
         vcpu.queue_exception(Vector.UD)
         return None

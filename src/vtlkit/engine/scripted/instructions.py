@@ -21,8 +21,8 @@ _OPTIONAL: Final = {
     "ltr": Intercept.TR_WRITE,
     "pushf": Intercept.PUSHF,
     "popf": Intercept.POPF,
-    "invd": Intercept.INVD,
-    "wbinvd": Intercept.WBINVD,
+    "invd": Intercept.INVALIDATE_CACHES,
+    "wbinvd": Intercept.INVALIDATE_CACHES,
 }
 """`ops.Intercepted` that do not always exit; the tables that they would load are not there."""
 

@@ -63,8 +63,8 @@ _OPTIONAL: Final = {
     Intercept.RDPMC: (SvmExit.RDPMC,),
     Intercept.PUSHF: (SvmExit.PUSHF,),
     Intercept.POPF: (SvmExit.POPF,),
-    Intercept.INVD: (SvmExit.INVD,),
-    Intercept.WBINVD: (SvmExit.WBINVD,),
+    # The translator takes INVD for WBINVD.
+    Intercept.INVALIDATE_CACHES: (SvmExit.WBINVD,),
 }
 
 _MNEMONICS: Final = {

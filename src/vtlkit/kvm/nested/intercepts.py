@@ -94,8 +94,8 @@ _ENGINE: Final = {
     SvmExit.PUSHF: Intercept.PUSHF,
     SvmExit.POPF: Intercept.POPF,
     SvmExit.SWINT: Intercept.SOFTWARE_INTERRUPT,
-    SvmExit.INVD: Intercept.INVD,
-    SvmExit.WBINVD: Intercept.WBINVD,
+    SvmExit.INVD: Intercept.INVALIDATE_CACHES,
+    SvmExit.WBINVD: Intercept.INVALIDATE_CACHES,
     SvmExit.XSETBV: Intercept.XSETBV,
 }
 """What L1 can ask for and the hypervisor does not for itself."""
