@@ -51,6 +51,8 @@ class Vtlkit:
         words = [sys.executable, "-m", "vtlkit", "run", str(test.image), "--cpus", str(test.cpus)]
         if test.memory is not None:
             words += ["--memory", _memory_size(test.memory)]
+        if test.nested:
+            words += ["--nested"]
         if test.arguments:
             words += ["--append", test.arguments]
         return [*words, "--timeout", str(timeout_seconds), *self.extra]

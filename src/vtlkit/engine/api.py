@@ -25,7 +25,6 @@ from vtlkit.engine.exits import (
     Hlt,
     Hypercall,
     Instruction,
-    Intercept,
     InternalError,
     Interrupted,
     InterruptWindow,
@@ -44,10 +43,12 @@ from vtlkit.engine.exits import (
     Shutdown,
     Wrmsr,
 )
+from vtlkit.engine.intercepts import NO_REGISTERS, Intercept, PortBitmap, RegisterIntercepts
 from vtlkit.engine.ram import PAGE_SIZE, Access, RamBlock
 from vtlkit.x86.registers import RFLAGS_IF, Sregs
 
 __all__ = [
+    "NO_REGISTERS",
     "PAGE_SIZE",
     "PORT_BITMAP_SIZE",
     "Access",
@@ -75,6 +76,7 @@ __all__ = [
     "NmiWindow",
     "Other",
     "Pause",
+    "PortBitmap",
     "PortIn",
     "PortIntercept",
     "PortOut",
@@ -83,6 +85,7 @@ __all__ = [
     "Rdmsr",
     "Rdtsc",
     "RegisterFile",
+    "RegisterIntercepts",
     "Shutdown",
     "Sregs",
     "Wrmsr",
@@ -243,7 +246,9 @@ class Engine(ABC):
     """An NMI has been delivered and no IRET executed since."""
 
     @abstractmethod
-    def set_intercepts(self, intercepts: Intercept, exceptions: int = 0) -> None:
+    def set_intercepts(
+        self, intercepts: Intercept, exceptions: int = 0, moves: RegisterIntercepts = NO_REGISTERS
+    ) -> None:
         """Which optional instructions exit, and (bit per vector) which exceptions exit instead of being delivered.
 
         Exceptions that guest code or the delivery of an event raises; not injected ones, nor INT n.
@@ -259,8 +264,8 @@ class Engine(ABC):
         """Whether `set_port_intercepts` can be used."""
 
     @abstractmethod
-    def set_port_intercepts(self, reads: bytes | None, writes: bytes | None) -> None:
-        """IN and OUT that touch a port whose bit is set (8192 bytes each; None: none) exit with `PortIntercept`.
+    def set_port_intercepts(self, reads: PortBitmap | None, writes: PortBitmap | None) -> None:
+        """IN and OUT that touch a port whose bit is set (None: none) exit with `PortIntercept`.
 
         What I/O privilege refuses does not.
 
@@ -380,7 +385,7 @@ def instructions_in(ticks: int, cycles: tuple[int, int]) -> int:
 PORT_BITMAP_SIZE: Final = 0x10000 // 8
 
 
-def touches_port(bitmap: bytes | None, port: int, size: int) -> bool:
+def touches_port(bitmap: PortBitmap | None, port: int, size: int) -> bool:
     """Whether an access of `size` bytes at `port` touches a port whose bit is set; none is set beyond the last."""
     if bitmap is None:
         return False

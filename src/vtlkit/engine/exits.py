@@ -32,28 +32,6 @@ class Event:
     """SOFTWARE only: bytes that the saved RIP moves past the INT instruction."""
 
 
-class Intercept(enum.Flag):
-    """Instructions that exit besides those that always do (CPUID, HLT, VMMCALL, I/O, intercepted MSRs)."""
-
-    NONE = 0
-    PAUSE = enum.auto()
-    RDTSC = enum.auto()
-    INVLPG = enum.auto()
-    CR_READ = enum.auto()
-    CR_WRITE = enum.auto()
-    DR_READ = enum.auto()
-    DR_WRITE = enum.auto()
-    DESCRIPTOR_TABLE_READ = enum.auto()
-    GDTR_WRITE = enum.auto()
-    IDTR_WRITE = enum.auto()
-    LDTR_WRITE = enum.auto()
-    TR_WRITE = enum.auto()
-    DESCRIPTOR_TABLE_WRITE = GDTR_WRITE | IDTR_WRITE | LDTR_WRITE | TR_WRITE
-    XSETBV = enum.auto()
-    IRET = enum.auto()
-    RDPMC = enum.auto()
-
-
 class Exit:
     """Why `Engine.run` returned. One subclass per reason; instances are values and are not changed."""
 

@@ -22,6 +22,9 @@ class Cap(enum.IntEnum):
     """One argument: the longest time, in ns (32 bits), that a halted vCPU polls before it sleeps; 0 is not at all."""
     APIC_ID_GROUPS = 0x10000
     """One argument: how many high bits of a vCPU's number name its APIC namespace (`kvm.namespaces`)."""
+    NESTED = 0x10001
+    """One argument: 1 if guests may run guests of their own by SVM (the parameter `nested` of kvm_amd), 0 if not;
+    before the first vCPU."""
 
 
 def _halt_poll(vm: Vm, nanoseconds: int) -> None:
@@ -34,9 +37,18 @@ def _apic_id_groups(vm: Vm, bits: int) -> None:
     vm.namespaces.enable_groups(bits)
 
 
+def _nested(vm: Vm, value: int) -> None:
+    if value not in (0, 1):
+        raise KvmError(errno.EINVAL, f"nested guests are 0 (off) or 1 (on), not {value}")
+    if vm.vcpus:
+        raise KvmError(errno.EINVAL, "nested guests must be enabled before the first vCPU")
+    vm.nested = bool(value)
+
+
 _ENABLE: Final[dict[int, tuple[int, Callable[..., None]]]] = {
     Cap.HALT_POLL: (1, _halt_poll),
     Cap.APIC_ID_GROUPS: (1, _apic_id_groups),
+    Cap.NESTED: (1, _nested),
 }
 """Capability -> how many arguments it takes, and what enables it."""
 

@@ -46,6 +46,8 @@ def emulate_cpuid(vcpu: Vcpu, length: int) -> None:
 
 def handle(vcpu: Vcpu, reason: api.Exit) -> KvmRun | None:
     """What is done about an exit of the engine: nothing of it is left, or it is an exit to user space."""
+    if vcpu.guest_mode and vcpu.nested.handle(reason):
+        return None
     wanted = vcpu.user_intercepts
     if wanted is None:
         return HANDLERS[type(reason)](vcpu, reason)

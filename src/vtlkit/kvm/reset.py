@@ -28,12 +28,12 @@ def vcpu_reset(vcpu: Vcpu, *, init_event: bool) -> None:
     """Architectural start values; interrupt state forgotten. INIT keeps MSRs, FPU and Hyper-V state."""
     engine = vcpu.engine
     engine.abandon()
+    vcpu.nested.reset(init_event=init_event)
     old_cr0 = engine.cr0
     vcpu.events.reset()
     vcpu.user.reset()
     vcpu.pending_exit = None
     vcpu.waiting.reset()
-    vcpu.gif = True
     engine.nmi_blocked = False
     engine.interrupt_shadow = False
     engine.request_interrupt_window(False)

@@ -103,6 +103,8 @@ def _handle_requests(vcpu: Vcpu) -> KvmRun | None:
     if vcpu.check_request(Req.MEMORY_CHANGED):
         if vcpu.engine.at_boundary:
             vcpu.map.sync()
+            if vcpu.guest_mode:
+                vcpu.nested.memory_changed()
         else:
             # The map may not change under an unfinished instruction: finish it first.
             vcpu.make_request(Req.MEMORY_CHANGED)
@@ -112,7 +114,7 @@ def _handle_requests(vcpu: Vcpu) -> KvmRun | None:
         else:
             # What is unfinished began under the old ones.
             vcpu.make_request(Req.USER_INTERCEPTS)
-    if vcpu.check_request(Req.TRIPLE_FAULT):
+    if vcpu.check_request(Req.TRIPLE_FAULT) and not (vcpu.guest_mode and vcpu.nested.triple_fault()):
         return Shutdown()
     if vcpu.check_request(Req.TLB_FLUSH):
         vcpu.engine.flush_tlb()
@@ -137,7 +139,7 @@ def _enter_guest(vcpu: Vcpu) -> KvmRun | None:
         exit_ = _handle_requests(vcpu)
         if exit_ is not None:
             return exit_
-    if vcpu.events.apic_events.load():
+    if vcpu.events.apic_events.load() and vcpu.gif:
         events.accept_apic_events(vcpu)
         if vcpu.mp_state is not MpState.RUNNABLE:
             return None
@@ -179,7 +181,8 @@ def _enter_guest(vcpu: Vcpu) -> KvmRun | None:
     if vcpu.pauses_alone and type(reason) in exits.MAY_WAKE:
         exits.pause_again(vcpu)
     vcpu.statistics.exits[reason.name] += 1
-    return (exits.HANDLERS[type(reason)] if vcpu.user_intercepts is None else exits.handle)(vcpu, reason)
+    plain = vcpu.user_intercepts is None and not vcpu.guest_mode
+    return (exits.HANDLERS[type(reason)] if plain else exits.handle)(vcpu, reason)
 
 
 def _run_guest(vcpu: Vcpu, budget_ns: int | None, force_immediate_exit: bool) -> engine_api.Exit | None:
@@ -201,7 +204,8 @@ def _run_guest(vcpu: Vcpu, budget_ns: int | None, force_immediate_exit: bool) ->
         vcpu.section.leave()
     reason = run(vcpu, budget, force_immediate_exit)
     mode, in_guest = vcpu.mode, exits.IN_GUEST_MODE
-    fast, plain_cpuid = 0, engine_api.Cpuid if vcpu.user_intercepts is None else None
+    plain = vcpu.user_intercepts is None and not vcpu.guest_mode
+    fast, plain_cpuid = 0, engine_api.Cpuid if plain else None
     while True:
         while type(reason) is plain_cpuid:
             # Fast path: nothing that an interrupt or another task could care about has changed.

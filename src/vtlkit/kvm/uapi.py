@@ -60,6 +60,7 @@ from vtlkit.kvm.kvm_run import (
 from vtlkit.kvm.memslots import KVM_MEM_READONLY, MAXPHYADDR, MemoryRegion
 from vtlkit.kvm.mpstate import UNSTARTED, MpState
 from vtlkit.kvm.namespaces import ApicNamespace
+from vtlkit.kvm.nested.state import NestedState
 from vtlkit.kvm.routing import (
     KVM_MAX_IRQ_ROUTES,
     HvSintRoute,
@@ -132,6 +133,7 @@ __all__ = [
     "Mmio",
     "MpState",
     "MsiRoute",
+    "NestedState",
     "Rdmsr",
     "Route",
     "Shutdown",
@@ -194,13 +196,15 @@ class Kvm:
         engines: EngineFactory,
         *,
         vendor: str = DEFAULT_VENDOR,
+        nested: bool = False,
         tlb_flush_inhibit: FlushInhibitDesign = FlushInhibitDesign.WAITING_ON,
     ) -> None:
-        """`tlb_flush_inhibit`: how its VMs hold flushes up (a module parameter).
+        """`nested`: its VMs have Cap.NESTED; `tlb_flush_inhibit`: how they hold flushes up. Module parameters both.
 
         Raises:
             KvmError: EINVAL for a vendor that there is not.
         """
+        self.nested = nested
         self.host = host
         self.engines = engines
         self.vendor = vendor_named(vendor).name
@@ -211,5 +215,6 @@ class Kvm:
         """KVM_CREATE_VM."""
         self._created += 1
         vm = Vm(self.host, self.engines, name or f"vm{self._created - 1}", vendor=self.vendor)
+        vm.enable_cap(Cap.NESTED, int(self.nested))
         vm.hv.set_flush_inhibit_design(self.tlb_flush_inhibit)
         return vm

@@ -29,6 +29,8 @@ from vtlkit.kvm.lapic import LocalApic
 from vtlkit.kvm.mmu import EngineMap
 from vtlkit.kvm.mpstate import MpState
 from vtlkit.kvm.msrs import Msrs
+from vtlkit.kvm.nested.state import get_nested_state, set_nested_state
+from vtlkit.kvm.nested.svm import Nested
 from vtlkit.kvm.pollable import Pollable
 from vtlkit.kvm.requests import Req
 from vtlkit.kvm.reset import vcpu_reset
@@ -93,8 +95,10 @@ class Vcpu(VcpuTime, VcpuState):
         self.user_intercepts: UserIntercepts | None = None
         self.user = UserInterceptState(self)
         self.gif = True
+        """SVM's global interrupt flag: clear, it holds off every interrupt, NMI and INIT."""
         self.guest_mode = False
         """L2 is active: the guest runs a guest of its own (`is_guest_mode`)."""
+        self.nested = Nested(self)
         self.pending_exit: KvmRun | None = None
         """The exit that user space has been given and whose answer `run` still has to take."""
         self.exit_length = 0
@@ -355,6 +359,8 @@ class Vcpu(VcpuTime, VcpuState):
     translate2 = translate
     get_vcpu_events = vcpu_events.get
     set_vcpu_events = vcpu_events.set
+    get_nested_state = get_nested_state
+    set_nested_state = set_nested_state
 
     def nmi(self) -> None:
         """KVM_NMI."""

@@ -70,6 +70,8 @@ class Vm(VmMemory):
         self.user_space_msr = False
         self.protected_mode_only = False
         """A guest's CR0.PE stays set: clearing it is #GP (TLFS: no real mode above VTL 0). Set before any vCPU runs."""
+        self.nested = False
+        """Guests may run guests of their own."""
         self.hv: HvVm = HvVm(self)
         self.namespaces: ApicNamespaces = ApicNamespaces(self)
         """`bus` and `hv` are those of group 0."""
@@ -251,7 +253,7 @@ class Vm(VmMemory):
 
     def get_supported_cpuid(self) -> list[CpuidEntry]:
         """KVM_GET_SUPPORTED_CPUID."""
-        return supported(self.tsc_khz, MAXPHYADDR)
+        return supported(self.tsc_khz, MAXPHYADDR, nested=self.nested)
 
     # --- APIC namespaces --------------------------------------------------------------------------------------------
 

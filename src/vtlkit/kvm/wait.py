@@ -62,7 +62,7 @@ def vcpu_running(vcpu: Vcpu) -> bool:
 def has_events(vcpu: Vcpu) -> bool:
     """Whether a wake event is pending (`kvm_vcpu_has_events`)."""
     queue = vcpu.events
-    if queue.apic_events.load():
+    if queue.apic_events.load() and vcpu.gif:
         return True
     if vcpu.mp_state in UNSTARTED:
         # All else waits, or INIT forgets it: a processor that is not started would only look again and again.
@@ -73,6 +73,8 @@ def has_events(vcpu: Vcpu) -> bool:
         return True
     requests = vcpu.requests
     if requests.test(Req.NMI) or (queue.nmi_pending and not vcpu.vendor.nmi_blocked(vcpu)):
+        return True
+    if vcpu.guest_mode and vcpu.nested.virtual_interrupt() >= 0:
         return True
     return events.has_interrupt(vcpu) and vcpu.vendor.interrupt_allowed(vcpu)
 

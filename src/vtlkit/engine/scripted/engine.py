@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from typing import ClassVar, Final
 
 from vtlkit.engine.api import (
+    NO_REGISTERS,
     Access,
     Engine,
     Event,
@@ -31,8 +32,10 @@ from vtlkit.engine.api import (
     MmioRead8,
     MmioWrite8,
     NmiWindow,
+    PortBitmap,
     PreemptionTimer,
     RamBlock,
+    RegisterIntercepts,
     instructions_in,
 )
 from vtlkit.engine.memory_map import Kind
@@ -194,11 +197,14 @@ class ScriptedEngine(Instructions, Engine):
         self._nmi_window = wanted
         self.one_at_a_time = self._interrupt_window or self._nmi_window
 
-    def set_intercepts(self, intercepts: Intercept, exceptions: int = 0) -> None:
+    def set_intercepts(
+        self, intercepts: Intercept, exceptions: int = 0, moves: RegisterIntercepts = NO_REGISTERS
+    ) -> None:
         self.intercepts = intercepts
         self.exceptions = exceptions
+        self.moves = moves
 
-    def set_port_intercepts(self, reads: bytes | None, writes: bytes | None) -> None:
+    def set_port_intercepts(self, reads: PortBitmap | None, writes: PortBitmap | None) -> None:
         self.port_intercepts = reads, writes
 
     def intercept_msr(self, index: int, read: bool, write: bool) -> None:

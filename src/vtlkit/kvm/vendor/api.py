@@ -13,6 +13,9 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from vtlkit.engine.api import Event, EventType, Exit, Intercept
+from vtlkit.kvm.events import PENDING_INIT
+from vtlkit.kvm.requests import Req
+from vtlkit.x86.svm import SvmExit
 
 if TYPE_CHECKING:
     from vtlkit.kvm.vcpu import Vcpu
@@ -64,16 +67,80 @@ class Vendor(ABC):
         """The same, with the guest left: whatever the fast path has answered NONE for."""
         raise AssertionError(f"{self.name} uses no preemption timer")
 
-    @abstractmethod
+    # --- what holds events off --------------------------------------------------------------------------------------
+    #
+    # The rules of L2 are those of the processor that L1 sees, which has SVM, whoever's hardware runs the two.
+
+    def gif(self, vcpu: Vcpu) -> bool:
+        """The global interrupt flag."""
+        return vcpu.gif
+
     def interrupt_blocked(self, vcpu: Vcpu) -> bool:
-        """Whether the processor would hold an interrupt off now. The local APIC's priorities are not its business."""
+        """Whether the processor would hold an interrupt off now (`svm_interrupt_blocked`, `vmx_interrupt_blocked`):
+        GIF, RFLAGS.IF (but for an idle VTL), blocking by STI or MOV SS. The local APIC's priorities are not its
+        business.
+
+        In L2 the flag that counts may be L1's, which no rule for idle VTLs overrides; #VMEXIT heeds no shadow.
+        """
+        if not self.gif(vcpu):
+            return True
+        engine = vcpu.engine
+        if vcpu.guest_mode:
+            if vcpu.nested.interrupt_masked():
+                return True
+            return not vcpu.nested.exits_on(SvmExit.INTR) and engine.interrupt_shadow
+        return bool(vcpu.is_irq_blocked_by_rflags_if() or engine.interrupt_shadow)
 
     def interrupt_allowed(self, vcpu: Vcpu) -> bool:
         return not self.interrupt_blocked(vcpu)
 
-    @abstractmethod
+    def injection_allowed(self, vcpu: Vcpu) -> bool:
+        """Whether an interrupt may be injected (`for_injection` of `svm_interrupt_allowed`): one that came since L1 was
+        asked must not slip into an L2 whose interrupts L1 intercepts."""
+        return not self.interrupt_blocked(vcpu) and not vcpu.nested.exits_on(SvmExit.INTR)
+
     def nmi_blocked(self, vcpu: Vcpu) -> bool:
-        """Whether the processor would hold an NMI off now."""
+        """Whether the processor would hold an NMI off now (`svm_nmi_blocked`, `vmx_nmi_blocked`): GIF, an NMI being
+        handled, blocking by MOV SS, and by STI, which hardware may let through."""
+        engine = vcpu.engine
+        if not self.gif(vcpu):
+            return True
+        if vcpu.nested.exits_on(SvmExit.NMI):
+            return False
+        return bool(engine.nmi_blocked or engine.interrupt_shadow)
+
+    def init_blocked(self, vcpu: Vcpu) -> bool:
+        """`svm_apic_init_signal_blocked`: GIF clear; and an L1 that intercepts INIT gets a #VMEXIT with it latched."""
+        if not self.gif(vcpu):
+            return True
+        if not vcpu.events.apic_events.test(PENDING_INIT) or not vcpu.nested.exits_on(SvmExit.INIT):
+            return False
+        vcpu.make_request(Req.EVENT)
+        return True
+
+    def request_interrupt_window(self, vcpu: Vcpu) -> None:
+        """Exit when the guest can take an interrupt, if its own instructions decide that (`svm_enable_irq_window`;
+        on VMX the control "interrupt-window exiting").
+
+        STGI, and the #VMEXIT after which L1's own flag counts again, make the vCPU look anyway.
+        """
+        if not self.gif(vcpu):
+            return
+        if vcpu.nested.exits_on(SvmExit.INTR) and not self.interrupt_blocked(vcpu):
+            vcpu.make_request(Req.EVENT)
+            return
+        if not vcpu.guest_mode or not vcpu.nested.masks_interrupts():
+            vcpu.engine.request_interrupt_window(True)
+        elif vcpu.engine.interrupt_shadow and not vcpu.nested.interrupt_masked():
+            # Whatever L2's flag is: what is awaited is the end of the shadow, as an NMI awaits it.
+            vcpu.engine.request_nmi_window(True)
+
+    def request_nmi_window(self, vcpu: Vcpu) -> None:
+        """`svm_enable_nmi_window`, "NMI-window exiting"; as for interrupts STGI looks anyway."""
+        if self.gif(vcpu):
+            vcpu.engine.request_nmi_window(True)
+
+    # --- injection --------------------------------------------------------------------------------------------------
 
     def inject_irq(self, vcpu: Vcpu, vector: int) -> None:
         vcpu.engine.inject(_INTERRUPTS[vector])

@@ -28,17 +28,5 @@ class SvmVendor(Vendor):
         """
         return vcpu.engine.run(budget, force_immediate_exit=force_immediate_exit)
 
-    def interrupt_blocked(self, vcpu: Vcpu) -> bool:
-        """`svm_interrupt_blocked`: GIF, RFLAGS.IF (but for an idle VTL), the interrupt shadow."""
-        engine = vcpu.engine
-        if not vcpu.gif:
-            return True
-        return bool(vcpu.is_irq_blocked_by_rflags_if() or engine.interrupt_shadow)
-
-    def nmi_blocked(self, vcpu: Vcpu) -> bool:
-        """`svm_nmi_blocked`: GIF, an NMI being handled, the interrupt shadow."""
-        engine = vcpu.engine
-        return bool(not vcpu.gif or engine.nmi_blocked or engine.interrupt_shadow)
-
 
 SVM = SvmVendor()
