@@ -41,6 +41,7 @@ GUESTS: Final = [
     pytest.param("intercept_io", marks=pytest.mark.tlfs("intercepts.io-port")),
     pytest.param("intercept_msr", marks=pytest.mark.tlfs("intercepts.msr")),
     pytest.param("intercept_registers", marks=pytest.mark.tlfs("intercepts.registers")),
+    pytest.param("nested"),
     pytest.param("npiep", marks=pytest.mark.tlfs("msrs.npiep")),
     pytest.param("overlays", marks=pytest.mark.tlfs("msrs.overlay-contents")),
     pytest.param("pending_event", marks=pytest.mark.tlfs("intercepts.handling")),
@@ -103,7 +104,8 @@ def test_feature(images: Path, name: str, cpus: int) -> None:
     engines = UnicornFactory()
     host = Simulator()
     try:
-        machine = Machine(MachineConfig(cpus=cpus, memory=MEMORY, vtls=16), host, engines, console.extend)
+        config = MachineConfig(cpus=cpus, memory=MEMORY, vtls=16, nested=name == "nested")
+        machine = Machine(config, host, engines, console.extend)
         machine.load(images / f"{name}.elf")
         result = machine.run(VIRTUAL_TIMEOUT_NS)
     finally:

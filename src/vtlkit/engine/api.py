@@ -11,7 +11,6 @@ any task at any time.
 
 from __future__ import annotations
 
-import enum
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import ClassVar, Final, Protocol
@@ -38,15 +37,18 @@ from vtlkit.engine.exits import (
     PortIn,
     PortIntercept,
     PortOut,
+    PreemptionTimer,
     Rdmsr,
     Rdtsc,
     Shutdown,
     Wrmsr,
 )
+from vtlkit.engine.intercepts import NO_REGISTERS, Intercept, PortBitmap, RegisterIntercepts
 from vtlkit.engine.ram import PAGE_SIZE, Access, RamBlock
 from vtlkit.x86.registers import RFLAGS_IF, Sregs
 
 __all__ = [
+    "NO_REGISTERS",
     "PAGE_SIZE",
     "PORT_BITMAP_SIZE",
     "Access",
@@ -74,16 +76,20 @@ __all__ = [
     "NmiWindow",
     "Other",
     "Pause",
+    "PortBitmap",
     "PortIn",
     "PortIntercept",
     "PortOut",
+    "PreemptionTimer",
     "RamBlock",
     "Rdmsr",
     "Rdtsc",
     "RegisterFile",
+    "RegisterIntercepts",
     "Shutdown",
     "Sregs",
     "Wrmsr",
+    "instructions_in",
     "touches_port",
 ]
 
@@ -114,28 +120,6 @@ class RegisterFile(Protocol):
     rip: int
 
 
-class Intercept(enum.Flag):
-    """Instructions that exit besides those that always do (CPUID, HLT, VMMCALL, I/O, intercepted MSRs)."""
-
-    NONE = 0
-    PAUSE = enum.auto()
-    RDTSC = enum.auto()
-    INVLPG = enum.auto()
-    CR_READ = enum.auto()
-    CR_WRITE = enum.auto()
-    DR_READ = enum.auto()
-    DR_WRITE = enum.auto()
-    DESCRIPTOR_TABLE_READ = enum.auto()
-    GDTR_WRITE = enum.auto()
-    IDTR_WRITE = enum.auto()
-    LDTR_WRITE = enum.auto()
-    TR_WRITE = enum.auto()
-    DESCRIPTOR_TABLE_WRITE = GDTR_WRITE | IDTR_WRITE | LDTR_WRITE | TR_WRITE
-    XSETBV = enum.auto()
-    IRET = enum.auto()
-    RDPMC = enum.auto()
-
-
 MmioRead8 = Callable[[int, int], int]
 """(offset, size in bytes) -> value"""
 MmioWrite8 = Callable[[int, int, int], None]
@@ -164,6 +148,26 @@ class Engine(ABC):
     @abstractmethod
     def kick(self) -> None:
         """Make the current or next `run` return `Interrupted` soon. From any task; sticky until one `run` returned."""
+
+    instruction_cycles: tuple[int, int] = (1, 1)
+    """Guest TSC cycles of one instruction, as a fraction: by this a counting engine runs its preemption timer."""
+
+    @property
+    @abstractmethod
+    def counts_preemption_timer(self) -> bool:
+        """Whether `set_preemption_timer` takes more than zero."""
+
+    @abstractmethod
+    def set_preemption_timer(self, ticks: int | None) -> None:
+        """Exit with `PreemptionTimer` once the guest has run for so many TSC cycles; None: never.
+
+        It counts in the guest alone, and `run` goes on with what the one before it left, as with VMX's control "save
+        VMX-preemption timer value": run down, it stays at zero. Zero is before the first new instruction, after
+        delivery of the injected event and the end of an unfinished I/O instruction, and ahead of every window.
+
+        Raises:
+            ValueError: more than zero, and `counts_preemption_timer` is False.
+        """
 
     @abstractmethod
     def instructions(self) -> int | None:
@@ -242,7 +246,9 @@ class Engine(ABC):
     """An NMI has been delivered and no IRET executed since."""
 
     @abstractmethod
-    def set_intercepts(self, intercepts: Intercept, exceptions: int = 0) -> None:
+    def set_intercepts(
+        self, intercepts: Intercept, exceptions: int = 0, moves: RegisterIntercepts = NO_REGISTERS
+    ) -> None:
         """Which optional instructions exit, and (bit per vector) which exceptions exit instead of being delivered.
 
         Exceptions that guest code or the delivery of an event raises; not injected ones, nor INT n.
@@ -258,8 +264,8 @@ class Engine(ABC):
         """Whether `set_port_intercepts` can be used."""
 
     @abstractmethod
-    def set_port_intercepts(self, reads: bytes | None, writes: bytes | None) -> None:
-        """IN and OUT that touch a port whose bit is set (8192 bytes each; None: none) exit with `PortIntercept`.
+    def set_port_intercepts(self, reads: PortBitmap | None, writes: PortBitmap | None) -> None:
+        """IN and OUT that touch a port whose bit is set (None: none) exit with `PortIntercept`.
 
         What I/O privilege refuses does not.
 
@@ -371,10 +377,15 @@ class Engine(ABC):
         """Free what the engine holds. Nothing may be called after."""
 
 
+def instructions_in(ticks: int, cycles: tuple[int, int]) -> int:
+    """How many instructions of so many TSC cycles each (a fraction) take at least `ticks`."""
+    return -(-ticks * cycles[1] // cycles[0])
+
+
 PORT_BITMAP_SIZE: Final = 0x10000 // 8
 
 
-def touches_port(bitmap: bytes | None, port: int, size: int) -> bool:
+def touches_port(bitmap: PortBitmap | None, port: int, size: int) -> bool:
     """Whether an access of `size` bytes at `port` touches a port whose bit is set; none is set beyond the last."""
     if bitmap is None:
         return False

@@ -19,6 +19,7 @@ from vtlkit.hvdef.msrs import (
 from vtlkit.kvm import kvm_run
 from vtlkit.kvm.kvm_run import KvmRun
 from vtlkit.kvm.memory_faults import memory_fault
+from vtlkit.kvm.nested.instructions import INSTRUCTIONS, execute
 from vtlkit.x86 import cpuid as bits
 from vtlkit.x86.exceptions import Vector
 from vtlkit.x86.msr import MSR_EFER
@@ -236,7 +237,14 @@ def other(vcpu: Vcpu, exit_: api.Other) -> KvmRun | None:
     if name == "rdpmc":
         vcpu.queue_exception(Vector.GP, 0)
         return None
-    if name in ("vmrun", "vmload", "vmsave", "stgi", "clgi", "skinit", "invlpga", "rsm"):
+    if name in INSTRUCTIONS:
+        execute(vcpu, name, exit_.length)
+        return None
+    if name in ("invd", "wbinvd"):
+        # Intercepted as one; there are no caches.
+        engine.skip(exit_.length)
+        return None
+    if name == "rsm":
         vcpu.queue_exception(Vector.UD)
         return None
     return kvm_run.InternalErrorExit(f"no emulation of {name} at RIP {engine.regs.rip:#x}")

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 _BASIC_MAX = 0x16
 _EXTENDED_MAX = 0x80000008
+_EXTENDED_MAX_SVM = 0x8000000A
+_SVM_REVISION = 1
+_SVM_ASIDS = 8
 _SIGNATURE = 0x00800F12
 """Family 17h model 1 stepping 2: an AMD processor, as the SVM vendor code is for."""
 _XSAVE_LEGACY_AREA = 576
@@ -112,9 +115,9 @@ def _xsave_size(components: int) -> int:
     return end
 
 
-def supported(tsc_khz: int, maxphyaddr: int) -> list[CpuidEntry]:
-    """KVM_GET_SUPPORTED_CPUID: what this hypervisor and its engines can do, for vCPU 0."""
-    return [*_basic_leaves(tsc_khz // 1000), *_extended_leaves(maxphyaddr)]
+def supported(tsc_khz: int, maxphyaddr: int, *, nested: bool = False) -> list[CpuidEntry]:
+    """KVM_GET_SUPPORTED_CPUID: what this hypervisor and its engines can do, for vCPU 0. `nested`: with SVM."""
+    return [*_basic_leaves(tsc_khz // 1000), *_extended_leaves(maxphyaddr, nested)]
 
 
 def _basic_leaves(mhz: int) -> list[CpuidEntry]:
@@ -131,17 +134,20 @@ def _basic_leaves(mhz: int) -> list[CpuidEntry]:
     ]
 
 
-def _extended_leaves(maxphyaddr: int) -> list[CpuidEntry]:
+def _extended_leaves(maxphyaddr: int, nested: bool) -> list[CpuidEntry]:
     linear = _LINEAR_BITS_LA57 if _STRUCTURED_ECX & bits.CPUID_7_0_ECX_LA57 else _LINEAR_BITS
+    ecx = bits.SOFTWARE_80000001_ECX | (bits.CPUID_80000001_ECX_SVM if nested else 0)
+    svm = [CpuidEntry(0x8000000A, 0, _SVM_REVISION, _SVM_ASIDS, 0, bits.CPUID_8000000A_EDX_NRIP_SAVE)]
     return [
-        _vendor(0x80000000, _EXTENDED_MAX),
-        CpuidEntry(0x80000001, 0, _SIGNATURE, 0, bits.SOFTWARE_80000001_ECX, bits.SOFTWARE_80000001_EDX),
+        _vendor(0x80000000, _EXTENDED_MAX_SVM if nested else _EXTENDED_MAX),
+        CpuidEntry(0x80000001, 0, _SIGNATURE, 0, ecx, bits.SOFTWARE_80000001_EDX),
         *(
             CpuidEntry(0x80000002 + at, 0, *registers)
             for at, registers in enumerate(struct.iter_unpack("<IIII", _BRAND))
         ),
         CpuidEntry(0x80000007, 0, 0, 0, 0, bits.CPUID_80000007_EDX_INVARIANT_TSC),
         CpuidEntry(0x80000008, 0, maxphyaddr | linear << bits.CPUID_80000008_EAX_LINEAR_BITS_SHIFT, 0, 0, 0),
+        *(svm if nested else ()),
     ]
 
 

@@ -135,7 +135,8 @@ def inject_pending(vcpu: Vcpu) -> bool:
     (`req_immediate_exit` of `kvm_check_and_inject_events`).
     """
     engine, queue, vendor = vcpu.engine, vcpu.events, vcpu.vendor
-    force_immediate_exit = False
+    # L1 may have asked for a #VMEXIT instead; all below is then about L1.
+    force_immediate_exit = vcpu.guest_mode and vcpu.nested.check_events()
     busy = engine.injected() is not None
     if not busy and queue.exception is not None:
         if vcpu.trace is not None:
@@ -167,25 +168,30 @@ def inject_pending(vcpu: Vcpu) -> bool:
             vcpu.make_request(Req.EVENT)
             force_immediate_exit = True
         else:
-            engine.request_nmi_window(True)
+            vendor.request_nmi_window(vcpu)
 
-    if not busy and vendor.interrupt_allowed(vcpu):
+    vector = -1
+    allowed = not busy and vendor.injection_allowed(vcpu)
+    if allowed:
         vector = _next_vector(vcpu)
-        if vector < 0:
-            # What comes from now on makes the request again, and kicks.
-            return force_immediate_exit
+    if vector >= 0:
         vendor.inject_irq(vcpu, vector)
         if vcpu.trace is not None:
             vcpu.trace.inject_irq(vector)
         vcpu.statistics.injected_interrupts += 1
-    if has_interrupt(vcpu):
-        engine.request_interrupt_window(True)
+    # Where there was none: what comes from now on makes the request again, and kicks.
+    if (vector >= 0 or not allowed) and has_interrupt(vcpu):
+        vendor.request_interrupt_window(vcpu)
+    if vcpu.guest_mode:
+        vcpu.nested.inject_virtual()
     return force_immediate_exit
 
 
 def accept_apic_events(vcpu: Vcpu) -> None:
     """Act on INIT and SIPI (`kvm_apic_accept_events`)."""
     latch = vcpu.events.apic_events
+    if vcpu.vendor.init_blocked(vcpu):
+        return
     if latch.test_and_clear(PENDING_INIT):
         vcpu.reset(init_event=True)
         vcpu.mp_state = MpState.RUNNABLE if vcpu.is_bsp else MpState.INIT_RECEIVED

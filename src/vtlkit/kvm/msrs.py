@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from vtlkit.kvm.nested import msrs as svm_msrs
 from vtlkit.x86 import cpuid as bits
 from vtlkit.x86 import msr
 from vtlkit.x86.paging import is_canonical
@@ -234,16 +235,15 @@ _GETTERS: Final[dict[int, Get]] = {
     msr.MSR_IA32_EBL_CR_POWERON: lambda _vcpu: 0x2A,
     msr.MSR_IA32_MPERF: lambda vcpu: vcpu.guest_tsc(),
     msr.MSR_IA32_APERF: lambda vcpu: vcpu.guest_tsc(),
-    msr.MSR_VM_CR: lambda _vcpu: 1 << 4,
+    msr.MSR_VM_CR: svm_msrs.get_vm_cr,
+    msr.MSR_VM_HSAVE_PA: svm_msrs.get_hsave,
     msr.MSR_FAM10H_MMIO_CONF_BASE: lambda _vcpu: 0,
     **dict.fromkeys(_K7_PMU, lambda _vcpu: 0),
 }
-"""VM_CR reads with SVMDIS: nested SVM is not offered."""
 
 
-def _set_efer(vcpu: Vcpu, value: int, host_initiated: bool) -> bool:
-    if value & ~_EFER_KNOWN:
-        return False
+def efer_allowed(vcpu: Vcpu) -> int:
+    """EFER bits that this vCPU's CPUID offers."""
     allowed = EFER_SCE
     if vcpu.cpuid.has(0x80000001, "edx", bits.CPUID_80000001_EDX_LM):
         allowed |= EFER_LME | EFER_LMA
@@ -251,17 +251,25 @@ def _set_efer(vcpu: Vcpu, value: int, host_initiated: bool) -> bool:
         allowed |= EFER_NX
     if vcpu.cpuid.has(0x80000001, "edx", bits.CPUID_80000001_EDX_FXSR_OPT):
         allowed |= EFER_FFXSR
-    if vcpu.cpuid.has(0x80000001, "ecx", bits.CPUID_80000001_ECX_SVM):
+    if svm_msrs.has_svm(vcpu):
         allowed |= EFER_SVME | EFER_LMSLE
+    return allowed
+
+
+def _set_efer(vcpu: Vcpu, value: int, host_initiated: bool) -> bool:
+    if value & ~_EFER_KNOWN:
+        return False
     old = vcpu.engine.get_msr(msr.MSR_EFER)
     if not host_initiated:
-        if value & ~allowed:
+        if value & ~efer_allowed(vcpu) or (value & EFER_SVME and vcpu.nested.vm_cr & msr.VM_CR_SVMDIS):
             return False
         if vcpu.engine.cr0 & CR0_PG and (old ^ value) & EFER_LME:
             return False
         # LMA is the processor's to set.
         value = (value & ~EFER_LMA) | (old & EFER_LMA)
     vcpu.engine.set_msr(msr.MSR_EFER, value)
+    if old & ~value & EFER_SVME and not host_initiated:
+        vcpu.nested.switched_off()
     return True
 
 
@@ -370,13 +378,14 @@ _SETTERS: Final[dict[int, Set]] = {
     msr.MSR_TSC_AUX: _set_tsc_aux,
     msr.MSR_SYSCALL_MASK: _set_sfmask,
     msr.MSR_MTRRcap: _refuse,
-    msr.MSR_VM_CR: lambda _vcpu, _value, _host: True,
+    msr.MSR_VM_CR: svm_msrs.set_vm_cr,
+    msr.MSR_VM_HSAVE_PA: svm_msrs.set_hsave,
     **dict.fromkeys(_K7_PMU, lambda _vcpu, _value, _host: True),
     msr.MSR_IA32_MCG_CAP: _refuse,
     msr.MSR_IA32_UCODE_REV: lambda _vcpu, _value, _host: True,
     **{index: _mtrr_range_setter(index) for index in _MTRR_RANGES},
     **{index: _bank_status_setter(index) for index in _BANK_STATUS},
 }
-"""Writes of VM_CR and of the microcode's revision are ignored, as KVM does for a guest without SVM."""
+"""Writes of the microcode's revision are ignored, as KVM does."""
 
 assert all(index in _MSR_MC_SPAN for index in _STORED if msr.MSR_IA32_MC0_CTL <= index < 0x480)

@@ -28,11 +28,12 @@ def vcpu_reset(vcpu: Vcpu, *, init_event: bool) -> None:
     """Architectural start values; interrupt state forgotten. INIT keeps MSRs, FPU and Hyper-V state."""
     engine = vcpu.engine
     engine.abandon()
+    vcpu.nested.reset(init_event=init_event)
     old_cr0 = engine.cr0
     vcpu.events.reset()
     vcpu.user.reset()
     vcpu.pending_exit = None
-    vcpu.gif = True
+    vcpu.waiting.reset()
     engine.nmi_blocked = False
     engine.interrupt_shadow = False
     engine.request_interrupt_window(False)
@@ -41,6 +42,7 @@ def vcpu_reset(vcpu: Vcpu, *, init_event: bool) -> None:
     sregs = Sregs.reset()
     if init_event:
         sregs.cr0 = (sregs.cr0 & ~_INIT_KEEPS_CR0) | (old_cr0 & _INIT_KEEPS_CR0)
+        vcpu.hv.reset(init_event=True)
     else:
         vcpu.msrs.reset()
         engine.set_fpu(_FPU_RESET)

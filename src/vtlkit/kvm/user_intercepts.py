@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from vtlkit.engine.api import Engine, Intercept
+from vtlkit.engine.api import NO_REGISTERS, Engine, Intercept
 from vtlkit.kvm import kvm_run
 from vtlkit.kvm.kvm_run import KvmRun
 from vtlkit.kvm.requests import Req
@@ -153,6 +153,9 @@ class UserInterceptState:
         vcpu.apic.listener = ApicTraps(vcpu, wanted) if traps else None
         vcpu.update_intercepts()
         self.applied.store(wanted)
+        if vcpu.guest_mode:
+            # L1's wishes are in force, too.
+            vcpu.nested.apply_intercepts()
 
     def reset(self) -> None:
         """RESET or INIT: what the guest did before it is nobody's any more. What is intercepted stays."""
@@ -175,8 +178,12 @@ def engine_intercepts(vcpu: Vcpu) -> None:
         intercepts |= Intercept.DESCRIPTOR_TABLE_READ | Intercept.CR_READ
     elif not engine.get_msr(MSR_EFER) & EFER_LMA:
         intercepts |= Intercept.CR_READ
+    exceptions, moves = 0, NO_REGISTERS
+    if vcpu.guest_mode:
+        more, exceptions, moves = vcpu.nested.engine_wants()
+        intercepts |= more
     wanted = vcpu.user_intercepts
-    if wanted is None:
-        engine.set_intercepts(intercepts)
-    else:
-        engine.set_intercepts(intercepts | wanted.tables, wanted.exceptions)
+    if wanted is not None:
+        intercepts |= wanted.tables
+        exceptions |= wanted.exceptions
+    engine.set_intercepts(intercepts, exceptions, moves)

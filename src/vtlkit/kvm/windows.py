@@ -50,11 +50,11 @@ def opened(vcpu: Vcpu, wanted: Windows) -> IrqWindowOpen | None:
         blocked = not free or not vcpu.vendor.interrupt_allowed(vcpu)
         interrupt = not blocked and (not wanted.priority or wanted.priority > vcpu.apic.ppr >> _PRIORITY_SHIFT)
         if blocked:
-            engine.request_interrupt_window(True)
+            vcpu.vendor.request_interrupt_window(vcpu)
     if wanted.nmi:
         nmi = free and not vcpu.vendor.nmi_blocked(vcpu)
         if not nmi:
-            engine.request_nmi_window(True)
+            vcpu.vendor.request_nmi_window(vcpu)
     sints = sum(1 << sint for sint in range(HV_SYNIC_SINT_COUNT) if wanted.sints >> sint & 1 and synic.has_room(sint))
     if not (interrupt or nmi or sints):
         return None

@@ -39,6 +39,16 @@ file = apic.flat
 groups = nodefault
 [nested]
 file = vmx.flat
+[svm]
+file = svm.flat
+qemu_params = -cpu max,+svm
+[svm_no_npt]
+file = svm.flat
+test_args = "-pause_filter_test"
+qemu_params = -cpu max,+svm,-npt -m 4g
+[svm_unsupported]
+file = svm.flat
+qemu_params = -cpu max,+svm,-rdtscp
 [hosts]
 file = apic.flat
 check = /sys/module/kvm/parameters/x=Y
@@ -61,7 +71,7 @@ max\"\"\"
 def checkout(tmp_path: Path) -> Path:
     (tmp_path / "x86").mkdir()
     hyperv = tuple(f"hyperv_{name}" for name in ("synic", "connections", "stimer", "clock"))
-    for name in ("apic", "sieve", "kvmclock_test", "msr", "vmx", "dummy", "init", "smptest", *hyperv):
+    for name in ("apic", "sieve", "kvmclock_test", "msr", "vmx", "svm", "dummy", "init", "smptest", *hyperv):
         (tmp_path / "x86" / f"{name}.flat").touch()
     return tmp_path
 
@@ -83,8 +93,11 @@ def test_sections_are_read_with_their_values() -> None:
 def test_every_entry_is_run_or_has_a_reason(checkout: Path) -> None:
     tests, reasons = planned(checkout)
     assert {entry.name for entry in parse(CONFIG)} <= tests.keys() | reasons.keys()
-    assert set(reasons) == {"i386", "manual", "nested", "hosts", "shell", "absent"}
+    assert set(reasons) == {"i386", "manual", "nested", "svm", "svm_unsupported", "hosts", "shell", "absent"}
     assert "nested virtualisation" in reasons["nested"]
+    assert tests["svm_no_npt"].nested
+    assert tests["svm_no_npt"].arguments == "-pause_filter_test -latency_* -svm_lbrv_*"
+    assert not tests["x2apic"].nested
     assert reasons["absent"] == "x86/absent.flat is not built"
 
 
@@ -119,7 +132,7 @@ def test_memory_is_mapped_and_the_rest_is_named(checkout: Path) -> None:
 def test_commands(checkout: Path) -> None:
     tests, _ = planned(checkout)
     ours = Vtlkit(extra=("--seed", "7")).command(tests["x2apic"], 30)
-    assert ours[1:4] == ["-m", "vtlkit.cli.main", "run"]
+    assert ours[1:4] == ["-m", "vtlkit", "run"]
     assert ours[4:] == [
         *(str(checkout / "x86" / "apic.flat"), "--cpus", "2", "--memory", "2048M", "--timeout", "30", "--seed", "7")
     ]

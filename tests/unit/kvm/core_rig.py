@@ -15,6 +15,7 @@ from vtlkit.engine.scripted import Guest, Handler, ScriptedEngine, ops
 from vtlkit.engine.scripted.ops import Op
 from vtlkit.host.api import Host, RunnableHost
 from vtlkit.host.sim import Simulator
+from vtlkit.kvm.caps import Cap
 from vtlkit.kvm.cpuid import for_vcpu
 from vtlkit.kvm.memslots import MemoryRegion
 from vtlkit.kvm.vcpu import Vcpu
@@ -139,13 +140,20 @@ class Machine:
         vcpus: int = 1,
         host: RunnableHost | None = None,
         cpuid: bool = True,
+        prepare: Callable[[Vm], None] = lambda _vm: None,
+        vendor: str | None = None,
+        nested: bool = False,
         sink: Sink | None = None,
     ) -> None:
+        """`prepare`: what has to be done to the VM before its first vCPU."""
         self.host: RunnableHost = host if host is not None else Simulator()
         begin = dict(programs or {})
         begin.setdefault(RESET, program or script())
+        chosen = {} if vendor is None else {"vendor": vendor}
         self.tracer = None if sink is None else Tracer(self.host.now_ns, self.host.context, sink)
-        self.vm = Vm(cast(Host, self.host), Cpus(begin, handlers or {}), "vm", self.tracer)
+        self.vm = Vm(cast(Host, self.host), Cpus(begin, handlers or {}), "vm", trace=self.tracer, **chosen)
+        self.vm.enable_cap(Cap.NESTED, int(nested))
+        prepare(self.vm)
         self.vm.create_irqchip()
         self.ram = RamBlock(RAM_SIZE)
         self.vm.set_user_memory_region(MemoryRegion(0, 0, RAM_SIZE, self.ram))

@@ -101,3 +101,19 @@ def test_iret_to_user_mode_keeps_the_base_of_gs() -> None:
     assert machine.vcpu.engine.cpl == 3
     assert machine.vcpu.get_msr(msr.MSR_GS_BASE) == base
     assert regs.rsp == STACK
+
+
+def test_debug_registers_set_from_outside_arm_and_disarm_breakpoints() -> None:
+    machine = Machine()
+    engine = machine.vcpu.engine
+    code = b"\x90\x90\x90" + OUT
+    engine.set_debugregs((CODE + 1, 0, 0, 0, DR6_CLEAR, 0x402))
+    assert machine.run(code) == machine.guest.handler(Vector.DB)
+    assert machine.saved_rip() == CODE + 1
+    assert machine.dr6() == DR6_CLEAR | 1
+    machine = Machine()
+    engine = machine.vcpu.engine
+    engine.set_debugregs((CODE + 1, 0, 0, 0, DR6_CLEAR, 0x402))
+    engine.set_debugregs((CODE + 2, 0, 0, 0, DR6_CLEAR, 0x402))
+    engine.set_debugregs((CODE + 1, 0, 0, 0, DR6_CLEAR, 0x400))
+    assert machine.run(code) == CODE + 3

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Mapping
 from typing import Any, Final, TypeAlias
 
 from vtlkit.engine import api
-from vtlkit.engine.api import Event, EventType, Exit, Intercept
+from vtlkit.engine.api import NO_REGISTERS, Event, EventType, Exit, Intercept, PortBitmap
 from vtlkit.engine.memory_map import MemoryMap
 from vtlkit.engine.scripted import ops
 from vtlkit.engine.scripted.ops import Op
@@ -69,7 +69,8 @@ class Core:
         self.nmi_blocked = False
         self.intercepts = Intercept.NONE
         self.exceptions = 0
-        self.port_intercepts: tuple[bytes | None, bytes | None] = (None, None)
+        self.moves = NO_REGISTERS
+        self.port_intercepts: tuple[PortBitmap | None, PortBitmap | None] = (None, None)
         self.free_reads: set[int] = set()
         self.free_writes: set[int] = set()
         self.executed = 0
@@ -82,6 +83,9 @@ class Core:
         self._failure: BaseException | None = None
         self._frames: list[_Frame] = []
         self._expected: tuple[int, int] | None = None
+        self.nested = False
+        """The hypervisor changes between programs that go on where they were: those left are kept."""
+        self._kept: dict[tuple[int, int], list[_Frame]] = {}
 
     # --- where the guest is ---------------------------------------------------------------------------------------
 
@@ -91,21 +95,44 @@ class Core:
     def frame(self) -> _Frame:
         """The frame that RIP belongs to; begins a program if RIP has been set to one."""
         here = self._position()
-        if here != self._expected:
+        if here != self._expected and not self._go_on(here):
             program = self.programs.get(sum(here))
             if program is None:
                 raise Leave(api.InternalError(f"no program begins at {sum(here):#x}"))
-            self.end_scripts()
+            if not self.nested:
+                self.end_scripts()
             self._frames = [_Frame(program(self), 0, 0, False)]
             self.forget_io()
             self._expected = here
         return self._frames[-1]
 
+    def _go_on(self, here: tuple[int, int]) -> bool:
+        """Of nested programs: keep the one that is left, go on with the one that was left at `here`.
+
+        One instruction further it goes on behind the instruction that it was left at: its hypervisor has done that.
+        """
+        if not self.nested:
+            return False
+        if self._frames and self._expected is not None:
+            self._kept[self._expected] = self._frames
+            self._frames, self._expected = [], None
+        frames = self._kept.pop(here, None)
+        skipped = None if frames else self._kept.pop((here[0], here[1] - 1), None)
+        if not frames and not skipped:
+            return False
+        self._frames, self._expected = frames or skipped or [], here
+        if skipped:
+            self._frames[-1].op = None
+            self._frames[-1].computed = 0
+        return True
+
     def end_scripts(self) -> None:
         """Close every generator in progress."""
-        for old in self._frames:
-            old.script.close()
-        self._frames.clear()
+        for frames in (self._frames, *self._kept.values()):
+            for old in frames:
+                old.script.close()
+            frames.clear()
+        self._kept.clear()
         self._expected = None
 
     def fetch(self) -> Op:

@@ -19,6 +19,10 @@ _OPTIONAL: Final = {
     "lidt": Intercept.IDTR_WRITE,
     "lldt": Intercept.LDTR_WRITE,
     "ltr": Intercept.TR_WRITE,
+    "pushf": Intercept.PUSHF,
+    "popf": Intercept.POPF,
+    "invd": Intercept.INVALIDATE_CACHES,
+    "wbinvd": Intercept.INVALIDATE_CACHES,
 }
 """`ops.Intercepted` that do not always exit; the tables that they would load are not there."""
 
@@ -157,13 +161,15 @@ class Instructions(Core):
         self._done()
 
     def _from_control(self, op: ops.MovFromCr) -> None:
-        if op.number == 8 or (op.number in (0, 4) and self.intercepts & Intercept.CR_READ):
+        wanted = op.number in (0, 4) and self.intercepts & Intercept.CR_READ
+        if op.number == 8 or wanted or self.moves.cr_read >> op.number & 1:
             raise Leave(api.ControlRegister(1, op.number, 0, False))
         self.regs.rax = getattr(self.regs.sregs, f"cr{op.number}")
         self._done()
 
     def _to_control(self, op: ops.MovToCr) -> None:
-        if op.number == 8 or (op.number in (0, 4) and self.intercepts & Intercept.CR_WRITE):
+        wanted = op.number in (0, 4) and self.intercepts & Intercept.CR_WRITE
+        if op.number == 8 or wanted or self.moves.cr_write >> op.number & 1:
             raise Leave(api.ControlRegister(1, op.number, 0, True))
         setattr(self.regs.sregs, f"cr{op.number}", self.regs.rax)
         self._done()
@@ -192,6 +198,8 @@ class Instructions(Core):
         self.interrupt_shadow = True
 
     def _int(self, op: ops.Int) -> None:
+        if self.intercepts & Intercept.SOFTWARE_INTERRUPT:
+            raise Leave(api.Other(1, "int"))
         self.deliver(Event(EventType.SOFTWARE, op.vector, instruction_length=1))
 
     def _fault(self, op: ops.Fault) -> None:

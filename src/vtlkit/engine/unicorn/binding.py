@@ -149,6 +149,8 @@ class Library:
             "cpu_cc_compute_all", ctypes.c_uint32, handle, ctypes.c_int
         )
         """(CPU state, its `cc_op`): the arithmetic flags that the lazy form stands for."""
+        self.update_dr7 = internal("cpu_x86_update_dr7", None, handle, ctypes.c_uint32)
+        """(CPU state, DR7): store it, arm and disarm breakpoints."""
         self._find_region = internal("find_memory_mapping", handle, handle, word)
         self._region_ram = internal("memory_region_get_ram_addr", word, handle)
         self._invalidate = internal("tb_invalidate_phys_range", None, handle, word, word)

@@ -54,6 +54,7 @@ class Code(Instance):
         self._host_wrote = False
         self._code_moved = False
         self._xsetbv_exits = False
+        self._software_exits = False
 
     # --- translated code ----------------------------------------------------------------------------------------------
 

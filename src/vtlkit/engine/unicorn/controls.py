@@ -6,15 +6,15 @@ width, which no guest page table can name.
 
 from __future__ import annotations
 
-import enum
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
-from vtlkit.engine.api import PAGE_SIZE, Intercept, RamBlock
+from vtlkit.engine.api import NO_REGISTERS, PAGE_SIZE, Intercept, RamBlock, RegisterIntercepts
 from vtlkit.engine.unicorn.binding import UC_PROT_READ, UC_PROT_WRITE, Library
+from vtlkit.x86.svm import SvmExit
 
-EXCEPTION_BASE: Final = 0x40
 VMCB_GPA: Final = 1 << 44
 MSR_PERMISSION_GPA: Final = VMCB_GPA + PAGE_SIZE
 _MSR_PERMISSION_SIZE: Final = 2 * PAGE_SIZE
@@ -26,56 +26,6 @@ _EXITINFO2: Final = 0x80
 _MSR_RANGES: Final = ((0, 0), (0xC0000000, 0x800), (0xC0010000, 0x1000))
 """(first MSR, byte offset of its bits); each range covers 0x2000 MSRs with two bits each: read, write."""
 _MSR_RANGE_SIZE: Final = 0x2000
-
-
-class SvmExit(enum.IntEnum):
-    """Exit codes that are also (less 0x60) the bit numbers of the instruction intercept word."""
-
-    INTR = 0x60
-    NMI = 0x61
-    SMI = 0x62
-    INIT = 0x63
-    VINTR = 0x64
-    CR0_SEL_WRITE = 0x65
-    IDTR_READ = 0x66
-    GDTR_READ = 0x67
-    LDTR_READ = 0x68
-    TR_READ = 0x69
-    IDTR_WRITE = 0x6A
-    GDTR_WRITE = 0x6B
-    LDTR_WRITE = 0x6C
-    TR_WRITE = 0x6D
-    RDTSC = 0x6E
-    RDPMC = 0x6F
-    PUSHF = 0x70
-    POPF = 0x71
-    CPUID = 0x72
-    RSM = 0x73
-    IRET = 0x74
-    SWINT = 0x75
-    INVD = 0x76
-    PAUSE = 0x77
-    HLT = 0x78
-    INVLPG = 0x79
-    INVLPGA = 0x7A
-    IOIO = 0x7B
-    MSR = 0x7C
-    TASK_SWITCH = 0x7D
-    FERR_FREEZE = 0x7E
-    SHUTDOWN = 0x7F
-    VMRUN = 0x80
-    VMMCALL = 0x81
-    VMLOAD = 0x82
-    VMSAVE = 0x83
-    STGI = 0x84
-    CLGI = 0x85
-    SKINIT = 0x86
-    RDTSCP = 0x87
-    ICEBP = 0x88
-    WBINVD = 0x89
-    MONITOR = 0x8A
-    MWAIT = 0x8B
-    XSETBV = 0x8D
 
 
 _ALWAYS: Final = (
@@ -111,6 +61,10 @@ _OPTIONAL: Final = {
     Intercept.TR_WRITE: (SvmExit.TR_WRITE,),
     Intercept.IRET: (SvmExit.IRET,),
     Intercept.RDPMC: (SvmExit.RDPMC,),
+    Intercept.PUSHF: (SvmExit.PUSHF,),
+    Intercept.POPF: (SvmExit.POPF,),
+    # The translator takes INVD for WBINVD.
+    Intercept.INVALIDATE_CACHES: (SvmExit.WBINVD,),
 }
 
 _MNEMONICS: Final = {
@@ -142,7 +96,8 @@ class InterceptWords:
     dr_write: int
 
 
-def intercept_words(intercepts: Intercept) -> InterceptWords:
+@lru_cache(maxsize=64)
+def intercept_words(intercepts: Intercept, moves: RegisterIntercepts = NO_REGISTERS) -> InterceptWords:
     """What always exits plus `intercepts`. MOV to or from CR8 always does: the task priority is not the engine's."""
     word = 0
     for code in _ALWAYS:
@@ -154,10 +109,10 @@ def intercept_words(intercepts: Intercept) -> InterceptWords:
     control = sum(1 << number for number in _CR_INTERCEPTS)
     return InterceptWords(
         instructions=word,
-        cr_read=control if intercepts & Intercept.CR_READ else 1 << 8,
-        cr_write=control if intercepts & Intercept.CR_WRITE else 1 << 8,
-        dr_read=0xFF if intercepts & Intercept.DR_READ else 0,
-        dr_write=0xFF if intercepts & Intercept.DR_WRITE else 0,
+        cr_read=(control if intercepts & Intercept.CR_READ else 1 << 8) | moves.cr_read,
+        cr_write=(control if intercepts & Intercept.CR_WRITE else 1 << 8) | moves.cr_write,
+        dr_read=(0xFF if intercepts & Intercept.DR_READ else 0) | moves.dr_read,
+        dr_write=(0xFF if intercepts & Intercept.DR_WRITE else 0) | moves.dr_write,
     )
 
 

@@ -19,10 +19,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from vtlkit.engine.api import (
+    NO_REGISTERS,
     Access,
     Engine,
     Intercept,
     RamBlock,
+    RegisterIntercepts,
 )
 from vtlkit.engine.unicorn import registers
 from vtlkit.engine.unicorn.controls import (
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
 
 
 _ALL_EXCEPTIONS: Final = 0xFFFFFFFF
+_BREAKPOINTS_ENABLED: Final = 0xFF
+"""Of DR7: the enable bits."""
 
 
 class UnicornEngine(Loop):
@@ -67,8 +71,10 @@ class UnicornEngine(Loop):
 
     # --- intercepts ---------------------------------------------------------------------------------------------------
 
-    def set_intercepts(self, intercepts: Intercept, exceptions: int = 0) -> None:
-        words = intercept_words(intercepts)
+    def set_intercepts(
+        self, intercepts: Intercept, exceptions: int = 0, moves: RegisterIntercepts = NO_REGISTERS
+    ) -> None:
+        words = intercept_words(intercepts, moves)
         state = self.regs
         state.intercept = words.instructions
         state.intercept_cr_read = words.cr_read
@@ -79,6 +85,7 @@ class UnicornEngine(Loop):
         # fault writes CR2 only if it is none, so it is one only if somebody wants to see it before CR2 is written.
         state.intercept_exceptions = _ALL_EXCEPTIONS & ~(1 << Vector.PF) | exceptions & 1 << Vector.PF
         self.exception_intercepts = exceptions
+        self._software_exits = Intercept.SOFTWARE_INTERRUPT in intercepts
         self._xsetbv_exits = Intercept.XSETBV in intercepts
         registers.offer_xcr0(state, not self._xsetbv_exits)
 
@@ -120,8 +127,16 @@ class UnicornEngine(Loop):
 
     def set_debugregs(self, values: tuple[int, int, int, int, int, int]) -> None:
         dr = self.regs.dr
-        for number, value in zip((0, 1, 2, 3, 6, 7), values, strict=True):
+        *others, dr7 = values
+        armed = (dr[7] | dr7) & _BREAKPOINTS_ENABLED
+        if armed:
+            # Those that are armed are known by their old addresses.
+            self._lib.update_dr7(self._env, 0)
+        for number, value in zip((0, 1, 2, 3, 6), others, strict=True):
             dr[number] = value
+        if armed:
+            self._lib.update_dr7(self._env, dr7 & 0xFFFFFFFF)
+        dr[7] = dr7
 
     @property
     def xcr0(self) -> int:

@@ -46,11 +46,7 @@ from vtlkit.engine.unicorn.binding import (
     OutCallback,
 )
 from vtlkit.engine.unicorn.code import UndefinedInstruction
-from vtlkit.engine.unicorn.controls import (
-    EXCEPTION_BASE,
-    SvmExit,
-    mnemonic_of,
-)
+from vtlkit.engine.unicorn.controls import mnemonic_of
 from vtlkit.engine.unicorn.decode import MAX_LENGTH, decode
 from vtlkit.engine.unicorn.fast_calls import syscall, sysenter
 from vtlkit.engine.unicorn.io import InputOutput
@@ -64,6 +60,7 @@ from vtlkit.engine.unicorn.state import (
 )
 from vtlkit.x86.exceptions import HAS_ERROR_CODE, Vector
 from vtlkit.x86.paging import SUPERVISOR
+from vtlkit.x86.svm import EXCEPTION_BASE, SvmExit
 
 if TYPE_CHECKING:
     from vtlkit.engine.unicorn.factory import UnicornFactory
@@ -254,6 +251,9 @@ class Hooks(InputOutput):
         # Left set it would move RIP at the next intercept too.
         state.exception_is_int = 0
         event = self._software_interrupt(vector)
+        if self._software_exits and event.instruction_length > 1:
+            state.rip -= event.instruction_length
+            return Other(event.instruction_length, "int")
         if event.instruction_length == 1 and self.exception_intercepts >> vector & 1:
             state.rip -= 1
             return ExceptionExit(vector, None, 0, None)

@@ -19,6 +19,7 @@ from vtlkit.engine.api import (
     MmioRead8,
     MmioWrite,
     MmioWrite8,
+    PortBitmap,
     PortIn,
     PortIntercept,
     PortOut,
@@ -52,7 +53,7 @@ class InputOutput(Stopping):
         self._unfinished = False
         self._caller: greenlet = getcurrent()
         """Where exits go: the greenlet that called `run`."""
-        self._port_intercepts: tuple[bytes | None, bytes | None] | None = None
+        self._port_intercepts: tuple[PortBitmap | None, PortBitmap | None] | None = None
         """Bitmaps for IN and OUT, if any port is intercepted."""
 
     def complete(self, value: int) -> None:
@@ -121,7 +122,7 @@ class InputOutput(Stopping):
     def intercepts_ports(self) -> bool:
         return self._counting
 
-    def set_port_intercepts(self, reads: bytes | None, writes: bytes | None) -> None:
+    def set_port_intercepts(self, reads: PortBitmap | None, writes: PortBitmap | None) -> None:
         if reads is None and writes is None:
             self._port_intercepts = None
             return

@@ -18,8 +18,10 @@ from vtlkit.testing.engine_conformance import (
     long_mode,
     memory,
     mmio,
+    nested_intercepts,
     operands,
     ports,
+    preemption_timer,
     state,
 )
 from vtlkit.testing.engine_conformance.suite import CASES, Bench, Case, EngineUnderTest, Need
@@ -39,7 +41,9 @@ CASE_MODULES = (
     long_mode,
     memory,
     mmio,
+    nested_intercepts,
     operands,
     ports,
+    preemption_timer,
     state,
 )
