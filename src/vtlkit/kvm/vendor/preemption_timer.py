@@ -30,7 +30,7 @@ SOFT_DISABLED: Final = LIMIT - 1
 class PreemptionTimer:
     """See the module; an `HvTimer` for the local APIC."""
 
-    __slots__ = ("_deadline_ns", "_in_run", "_loaded_for_exit", "_longest", "_usable", "_vcpu", "soft_disabled")
+    __slots__ = ("_deadline_ns", "_in_run", "_longest", "_usable", "_vcpu", "counting_on", "soft_disabled")
 
     def __init__(self, vcpu: Vcpu) -> None:
         engine, vm = vcpu.engine, vcpu.vm
@@ -39,7 +39,8 @@ class PreemptionTimer:
         self._in_run = False
         self._usable = engine.counts_preemption_timer and vcpu.host.deterministic
         self._longest = SOFT_DISABLED if engine.counts_preemption_timer else None
-        self._loaded_for_exit = False
+        self.counting_on = False
+        """An entry that continues the last one needs no new load."""
         self.soft_disabled = False
         """Loaded with the longest time there is: nobody wants its exit."""
         engine.instruction_cycles = (vm.ns_per_instruction * vm.tsc_khz, 1_000_000)
@@ -52,10 +53,12 @@ class PreemptionTimer:
         if not self._in_run or self._ticks_until(deadline_ns) >= LIMIT:
             return False
         self._deadline_ns = deadline_ns
+        self.counting_on = False
         return True
 
     def cancel_hv_timer(self) -> None:
         self._deadline_ns = None
+        self.counting_on = False
 
     def _ticks_until(self, deadline_ns: int) -> int:
         """Guest TSC cycles from now on, rounded up; the guest's TSC runs as the host's, apart from the offset."""
@@ -78,22 +81,20 @@ class PreemptionTimer:
 
     # --- for the vendor ---------------------------------------------------------------------------------------------
 
-    def load(self, force_immediate_exit: bool, continuation: bool) -> None:
-        """Before an entry (`vmx_update_hv_timer`). `continuation`: no time has been accounted since the last one."""
+    def load(self, force_immediate_exit: bool) -> None:
+        """Before an entry (`vmx_update_hv_timer`)."""
+        self.counting_on = not force_immediate_exit
         if force_immediate_exit:
             ticks: int | None = 0
         elif self._deadline_ns is not None:
-            if continuation and not (self._loaded_for_exit or self.soft_disabled):
-                return
             ticks = self._ticks_until(self._deadline_ns)
         elif self.soft_disabled:
             return
         else:
             ticks = self._longest
-        self._loaded_for_exit = force_immediate_exit
         self.soft_disabled = not force_immediate_exit and self._deadline_ns is None
         self._vcpu.engine.set_preemption_timer(ticks)
 
     def reload(self) -> None:
         """It has run down while it was soft-disabled: the next entry loads it again."""
-        self.soft_disabled = False
+        self.soft_disabled = self.counting_on = False
