@@ -97,14 +97,14 @@ def test_every_feature_test_is_listed() -> None:
     assert [parameter.values[0] for parameter in GUESTS] == feature_images.names()
 
 
-@pytest.mark.parametrize("cpus", [1, 4])
+@pytest.mark.parametrize(("cpus", "vendor"), [(1, "svm"), (4, "svm"), (2, "vmx")])
 @pytest.mark.parametrize("name", GUESTS)
-def test_feature(images: Path, name: str, cpus: int) -> None:
+def test_feature(images: Path, name: str, cpus: int, vendor: str) -> None:
     console = bytearray()
     engines = UnicornFactory()
     host = Simulator()
     try:
-        config = MachineConfig(cpus=cpus, memory=MEMORY, vtls=16, nested=name == "nested")
+        config = MachineConfig(cpus=cpus, memory=MEMORY, vtls=16, vendor=vendor, nested=name == "nested")
         machine = Machine(config, host, engines, console.extend)
         machine.load(images / f"{name}.elf")
         result = machine.run(VIRTUAL_TIMEOUT_NS)

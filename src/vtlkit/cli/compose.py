@@ -10,7 +10,7 @@ import enum
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -40,6 +40,23 @@ EngineOption = Annotated[
     typer.Option(parser=parse_engine, metavar="auto|unicorn|kvm", help="What executes guest instructions."),
 ]
 """`--engine`."""
+
+
+VENDORS: Final = ("svm", "vmx")
+"""As `vtlkit.kvm.uapi.VENDORS`, which would take too long to import for --help."""
+
+
+def parse_vendor(text: str) -> str:
+    """`--vendor`'s value. Raises typer.BadParameter for another word."""
+    if text not in VENDORS:
+        raise typer.BadParameter(f"'{text}' is not one of {', '.join(VENDORS)}")
+    return text
+
+
+VendorOption = Annotated[
+    str, typer.Option(parser=parse_vendor, metavar="svm|vmx", help="How the hypervisor's run loop behaves.")
+]
+"""`--vendor`."""
 
 
 class CannotCompose(Exception):

@@ -25,6 +25,7 @@ class GuestLoop:
     word: str
     realtime: bool = False
     cpus: int = 1
+    vendor: str = "svm"
 
     def seconds(self, iterations: int) -> float:
         """What a machine takes from its start to the guest's power-off; making the machine is left out."""
@@ -35,7 +36,7 @@ class GuestLoop:
         from vtlkit import guests
         from vtlkit.vmm.machine import MachineConfig, Outcome
 
-        config = MachineConfig(cpus=self.cpus, memory=_MEMORY, append=f"{self.word} {iterations}")
+        config = MachineConfig(cpus=self.cpus, memory=_MEMORY, append=f"{self.word} {iterations}", vendor=self.vendor)
         printed = bytearray()
         with composed(Mode(realtime=self.realtime), config, printed.extend) as machine:
             machine.load(guests.path("bench"))
