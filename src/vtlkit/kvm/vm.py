@@ -271,7 +271,7 @@ class Vm:
     # --- memory -----------------------------------------------------------------------------------------------------
 
     def set_user_memory_region(self, region: MemoryRegion) -> None:
-        """KVM_SET_USER_MEMORY_REGION. Blocks while another task's memory transaction is open, so not from inside a `run`.
+        """KVM_SET_USER_MEMORY_REGION. Blocks while another task's memory transaction is open: not for inside a `run`.
 
         Raises:
             KvmError: as `Memslots.changed`.
