@@ -12,7 +12,8 @@ from vtlkit.engine.unicorn import UnicornFactory
 from vtlkit.host.api import RunnableHost
 from vtlkit.host.sim import Simulator
 from vtlkit.host.threads import ThreadHost
-from vtlkit.vmm.machine import Machine, MachineConfig, Outcome, RunResult
+from vtlkit.vmm.config import MachineConfig
+from vtlkit.vmm.machine import Machine, Outcome, RunResult
 
 MEMORY = 64 << 20
 SEEDS = 20

@@ -11,8 +11,9 @@ import pytest
 from tests.guests import feature_images
 from vtlkit.engine.unicorn import UnicornFactory
 from vtlkit.host.sim import Simulator
+from vtlkit.vmm.config import MachineConfig
 from vtlkit.vmm.devices.debugexit import exit_status
-from vtlkit.vmm.machine import Machine, MachineConfig, Outcome
+from vtlkit.vmm.machine import Machine, Outcome
 
 MEMORY: Final = 32 << 20
 VIRTUAL_TIMEOUT_NS: Final = 60_000_000_000

@@ -6,7 +6,8 @@ import pytest
 
 from tests.guests.test_demo import Run, Story, run_on
 from vtlkit.host.sim import Simulator
-from vtlkit.vmm.machine import MachineConfig, Outcome
+from vtlkit.vmm.config import MachineConfig
+from vtlkit.vmm.machine import Outcome
 
 MEMORY = 64 << 20
 GPA = r"GPA (0x\w+)"

@@ -39,9 +39,16 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 def vtlkit(*words: str, cwd: Path | None = None) -> Done:
     """Run `vtlkit` to its end."""
-    done = subprocess.run(
-        command(words), env=environment(), cwd=cwd, capture_output=True, timeout=PATIENCE_SECONDS, check=False
-    )
+    return _finish(command(words), cwd)
+
+
+def program(text: str, *words: str) -> Done:
+    """Run a Python program to its end."""
+    return _finish([sys.executable, "-c", text, *words], None)
+
+
+def _finish(words: Sequence[str], cwd: Path | None) -> Done:
+    done = subprocess.run(words, env=environment(), cwd=cwd, capture_output=True, timeout=PATIENCE_SECONDS, check=False)
     return Done(done.returncode, done.stdout, done.stderr.decode())
 
 

@@ -125,7 +125,7 @@ def test_features_that_can_not_be_selected(features: str, part: str) -> None:
         (["run", "demo", "--tlb-flush-inhibit", "srcu"], ["--tlb-flush-inhibit", "'srcu' is not one of ours, posted"]),
         (["run", "demo", "--engine", "bochs"], ["--engine", "auto, unicorn, kvm"]),
         (["run", "demo", "--engine", "kvm"], ["kvm is not implemented yet; use --engine unicorn"]),
-        (["run", "demo", "--trace", "out.json"], ["--trace is not implemented yet"]),
+        (["run", "demo", "--trace", "out.json"], ["--trace", "no format has the suffix '.json'"]),
         (["run", "demo", "--append", "x" * 5000], ["command line"]),
         (["run", "demo", "--colour"], ["no such option: --colour", "vtlkit run --help"]),
         (["fly"], ["no such command 'fly'", "vtlkit --help"]),

@@ -43,6 +43,8 @@ THIRD_PARTY = {
     "greenlet": ("engine.unicorn", "host.sim"),
     "typer": ("cli",),
     "rich": ("cli",),
+    "perfetto": ("trace.perfetto_sink", "trace.perfetto_reader"),
+    "google": ("trace.perfetto_reader",),
 }
 """Distribution module -> its adapters. A module that is neither here nor in the standard library is an error."""
 

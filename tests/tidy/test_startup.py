@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[2] / "src"
-HEAVY = {"unicorn", "iced_x86", "greenlet"}
+HEAVY = {"unicorn", "iced_x86", "greenlet", "perfetto", "google"}
 
 PROBE = """
 import json, runpy, sys

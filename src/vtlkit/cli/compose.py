@@ -17,7 +17,12 @@ import typer
 if TYPE_CHECKING:
     from vtlkit.engine.api import EngineFactory
     from vtlkit.host.api import RunnableHost
-    from vtlkit.vmm.machine import Machine, MachineConfig
+    from vtlkit.trace.tracer import Tracer
+    from vtlkit.vmm.config import MachineConfig
+    from vtlkit.vmm.machine import Machine
+
+    TraceOf = Callable[[RunnableHost], Tracer | None]
+    """Begins the trace of what runs on a host, if there is to be one."""
 
 
 class EngineChoice(enum.StrEnum):
@@ -86,7 +91,9 @@ class Mode:
 
 
 @contextmanager
-def composed(mode: Mode, config: MachineConfig, console: Callable[[bytes], None]) -> Iterator[Machine]:
+def composed(
+    mode: Mode, config: MachineConfig, console: Callable[[bytes], None], trace: TraceOf | None = None
+) -> Iterator[Machine]:
     """A machine that is ready to load an image; its host and engines end with the block.
 
     Raises:
@@ -103,7 +110,7 @@ def composed(mode: Mode, config: MachineConfig, console: Callable[[bytes], None]
     try:
         with _host(mode) as host:
             try:
-                machine = Machine(config, host, engines, console)
+                machine = Machine(config, host, engines, console, None if trace is None else trace(host))
             except MemoryError as error:
                 raise CannotCompose(f"{error}; give less with --memory") from error
             yield machine

@@ -22,6 +22,7 @@ from vtlkit.cli.info import info
 from vtlkit.cli.run import run
 from vtlkit.cli.status import BadInput, Status, complain, report_bug
 from vtlkit.cli.stress import stress
+from vtlkit.cli.trace import trace
 
 _STANDARD_OUTPUT: Final = 1
 
@@ -62,7 +63,7 @@ def application() -> typer.Typer:
     ) -> None:
         """Run x86-64 guests with Hyper-V's Virtual Trust Levels on an embedded CPU."""
 
-    for command in (run, info, bench, stress):
+    for command in (run, trace, info, bench, stress):
         app.command()(_telling_ctrl_c(command))
     return app
 

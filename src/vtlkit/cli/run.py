@@ -22,6 +22,7 @@ from vtlkit.cli.hv_features import HvOption, parse_hv
 from vtlkit.cli.interruption import Interruption
 from vtlkit.cli.quantities import MIB, SEED_MAXIMUM, count_parser, parse_memory, parse_seconds, show_size
 from vtlkit.cli.status import BadInput, Status, complain, report_bug
+from vtlkit.cli.trace_file import TraceFile, TraceOption, TraceRingOption
 from vtlkit.cli.waiting import DEFAULT_WAIT, HaltPollOption, VtlWaitOption, make_design
 from vtlkit.hvdef.identifiers import HV_MAX_VTLS
 
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
     from typing import TextIO
 
     from vtlkit.kvm.uapi import HvFeatures
-    from vtlkit.vmm.machine import Machine, MachineConfig, RunResult
+    from vtlkit.vmm.config import MachineConfig
+    from vtlkit.vmm.machine import Machine, RunResult
 
 COMMAND: Final = "vtlkit run"
 MAX_CPUS: Final = 255
@@ -80,7 +82,8 @@ def run(
     vtl_wait: VtlWaitOption = DEFAULT_WAIT,
     halt_poll: HaltPollOption = 0,
     tlb_flush_inhibit: FlushInhibitOption = "ours",
-    trace: Annotated[str, typer.Option(metavar="FILE", help="Not implemented yet.")] = "",
+    trace: TraceOption = "",
+    trace_ring: TraceRingOption = None,
     json_file: Annotated[str, typer.Option("--json", metavar="FILE", help="Write the summary as JSON.")] = "",
     quiet: Annotated[bool, typer.Option("--quiet", help="No summary on standard error.")] = False,
 ) -> int:
@@ -89,9 +92,7 @@ def run(
     The guest's serial port is standard output; a summary follows on standard error. A guest that writes v to port 0xf4
     ends the run with status (v << 1) | 1. Power-off is status 0, bad input 2, a triple fault 3, a time-out 124.
     """
-    if trace:
-        raise BadInput(COMMAND, "--trace is not implemented yet; leave it out")
-    from vtlkit.vmm.machine import MachineConfig
+    from vtlkit.vmm.config import MachineConfig
 
     config = MachineConfig(
         cpus=cpus,
@@ -110,7 +111,9 @@ def run(
     path = find_guest(guest)
     report = _open_report(json_file)
     try:
-        return _run(path, config, mode, timeout, None if quiet else sys.stderr, report)
+        with TraceFile(COMMAND, trace, trace_ring) as written:
+            status = _run(path, config, mode, timeout, None if quiet else sys.stderr, report, written)
+        return written.status or status
     except CannotCompose as error:
         raise BadInput(COMMAND, str(error)) from None
     finally:
@@ -150,7 +153,13 @@ def _open_report(name: str) -> TextIO | None:
 
 
 def _run(
-    path: Path, config: MachineConfig, mode: Mode, timeout: float | None, people: TextIO | None, report: TextIO | None
+    path: Path,
+    config: MachineConfig,
+    mode: Mode,
+    timeout: float | None,
+    people: TextIO | None,
+    report: TextIO | None,
+    trace: TraceFile,
 ) -> int:
     from vtlkit.cli.summary import Summary
     from vtlkit.vmm.loaders import LoadError
@@ -160,7 +169,7 @@ def _run(
         machine.stop(reason)
 
     output = GuestOutput(_STANDARD_OUTPUT, on_failure=lambda: stop("interrupted"))
-    with composed(mode, config, output.write) as machine:
+    with composed(mode, config, output.write, trace.start) as machine:
         try:
             machine.load(path)
         except LoadError as error:

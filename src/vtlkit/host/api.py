@@ -308,6 +308,10 @@ class Host(ABC):
         """The calling task."""
 
     @abstractmethod
+    def context(self) -> str:
+        """What the calling code runs as: its task's name, or `timer 'name'` in a timer's callback (for traces)."""
+
+    @abstractmethod
     def now_ns(self) -> int:
         """Nanoseconds of the host's monotonic clock, from 0 at the start of the run."""
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from vtlkit.engine.api import Event, EventType
+from vtlkit.kvm import tracing
 from vtlkit.kvm.mpstate import MpState
 from vtlkit.kvm.requests import Req
 from vtlkit.kvm.windows import Windows
@@ -138,10 +139,14 @@ def inject_pending(vcpu: Vcpu) -> bool:
     force_immediate_exit = vcpu.guest_mode and vcpu.nested.check_events()
     busy = engine.injected() is not None
     if not busy and queue.exception is not None:
+        if vcpu.trace is not None:
+            tracing.injected(vcpu, queue.exception, again=False)
         engine.inject(queue.exception)
         queue.exception = None
         busy = True
     if not busy and queue.interrupted is not None:
+        if vcpu.trace is not None:
+            tracing.injected(vcpu, queue.interrupted, again=True)
         engine.inject(queue.interrupted)
         queue.interrupted = None
         busy = True
@@ -154,6 +159,8 @@ def inject_pending(vcpu: Vcpu) -> bool:
     if nmis and not busy and not vendor.nmi_blocked(vcpu):
         queue.nmi_pending = nmis = nmis - 1
         vendor.inject_nmi(vcpu)
+        if vcpu.trace is not None:
+            vcpu.trace.inject_nmi()
         busy = True
     if nmis:
         if busy and not engine.nmi_blocked:
@@ -169,6 +176,8 @@ def inject_pending(vcpu: Vcpu) -> bool:
         vector = _next_vector(vcpu)
     if vector >= 0:
         vendor.inject_irq(vcpu, vector)
+        if vcpu.trace is not None:
+            vcpu.trace.inject_irq(vector)
         vcpu.statistics.injected_interrupts += 1
     # Where there was none: what comes from now on makes the request again, and kicks.
     if (vector >= 0 or not allowed) and has_interrupt(vcpu):

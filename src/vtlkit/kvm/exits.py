@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from vtlkit.engine import api
-from vtlkit.kvm import control_registers, hypercalls, intercepted, kvm_run
+from vtlkit.kvm import control_registers, hypercalls, intercepted, kvm_run, tracing
 from vtlkit.kvm.cpuid import DYNAMIC_LEAVES, for_guest
 from vtlkit.kvm.hyperv.hypercall import check_block
 from vtlkit.kvm.kvm_run import KvmRun
@@ -93,6 +93,8 @@ def _rdmsr(vcpu: Vcpu, exit_: api.Rdmsr) -> KvmRun | None:
     wanted = vcpu.user_intercepts
     if value is None and wanted is not None and index in wanted.msr_ignored_reads and _unimplemented(vcpu, index):
         value = 0
+    if vcpu.trace is not None:
+        vcpu.trace.msr(False, index, value or 0, value is None)
     if value is None:
         if vcpu.vm.user_space_msr:
             vcpu.exit_length = exit_.length
@@ -116,6 +118,8 @@ def _wrmsr(vcpu: Vcpu, exit_: api.Wrmsr) -> KvmRun | None:
     wanted = vcpu.user_intercepts
     if not result and wanted is not None and index in wanted.msr_ignored_writes:
         result = _unimplemented(vcpu, index)
+    if vcpu.trace is not None:
+        vcpu.trace.msr(True, index, value, not result)
     if not result:
         if vcpu.vm.user_space_msr:
             vcpu.exit_length = exit_.length
@@ -132,6 +136,8 @@ def _unimplemented(vcpu: Vcpu, index: int) -> bool:
 
 
 def _hypercall(vcpu: Vcpu, exit_: api.Hypercall) -> KvmRun | None:
+    if vcpu.trace is not None:
+        tracing.hypercall(vcpu)
     if vcpu.hv.hypercall_enabled:
         return vcpu.hv.hypercall(exit_.length)
     hypercalls.emulate(vcpu, exit_.length)
@@ -170,12 +176,17 @@ def _rdtsc(vcpu: Vcpu, exit_: api.Rdtsc) -> None:
 def _port_in(vcpu: Vcpu, exit_: api.PortIn) -> KvmRun | None:
     device = vcpu.vm.port_bus.ports.get(exit_.port)
     if device is not None:
-        vcpu.engine.complete(device[0](exit_.port, exit_.size))
+        value = device[0](exit_.port, exit_.size)
+        if vcpu.trace is not None:
+            vcpu.trace.pio(False, exit_.port, exit_.size, value)
+        vcpu.engine.complete(value)
         return None
     return kvm_run.Io(exit_.port, exit_.size, False)
 
 
 def _port_out(vcpu: Vcpu, exit_: api.PortOut) -> KvmRun | None:
+    if vcpu.trace is not None:
+        vcpu.trace.pio(True, exit_.port, exit_.size, exit_.value)
     device = vcpu.vm.port_bus.ports.get(exit_.port)
     if device is not None:
         device[1](exit_.port, exit_.size, exit_.value)
@@ -187,7 +198,9 @@ def _mmio_read(_vcpu: Vcpu, exit_: api.MmioRead) -> KvmRun | None:
     return kvm_run.Mmio(exit_.gpa, exit_.size, False)
 
 
-def _mmio_write(_vcpu: Vcpu, exit_: api.MmioWrite) -> KvmRun | None:
+def _mmio_write(vcpu: Vcpu, exit_: api.MmioWrite) -> KvmRun | None:
+    if vcpu.trace is not None:
+        vcpu.trace.mmio(True, exit_.size, exit_.gpa, exit_.value)
     return kvm_run.Mmio(exit_.gpa, exit_.size, True, exit_.value)
 
 
@@ -248,6 +261,8 @@ def complete(vcpu: Vcpu) -> None:
         vcpu.hv.complete(pending)
     elif isinstance(pending, _IO_EXITS):
         if not pending.write:
+            if vcpu.trace is not None:
+                tracing.completed(vcpu, pending)
             vcpu.engine.complete(pending.data)
     elif isinstance(pending, kvm_run.Rdmsr):
         if pending.error:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import lru_cache
 
 from vtlkit.host.api import Bitmap
+from vtlkit.kvm import tracing
 from vtlkit.kvm.errors import KvmError
 from vtlkit.kvm.ipi import Irq
 from vtlkit.kvm.lapic_core import LapicCore, LapicStatistics
@@ -271,6 +272,8 @@ class LocalApic(LapicCore):
         if self.listener is not None and self.listener.startup(icr, dest_id):
             return
         self._ipis_sent += 1
+        if self.trace is not None:
+            tracing.ipi(self.trace, _message(icr, dest_id))
         self._bus.deliver(_message(icr, dest_id), self)
 
     def send_startup(self, icr: int) -> None:

@@ -32,6 +32,7 @@ from vtlkit.kvm.lapic_owner import ApicListener, ApicOwner
 from vtlkit.kvm.lapic_regs import LVT_WRITABLE, NR_REGS, REG_SHIFT
 from vtlkit.kvm.lapic_timer import LapicTimer
 from vtlkit.kvm.requests import Req
+from vtlkit.trace.tracer import VcpuTrace
 from vtlkit.x86 import apic as regs
 from vtlkit.x86.apic import DeliveryMode
 from vtlkit.x86.msr import APICBASE_ENABLE, X2APIC_ENABLE
@@ -78,6 +79,7 @@ class LapicCore:
         "on_eoi",
         "timer",
         "tmr",
+        "trace",
     )
 
     def __init__(
@@ -102,6 +104,7 @@ class LapicCore:
         """Called with each vector whose in-service bit an EOI cleared (the SynIC's ear)."""
         self.listener: ApicListener | None = None
         """Told of accesses by the own vCPU, if user space intercepts any: see `unheard`."""
+        self.trace: VcpuTrace | None = None
         self._regs = [0] * NR_REGS
         self._isr = 0
         self._ppr = 0
@@ -222,6 +225,8 @@ class LapicCore:
                     self.tmr.set(vector)
                 else:
                     self.tmr.clear(vector)
+            if self.trace is not None:
+                self.trace.accept_irq(self.apic_id, vector, DeliveryMode(mode).name, trig_level)
             # Fully ordered: TMR before IRR. Pairs with get_interrupt, which reads IRR and at EOI reads TMR.
             self.irr.test_and_set(vector)
             owner.make_request(Req.EVENT)
@@ -321,6 +326,8 @@ class LapicCore:
             return
         self._eois += 1
         vector = self._isr.bit_length() - 1
+        if self.trace is not None:
+            self.trace.eoi(self.apic_id, vector)
         self._isr ^= 1 << vector
         self._ppr = self._compute_ppr()
         if self.on_eoi is not None:

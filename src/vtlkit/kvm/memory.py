@@ -23,6 +23,7 @@ from vtlkit.kvm.address_space import AddressSpace, AttributeChange, Change, Over
 from vtlkit.kvm.attributes import MemoryAttributes
 from vtlkit.kvm.errors import GuestMemoryError
 from vtlkit.kvm.memslots import MAX_GPA, MemoryRegion, Memslots
+from vtlkit.trace.tracer import VmTrace
 
 _PAGE_MASK = PAGE_SIZE - 1
 _READ_ONLY = Access.READ | Access.EXECUTE
@@ -55,6 +56,7 @@ class GuestMemory:
         self.on_write: Callable[[int, int], None] = lambda _gpa, _size: None
         """Told of each write from the host's side: translated code may lie there."""
 
+        self.trace: VmTrace | None = None
         self._followers: list[Follower] = []
 
     def follow(self, follower: Follower) -> int:
@@ -74,13 +76,15 @@ class GuestMemory:
                 follower.restart_log(done)
             del self.log[:done]
 
-    def _publish(self, space: AddressSpace, changes: Iterable[Change]) -> None:
+    def _publish(self, space: AddressSpace, changes: list[Change]) -> None:
         """Make a new state visible and log what changed. The caller holds the lock."""
         if len(self.log) > LOG_MAX:
             self._forget_log()
         # In this order: who has judged by the new state finds its map behind (`memory_faults`).
         self.log.extend(changes)
         self._space.store_release(space)
+        if self.trace is not None:
+            self.trace.memory_change((change.gpa, change.size, change.backing) for change in changes)
 
     def _forget_log(self) -> None:
         """A follower (a processor that never runs, say) has fallen too far behind to be led there step by step."""
@@ -137,7 +141,7 @@ class GuestMemory:
             for step in steps:
                 space, where = step.apply(space)
                 touched += where
-            self._publish(space, merged(touched))
+            self._publish(space, list(merged(touched)))
         self.on_change()
 
     def map_overlay(self, gpa: int, block: RamBlock, offset: int = 0, access: Access = Access.ALL) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from vtlkit.engine import api
 from vtlkit.engine.api import Access
-from vtlkit.kvm import kvm_run
+from vtlkit.kvm import kvm_run, tracing
 from vtlkit.kvm.kvm_run import KvmRun
 from vtlkit.kvm.mmu import forbids
 from vtlkit.x86.exceptions import Vector
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 def memory_fault(vcpu: Vcpu, exit_: api.MemoryFault) -> KvmRun | None:
     """A stale map, an I/O page, a read-only slot, or forbidden by attributes: handle it, or exit to user space."""
+    if vcpu.trace is not None:
+        tracing.page_fault(vcpu, exit_)
     if exit_.vectoring is not None:
         vcpu.events.interrupted = exit_.vectoring
     if vcpu.map.behind():

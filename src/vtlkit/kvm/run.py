@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from vtlkit.engine import api as engine_api
-from vtlkit.kvm import events, exits, windows
+from vtlkit.kvm import events, exits, tracing, windows
 from vtlkit.kvm.hyperv.flush_inhibit import outside
 from vtlkit.kvm.kvm_run import Intr, KvmRun, Shutdown, SystemEvent, SystemEventExit
 from vtlkit.kvm.mpstate import MpState
@@ -51,6 +51,8 @@ def vcpu_run(vcpu: Vcpu) -> KvmRun:
         timer.switch_to_sw_timer()
     vcpu.pending_exit = exit_
     vcpu.statistics.user_exits[exit_.reason] += 1
+    if vcpu.trace is not None:
+        tracing.userspace_exit(vcpu, exit_)
     return exit_
 
 
@@ -60,7 +62,7 @@ def complete_only(vcpu: Vcpu) -> KvmRun | None:
     exit_: KvmRun | None = None
     while exit_ is None and not vcpu.engine.at_boundary:
         with outside(vcpu.section):
-            reason = vcpu.vendor.vcpu_run(vcpu, None, True)
+            reason = (vcpu.vendor.vcpu_run if vcpu.trace is None else tracing.vcpu_run)(vcpu, None, True)
         vcpu.sync_clock()
         if (
             type(reason) is not _PREEMPTION_TIMER
@@ -189,7 +191,7 @@ def _enter_guest(vcpu: Vcpu) -> KvmRun | None:
 def _run_guest(vcpu: Vcpu, budget_ns: int | None, force_immediate_exit: bool) -> engine_api.Exit | None:
     """In guest mode, with nothing left to look at: run until an exit that is not answered here, None if all were."""
     engine, hv = vcpu.engine, vcpu.hv
-    run = vcpu.vendor.vcpu_run
+    run = vcpu.vendor.vcpu_run if vcpu.trace is None else tracing.vcpu_run
     budget = entered_ns = None
     if budget_ns is None:
         entered_ns = vcpu.host.now_ns()

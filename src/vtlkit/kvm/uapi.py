@@ -80,6 +80,7 @@ from vtlkit.kvm.vm import MAX_VCPUS, Vm
 from vtlkit.kvm.wait_state import WaitFlags, WaitResult, WaitType
 from vtlkit.kvm.windows import Windows
 from vtlkit.kvm.windows import request as windows_request
+from vtlkit.trace.tracer import Tracer
 
 __all__ = [
     "ALL_VPS",
@@ -198,8 +199,10 @@ class Kvm:
         vendor: str = DEFAULT_VENDOR,
         nested: bool = False,
         tlb_flush_inhibit: FlushInhibitDesign = FlushInhibitDesign.WAITING_ON,
+        trace: Tracer | None = None,
     ) -> None:
         """`nested`: its VMs have Cap.NESTED; `tlb_flush_inhibit`: how they hold flushes up. Module parameters both.
+        `trace`: where they write what they do.
 
         Raises:
             KvmError: EINVAL for a vendor that there is not.
@@ -209,12 +212,13 @@ class Kvm:
         self.engines = engines
         self.vendor = vendor_named(vendor).name
         self.tlb_flush_inhibit = tlb_flush_inhibit
+        self.trace = trace
         self._created = 0
 
     def create_vm(self, name: str | None = None) -> Vm:
         """KVM_CREATE_VM."""
         self._created += 1
-        vm = Vm(self.host, self.engines, name or f"vm{self._created - 1}", vendor=self.vendor)
+        vm = Vm(self.host, self.engines, name or f"vm{self._created - 1}", vendor=self.vendor, trace=self.trace)
         vm.enable_cap(Cap.NESTED, int(self.nested))
         vm.hv.set_flush_inhibit_design(self.tlb_flush_inhibit)
         return vm

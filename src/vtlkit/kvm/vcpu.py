@@ -41,6 +41,7 @@ from vtlkit.kvm.vcpu_state import VcpuState
 from vtlkit.kvm.vcpu_time import VcpuTime
 from vtlkit.kvm.wait import ignores_rflags_if, suspend, wait
 from vtlkit.kvm.wait_state import WaitResult, WaitState, check_arguments
+from vtlkit.trace.tracer import VcpuTrace
 from vtlkit.x86.msr import APICBASE_BASE, APICBASE_ENABLE, X2APIC_ENABLE
 from vtlkit.x86.registers import CR0_PE, GENERAL_REGISTERS
 
@@ -68,6 +69,7 @@ class Vcpu(VcpuTime, VcpuState):
         self.vcpu_id = vcpu_id
         self.host = vm.host
         self.name = vm.namespaces.vcpu_name(vcpu_id)
+        self.trace: VcpuTrace | None = None if vm.trace is None else vm.trace.vcpu(vcpu_id)
         self.engine = engine
         self.vendor: Vendor = vm.vendor
         self.is_bsp = is_bsp
@@ -116,6 +118,7 @@ class Vcpu(VcpuTime, VcpuState):
         self.hv: HvVcpu = HvVcpu(self, number, self.namespace.hv)
         self.section: KernelSection | None = self.hv.hv_vm.flush_inhibits.section()
         self.apic.on_eoi = self.hv.on_eoi
+        self.apic.trace = self.trace
         self.msrs = Msrs(self)
         self.devices: VcpuDevices = VcpuDevices(self)
         self.map = EngineMap(engine, vm.memory, self.devices)
@@ -155,6 +158,8 @@ class Vcpu(VcpuTime, VcpuState):
         """Set the request bit; earlier stores are seen by whoever sees the bit (`kvm_make_request`). From any task."""
         self.host.smp_wmb()
         self.requests.set(request)
+        if self.trace is not None:
+            self.trace.make_request(request.name)
 
     def check_request(self, request: Req) -> bool:
         """Take the request if it is set (`kvm_check_request`)."""
@@ -166,6 +171,8 @@ class Vcpu(VcpuTime, VcpuState):
 
     def kick(self) -> None:
         """Wake the vCPU if it blocks, make it exit if it runs guest code (`kvm_vcpu_kick`). Any task; never blocks."""
+        if self.trace is not None:
+            self.trace.kick()
         if not self.wait_queue.wake():
             self.kick_running()
         if self._listener is not None:
@@ -212,10 +219,14 @@ class Vcpu(VcpuTime, VcpuState):
     def kick_running(self) -> None:
         """Make the vCPU exit if it is in the guest; let it sleep if it blocks. From any task; never blocks."""
         if self.mode.cmpxchg(Mode.IN_GUEST_MODE, Mode.EXITING_GUEST_MODE) == Mode.IN_GUEST_MODE:
+            if self.trace is not None:
+                self.trace.kick_running()
             self.engine.kick()
 
     def signal(self) -> None:
         """What a signal to the thread in KVM_RUN does: the current or next `run` returns INTR. From any task."""
+        if self.trace is not None:
+            self.trace.signal()
         self._signal.store(True)
         self.host.smp_mb()
         self.kick()

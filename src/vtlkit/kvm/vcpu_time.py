@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from vtlkit.host.api import Host
     from vtlkit.kvm.hyperv.vcpu import HvVcpu
     from vtlkit.kvm.vm import Vm
+    from vtlkit.trace.tracer import VcpuTrace
 
 _U64: Final = 0xFFFFFFFFFFFFFFFF
 
@@ -24,6 +25,7 @@ class VcpuTime:
     host: Host
     engine: Engine
     hv: HvVcpu
+    trace: VcpuTrace | None
     tsc_offset: int
     tsc_adjust: int
     clock_mark: int
@@ -40,6 +42,8 @@ class VcpuTime:
         delta = executed - self.clock_mark
         self.clock_mark = executed
         spent = delta * self.vm.ns_per_instruction
+        if self.trace is not None:
+            self.trace.unsynced_exits = 0
         if self.host.deterministic:
             self.hv.account_guest_time(spent)
         self.host.consume_ns(spent + exits * self.vm.ns_per_exit)

@@ -30,6 +30,7 @@ from vtlkit.kvm.routing import PIT_IRQ_SOURCE_ID, IrqRouting, Route
 from vtlkit.kvm.vcpu import Vcpu
 from vtlkit.kvm.vendor import DEFAULT_VENDOR, vendor_named
 from vtlkit.kvm.vm_memory import VmMemory
+from vtlkit.trace.tracer import Tracer
 from vtlkit.x86.apic import DeliveryMode
 
 MAX_VCPUS: Final = 1024
@@ -45,9 +46,18 @@ sees time pass."""
 class Vm(VmMemory):
     """See the module. `create_irqchip` before the first vCPU gives it PIC, I/O APIC and PIT."""
 
-    def __init__(self, host: Host, engines: EngineFactory, name: str, *, vendor: str = DEFAULT_VENDOR) -> None:
+    def __init__(
+        self,
+        host: Host,
+        engines: EngineFactory,
+        name: str,
+        *,
+        vendor: str = DEFAULT_VENDOR,
+        trace: Tracer | None = None,
+    ) -> None:
         self.host = host
         self.name = name
+        self.trace = None if trace is None else trace.vm(name)
         self.engines = engines
         self.vendor = vendor_named(vendor)
         self.lock = host.lock(f"{name}-lock", LockRank.VM)
@@ -55,6 +65,7 @@ class Vm(VmMemory):
         self.memory.on_change = self._memory_changed
         self.memory.on_write = self._memory_written
         self.transactions = MemoryTransactions(host, name, self.memory)
+        self.memory.trace = self.trace
         self.bus = IpiBus(host, f"{name}-apic", x2apic_format=True)
         self.port_bus = PortBus()
         self.mmio_bus = MmioBus()

@@ -131,7 +131,11 @@ def _block(vcpu: Vcpu, ready: Callable[[Vcpu], bool]) -> bool:
                 process_stimers(vcpu)
                 continue
             vcpu.statistics.blocks += 1
+            if vcpu.trace is not None:
+                vcpu.trace.block(vcpu.mp_state.name)
             vcpu.host.schedule()
+            if vcpu.trace is not None:
+                vcpu.trace.wakeup()
         queue.finish()
     return ended is _RUNNABLE
 

@@ -20,6 +20,8 @@ from vtlkit.kvm.cpuid import for_vcpu
 from vtlkit.kvm.memslots import MemoryRegion
 from vtlkit.kvm.vcpu import Vcpu
 from vtlkit.kvm.vm import Vm
+from vtlkit.trace.sinks import Sink
+from vtlkit.trace.tracer import Tracer
 from vtlkit.x86.apic import APIC_SPIV
 
 RESET = 0xFFFFFFF0
@@ -141,13 +143,15 @@ class Machine:
         prepare: Callable[[Vm], None] = lambda _vm: None,
         vendor: str | None = None,
         nested: bool = False,
+        sink: Sink | None = None,
     ) -> None:
         """`prepare`: what has to be done to the VM before its first vCPU."""
         self.host: RunnableHost = host if host is not None else Simulator()
         begin = dict(programs or {})
         begin.setdefault(RESET, program or script())
+        self.tracer = None if sink is None else Tracer(self.host.now_ns, self.host.context, sink)
         chosen = {} if vendor is None else {"vendor": vendor}
-        self.vm = Vm(cast(Host, self.host), Cpus(begin, handlers or {}), "vm", **chosen)
+        self.vm = Vm(cast(Host, self.host), Cpus(begin, handlers or {}), "vm", **chosen, trace=self.tracer)
         self.vm.enable_cap(Cap.NESTED, int(nested))
         prepare(self.vm)
         self.vm.create_irqchip()

@@ -34,7 +34,8 @@ class GuestLoop:
     def run(self, iterations: int) -> tuple[float, str]:
         """That, and what the guest printed."""
         from vtlkit import guests
-        from vtlkit.vmm.machine import MachineConfig, Outcome
+        from vtlkit.vmm.config import MachineConfig
+        from vtlkit.vmm.machine import Outcome
 
         config = MachineConfig(cpus=self.cpus, memory=_MEMORY, append=f"{self.word} {iterations}", vendor=self.vendor)
         printed = bytearray()

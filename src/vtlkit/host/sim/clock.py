@@ -16,12 +16,14 @@ from vtlkit.host.api import Timer
 class Clock(AlarmQueue):
     """Hot paths read `now` and `next` (the earliest deadline, or NEVER) and may move `now` on, short of `next`."""
 
-    __slots__ = ("_on_error", "in_interrupt", "now")
+    __slots__ = ("_on_error", "expiring", "in_interrupt", "now")
 
     def __init__(self, on_error: Callable[[BaseException, str], None]) -> None:
         super().__init__()
         self.now = 0
         self.in_interrupt = False
+        self.expiring: Alarm | None = None
+        """What expires now, or did last."""
         self._on_error = on_error
 
     def advance(self, target: int) -> None:
@@ -32,6 +34,7 @@ class Clock(AlarmQueue):
                 self.now = self.next
             alarm = self.take()
             self.in_interrupt = True
+            self.expiring = alarm
             try:
                 alarm.expire()
             except BaseException as error:  # noqa: BLE001 - ends the run: re-raised by run()

@@ -174,6 +174,13 @@ class Simulator(RunLoop, RunnableHost):
     def current(self) -> Task:
         return self.running
 
+    def context(self) -> str:
+        clock = self.clock
+        if clock.in_interrupt:
+            assert clock.expiring is not None
+            return clock.expiring.alarm_name()
+        return self.running.name
+
     def now_ns(self) -> int:
         return self.clock.now
 

@@ -187,6 +187,11 @@ class ThreadHost(RunnableHost):
     def current(self) -> Task:
         return self.running()
 
+    def context(self) -> str:
+        task = self.running()
+        alarm = self._timers.firing() if task.in_interrupt else None
+        return task.name if alarm is None else alarm.alarm_name()
+
     def now_ns(self) -> int:
         return self._clock.now_ns()
 

@@ -93,6 +93,10 @@ class TimerThread:
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
 
+    def firing(self) -> Alarm | None:
+        """Whose callback this thread is in."""
+        return self._firing
+
     def _main(self) -> None:
         self._enter_interrupt()
         while (alarm := self._next_due()) is not None:

@@ -45,7 +45,12 @@ from vtlkit.testing.host_conformance.tasks import (
     check_run_until,
     check_stop,
 )
-from vtlkit.testing.host_conformance.timers import check_interrupt_context, check_periodic_timer, check_timers
+from vtlkit.testing.host_conformance.timers import (
+    check_context,
+    check_interrupt_context,
+    check_periodic_timer,
+    check_timers,
+)
 
 HOST_CHECKS: tuple[HostCheck, ...] = (
     check_fetch_add,
@@ -72,6 +77,7 @@ HOST_CHECKS: tuple[HostCheck, ...] = (
     check_signals,
     check_timers,
     check_periodic_timer,
+    check_context,
     check_interrupt_context,
     check_join,
     check_exception,

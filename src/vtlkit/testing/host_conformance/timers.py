@@ -68,6 +68,21 @@ def check_periodic_timer(host: RunnableHost) -> None:
     run_to_end(host, host.spawn(user, "user"))
 
 
+def check_context(host: RunnableHost) -> None:
+    """`context` names the task that runs, and in a timer's callback the timer."""
+    found: list[str] = []
+    timer = host.timer(lambda: found.append(host.context()), "alarm")
+
+    def user() -> None:
+        found.append(host.context())
+        timer.start(host.now_ns() + MS)
+        sleep(host, SETTLE_NS)
+        found.append(host.context())
+
+    run_to_end(host, host.spawn(user, "user"))
+    assert found == ["user", "timer 'alarm'", "user"], found
+
+
 def check_interrupt_context(host: RunnableHost) -> None:
     """A callback that takes a lock fails the run."""
     lock = host.lock("lock")

@@ -367,6 +367,8 @@ class Vp:
             newcomer.hv.assist.set_entry_reason(reason)
         if target > source:
             self.vina.entered(target)
+        if giver.trace is not None:
+            giver.trace.vtl_switch(source, target, "none" if reason is None else reason.name)
         count = switches.load()
         switches.store(count + 1)
         # Announced before the copy: who changed the giver's registers looks at the count after that.

@@ -1,0 +1,150 @@
+"""Tracepoints that need more than a line: what is read of the vCPU before it goes into a trace.
+
+Counterpart: TP_fast_assign of arch/x86/kvm/trace.h. Called only where `Vcpu.trace` is set, by the vCPU's task. Nothing
+here changes anything.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from vtlkit.engine import api
+from vtlkit.engine.api import Access, Event, EventType
+from vtlkit.kvm import kvm_run
+from vtlkit.kvm.kvm_run import KvmRun
+from vtlkit.x86.apic import DeliveryMode, Shorthand
+from vtlkit.x86.exceptions import PFERR_FETCH, PFERR_PRESENT, PFERR_WRITE, Vector
+
+if TYPE_CHECKING:
+    from vtlkit.kvm.ipi import Irq
+    from vtlkit.kvm.vcpu import Vcpu
+    from vtlkit.trace.tracer import VcpuTrace
+
+_NOTHING: Final = (0, 0, 0, 0)
+_EXITINTINFO_EV: Final = 1 << 11
+_EXITINTINFO_V: Final = 1 << 31
+_U32: Final = 0xFFFFFFFF
+_EINTR: Final = 4
+_KVM_EXIT: Final = {
+    "IO": 2,
+    "DEBUG": 4,
+    "MMIO": 6,
+    "IRQ_WINDOW_OPEN": 7,
+    "SHUTDOWN": 8,
+    "INTERNAL_ERROR": 17,
+    "SYSTEM_EVENT": 24,
+    "HYPERV": 27,
+    "X86_RDMSR": 29,
+    "X86_WRMSR": 30,
+    "MEMORY_FAULT": 39,
+}
+"""KVM_EXIT_* of linux/kvm.h; what is this project's own is UNKNOWN, 0."""
+
+
+def vcpu_run(vcpu: Vcpu, budget: int | None, force_immediate_exit: bool) -> api.Exit:
+    """The vendor's `vcpu_run` between its two tracepoints, as `svm_vcpu_run` has them."""
+    trace, engine = vcpu.trace, vcpu.engine
+    assert trace is not None
+    trace.entry(engine.regs.rip, force_immediate_exit, _ahead_ns(vcpu))
+    reason = vcpu.vendor.vcpu_run(vcpu, budget, force_immediate_exit)
+    trace.exit(reason.name, engine.regs.rip, exit_info(reason), _ahead_ns(vcpu))
+    return reason
+
+
+def _ahead_ns(vcpu: Vcpu) -> int:
+    """What has been executed, and exited, since a deterministic host's clock was last told (`VcpuTime.sync_clock`)."""
+    executed = vcpu.engine.instructions()
+    if executed is None or not vcpu.host.deterministic:
+        return 0
+    assert vcpu.trace is not None
+    vm = vcpu.vm
+    return (executed - vcpu.clock_mark) * vm.ns_per_instruction + vcpu.trace.unsynced_exits * vm.ns_per_exit
+
+
+def exit_info(reason: api.Exit) -> tuple[int, int, int, int]:
+    """EXITINFO1, EXITINFO2, EXITINTINFO and its error code, as SVM reports the exit (AMD APM volume 2, appendix C)."""
+    if isinstance(reason, api.PortIn | api.PortOut):
+        is_in = isinstance(reason, api.PortIn)
+        return reason.port << 16 | reason.size << 4 | is_in, 0, 0, 0
+    if isinstance(reason, api.MmioRead | api.MmioWrite):
+        return PFERR_WRITE if isinstance(reason, api.MmioWrite) else 0, reason.gpa, 0, 0
+    if isinstance(reason, api.MemoryFault):
+        return _error_code(reason), reason.gpa, *_vectoring(reason.vectoring)
+    if isinstance(reason, api.ExceptionExit):
+        return reason.error_code or 0, reason.address, *_vectoring(reason.vectoring)
+    if isinstance(reason, api.Wrmsr):
+        return 1, 0, 0, 0
+    return _NOTHING
+
+
+def _error_code(fault: api.MemoryFault) -> int:
+    kind = {Access.WRITE: PFERR_WRITE, Access.EXECUTE: PFERR_FETCH}.get(fault.access, 0)
+    return kind | (PFERR_PRESENT if fault.mapped else 0)
+
+
+def _vectoring(event: Event | None) -> tuple[int, int]:
+    if event is None:
+        return 0, 0
+    info = _EXITINTINFO_V | event.type << 8 | event.vector
+    return (info, 0) if event.error_code is None else (info | _EXITINTINFO_EV, event.error_code)
+
+
+def userspace_exit(vcpu: Vcpu, exit_: KvmRun) -> None:
+    """KVM_RUN returns."""
+    assert vcpu.trace is not None
+    if isinstance(exit_, kvm_run.Intr):
+        vcpu.trace.userspace_exit("restart", _EINTR)
+        return
+    number = _KVM_EXIT.get(exit_.reason, 0)
+    vcpu.trace.userspace_exit(f"KVM_EXIT_{exit_.reason}", number)
+
+
+def page_fault(vcpu: Vcpu, fault: api.MemoryFault) -> None:
+    """An access that the engine's map does not permit."""
+    assert vcpu.trace is not None
+    vcpu.trace.page_fault(vcpu.engine.regs.rip, fault.gpa, _error_code(fault))
+
+
+def completed(vcpu: Vcpu, pending: kvm_run.Io | kvm_run.Mmio) -> None:
+    """User space has given the value of a load or IN."""
+    assert vcpu.trace is not None
+    if isinstance(pending, kvm_run.Io):
+        vcpu.trace.pio(False, pending.port, pending.size, pending.data)
+    else:
+        vcpu.trace.mmio(False, pending.size, pending.gpa, pending.data)
+
+
+def injected(vcpu: Vcpu, event: Event, *, again: bool) -> None:
+    """An event that is no interrupt of a controller is given to the engine; `again`: an exit had cut it short."""
+    trace = vcpu.trace
+    assert trace is not None
+    if event.type is EventType.NMI:
+        trace.inject_nmi(again)
+    elif event.type is EventType.EXCEPTION:
+        known = event.vector in Vector.__members__.values()
+        name = f"#{Vector(event.vector).name}" if known else f"#{event.vector}"
+        trace.inject_exception(name, event.error_code or 0, again)
+    else:
+        trace.inject_irq(event.vector, event.type is EventType.SOFTWARE, again)
+
+
+def hypercall(vcpu: Vcpu) -> None:
+    """A hypercall at RIP, before anything looks at it."""
+    trace, regs = vcpu.trace, vcpu.engine.regs
+    assert trace is not None
+    if not vcpu.hv.hypercall_enabled:
+        trace.hypercall(regs.rax, (regs.rbx, regs.rcx, regs.rdx, regs.rsi))
+    elif vcpu.is_64bit():
+        trace.hv_hypercall(regs.rcx, regs.rdx, regs.r8)
+    else:
+        trace.hv_hypercall(_pair(regs.rdx, regs.rax), _pair(regs.rbx, regs.rcx), _pair(regs.rdi, regs.rsi))
+
+
+def ipi(trace: VcpuTrace, irq: Irq) -> None:
+    """A local APIC sends a message."""
+    mode, shorthand = DeliveryMode(irq.delivery_mode).name, Shorthand(irq.shorthand).name
+    trace.ipi(irq.dest_id, irq.vector, mode, irq.logical, shorthand)
+
+
+def _pair(high: int, low: int) -> int:
+    return (high & _U32) << 32 | low & _U32
