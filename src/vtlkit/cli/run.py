@@ -112,7 +112,8 @@ def run(
     report = _open_report(json_file)
     try:
         with TraceFile(COMMAND, trace, trace_ring) as written:
-            status = _run(path, config, mode, timeout, None if quiet else sys.stderr, report, written)
+            people = None if quiet else sys.stderr
+            status = _run(path, config, mode, timeout, people, report, written)
         return written.status or status
     except CannotCompose as error:
         raise BadInput(COMMAND, str(error)) from None

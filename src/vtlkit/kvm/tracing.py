@@ -12,6 +12,7 @@ from vtlkit.engine import api
 from vtlkit.engine.api import Access, Event, EventType
 from vtlkit.kvm import kvm_run
 from vtlkit.kvm.kvm_run import KvmRun
+from vtlkit.kvm.mpstate import MpState
 from vtlkit.x86.apic import DeliveryMode, Shorthand
 from vtlkit.x86.exceptions import PFERR_FETCH, PFERR_PRESENT, PFERR_WRITE, Vector
 
@@ -97,6 +98,25 @@ def userspace_exit(vcpu: Vcpu, exit_: KvmRun) -> None:
         return
     number = _KVM_EXIT.get(exit_.reason, 0)
     vcpu.trace.userspace_exit(f"KVM_EXIT_{exit_.reason}", number)
+
+
+def block(vcpu: Vcpu) -> None:
+    """The vCPU goes to sleep: in a wait call, in a VTL switch's completion, or in its MP state."""
+    assert vcpu.trace is not None
+    if vcpu.waiting.type is not None:
+        vcpu.trace.block(f"WAIT_{vcpu.waiting.type.name}")
+    elif vcpu.waiting.completion is not None:
+        vcpu.trace.block("COMPLETION")
+    else:
+        # One that is RUNNABLE waits at an instruction that cannot be executed now (`wait.suspend`).
+        vcpu.trace.block("SUSPENDED" if vcpu.mp_state is MpState.RUNNABLE else vcpu.mp_state.name)
+
+
+def polled(vcpu: Vcpu, taken_ns: int, *, found: bool, valid: bool) -> None:
+    """A halt has polled for `taken_ns`; only if it was worth it nothing else is to follow."""
+    assert vcpu.trace is not None
+    if found:
+        vcpu.trace.polled(taken_ns, valid)
 
 
 def page_fault(vcpu: Vcpu, fault: api.MemoryFault) -> None:

@@ -202,7 +202,7 @@ class Kvm:
         trace: Tracer | None = None,
     ) -> None:
         """`nested`: its VMs have Cap.NESTED; `tlb_flush_inhibit`: how they hold flushes up. Module parameters both.
-        `trace`: where they write what they do.
+        `trace`: where all its VMs write what they do.
 
         Raises:
             KvmError: EINVAL for a vendor that there is not.

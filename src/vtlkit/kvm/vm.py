@@ -64,8 +64,8 @@ class Vm(VmMemory):
         self.memory = GuestMemory(host, name)
         self.memory.on_change = self._memory_changed
         self.memory.on_write = self._memory_written
-        self.transactions = MemoryTransactions(host, name, self.memory)
         self.memory.trace = self.trace
+        self.transactions = MemoryTransactions(host, name, self.memory)
         self.bus = IpiBus(host, f"{name}-apic", x2apic_format=True)
         self.port_bus = PortBus()
         self.mmio_bus = MmioBus()

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from vtlkit.engine.api import EventType
-from vtlkit.kvm import events
+from vtlkit.kvm import events, tracing
 from vtlkit.kvm.hyperv.flush_inhibit import outside
 from vtlkit.kvm.mpstate import UNSTARTED, MpState
 from vtlkit.kvm.requests import Req
@@ -132,7 +132,7 @@ def _block(vcpu: Vcpu, ready: Callable[[Vcpu], bool]) -> bool:
                 continue
             vcpu.statistics.blocks += 1
             if vcpu.trace is not None:
-                vcpu.trace.block(vcpu.mp_state.name)
+                tracing.block(vcpu)
             vcpu.host.schedule()
             if vcpu.trace is not None:
                 vcpu.trace.wakeup()
@@ -182,6 +182,8 @@ def _halt(vcpu: Vcpu) -> bool:
                 now = host.now_ns()
     polled_ns = now - begin
     found = ended is not _NOT_YET
+    if vcpu.trace is not None:
+        tracing.polled(vcpu, polled_ns, found=found, valid=ended is _RUNNABLE)
     woken = ended is _RUNNABLE if found else _block(vcpu, vcpu_runnable)
     end = host.now_ns()
     if not found:

@@ -162,12 +162,12 @@ class VcpuTrace:
         self._emit(events.KvmUserspaceExit, reason, number)
 
     def block(self, state: str) -> None:
-        """Before the vCPU sleeps, in this MP state; `wakeup` comes after."""
+        """Before the vCPU sleeps; `wakeup` comes after. `state`: why."""
         tracer = self._tracer
         tracer.flush_batch()
         tracer.running[tracer.context()] = self.name
         self._blocked_ns = tracer.now_ns()
-        self._emit(events.KvmVcpuBlock, "SUSPENDED" if state == "RUNNABLE" else state)
+        self._emit(events.KvmVcpuBlock, state)
 
     def wakeup(self) -> None:
         """The sleep that `block` announced is over."""

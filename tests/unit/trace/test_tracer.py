@@ -147,11 +147,6 @@ def test_a_batch_is_written_when_a_vcpu_enters_the_guest(rig: Rig) -> None:
     assert len(rig.ring.events) == BATCH
 
 
-def test_a_vcpu_that_sleeps_though_it_could_run_is_suspended(rig: Rig) -> None:
-    rig.vcpus[0].block("RUNNABLE")
-    assert rig.last(events.KvmVcpuBlock).values()["state"] == "SUSPENDED"
-
-
 class Failing:
     """A sink on a full disk."""
 
