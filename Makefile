@@ -13,13 +13,14 @@ CONFORMANCE_FLAGS ?= $(if $(shell command -v qemu-system-x86_64 2>/dev/null),--q
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench tlfs conformance checkout-named clean
+.PHONY: help demo test check format stress bench tlfs conformance checkout-named clean
 
 help:
 	@echo "make demo         run the demo guest: two VPs, two VTLs, a protected page"
 	@echo "make test         run the tests"
 	@echo "make check        formatting, lint and types"
 	@echo "make format       format the sources"
+	@echo "make stress       run the protocols' scenarios under 10,000 schedules each"
 	@echo "make bench        measure against the rivals, side by side"
 	@echo "make tlfs         run the tests of the TLFS checklist and write docs/TLFS.md"
 	@echo "make conformance  run kvm-unit-tests: KVM_UNIT_TESTS=dir names a built checkout"
@@ -41,6 +42,9 @@ check: $(DEV)
 format: $(DEV)
 	@$(BIN)/ruff format --quiet .
 	@$(BIN)/ruff check --quiet --fix .
+
+stress: $(READY)
+	@$(BIN)/vtlkit stress $(STRESS_FLAGS)
 
 bench: $(READY)
 	@$(BIN)/python -m benchmarks.harness $(BENCH_FLAGS)

@@ -48,7 +48,7 @@ class Vtlkit:
 
     def command(self, test: PlannedTest, timeout_seconds: int) -> list[str]:
         """As a user types it; options that the entry does not need are not given."""
-        words = [sys.executable, "-m", "vtlkit.cli.main", "run", str(test.image), "--cpus", str(test.cpus)]
+        words = [sys.executable, "-m", "vtlkit", "run", str(test.image), "--cpus", str(test.cpus)]
         if test.memory is not None:
             words += ["--memory", _memory_size(test.memory)]
         if test.nested:

@@ -30,7 +30,7 @@ class Done:
 
 
 def command(words: Sequence[str]) -> list[str]:
-    return [sys.executable, "-m", "vtlkit.cli.main", *words]
+    return [sys.executable, "-m", "vtlkit", *words]
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:

@@ -121,6 +121,7 @@ def test_features_that_can_not_be_selected(features: str, part: str) -> None:
         (["run", "demo", "--seed", "-1"], ["--seed"]),
         (["run", "demo", "--seed", str(1 << 64)], ["--seed"]),
         (["run", "demo", "--seed", "1", "--realtime"], ["--seed", "--realtime"]),
+        (["run", "demo", "--tlb-flush-inhibit", "srcu"], ["--tlb-flush-inhibit", "'srcu' is not one of ours, posted"]),
         (["run", "demo", "--engine", "bochs"], ["--engine", "auto, unicorn, kvm"]),
         (["run", "demo", "--engine", "kvm"], ["kvm is not implemented yet; use --engine unicorn"]),
         (["run", "demo", "--trace", "out.json"], ["--trace is not implemented yet"]),

@@ -11,10 +11,17 @@ from vtlkit.host.api import Cell, Host, LockRank
 from vtlkit.host.sim import Deadlock, Simulator
 from vtlkit.host.sim.cells import SimCell
 from vtlkit.host.sim.sync import SimLock, SimWaitQueue
+from vtlkit.host.srcu import CellSrcu
 from vtlkit.testing.host_conformance import HostCheck
 from vtlkit.testing.host_conformance.cells import check_fetch_add
 from vtlkit.testing.host_conformance.locks import check_lock_excludes
 from vtlkit.testing.host_conformance.sleeping import check_no_lost_wake, check_ping_pong
+from vtlkit.testing.host_conformance.srcu import (
+    check_srcu_ignores_later_readers,
+    check_srcu_nests,
+    check_srcu_waits_for_overtaken_readers,
+    check_srcu_waits_for_readers,
+)
 
 T = TypeVar("T")
 SEEDS = 200
@@ -139,6 +146,53 @@ class DeafQueues(Simulator):
         return DeafQueue(self, name)
 
 
+class HastySrcu(CellSrcu):
+    """Waits for nobody."""
+
+    __slots__ = ()
+
+    def synchronize(self) -> None:
+        self._active.store(1 - self._active.load())
+
+
+class OneCounterSrcu(CellSrcu):
+    """Waits for the counter that was in use: a reader that was overtaken sits in the other one."""
+
+    __slots__ = ()
+
+    def synchronize(self) -> None:
+        with self._writers:
+            active = self._active.load()
+            self._active.store(1 - active)
+            self._wait_for_readers(active)
+
+
+class StubbornSrcu(CellSrcu):
+    """Does not change counters: sections that overlap hold a writer up for ever."""
+
+    __slots__ = ()
+
+    def synchronize(self) -> None:
+        with self._writers:
+            for index in (0, 1):
+                self._wait_for_readers(index)
+
+
+class HastySrcus(Simulator):
+    def srcu(self, name: str) -> HastySrcu:
+        return HastySrcu(self, name)
+
+
+class OneCounterSrcus(Simulator):
+    def srcu(self, name: str) -> OneCounterSrcu:
+        return OneCounterSrcu(self, name)
+
+
+class StubbornSrcus(Simulator):
+    def srcu(self, name: str) -> StubbornSrcu:
+        return StubbornSrcu(self, name)
+
+
 @pytest.mark.parametrize(
     ("broken", "check"),
     [
@@ -146,6 +200,10 @@ class DeafQueues(Simulator):
         (OpenLocks, check_lock_excludes),
         (DeafQueues, check_no_lost_wake),
         (DeafQueues, check_ping_pong),
+        (HastySrcus, check_srcu_waits_for_readers),
+        (HastySrcus, check_srcu_nests),
+        (OneCounterSrcus, check_srcu_waits_for_overtaken_readers),
+        (DeafQueues, check_srcu_waits_for_readers),
     ],
 )
 def test_conformance_rejects_broken_hosts(broken: type[Simulator], check: HostCheck) -> None:
@@ -156,4 +214,11 @@ def test_conformance_rejects_broken_hosts(broken: type[Simulator], check: HostCh
             return True
         return False
 
-    assert any(rejected(seed) for seed in range(20))
+    assert any(rejected(seed) for seed in range(SEEDS))
+
+
+def test_conformance_rejects_a_grace_period_that_sections_after_it_can_hold_up() -> None:
+    host = StubbornSrcus()
+    host.timer(host.stop, "limit").start(1_000_000_000)
+    with pytest.raises(AssertionError):
+        check_srcu_ignores_later_readers(host)

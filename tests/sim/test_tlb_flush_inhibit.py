@@ -1,5 +1,4 @@
-"""Flushes against inhibits under many schedules: what docs/design/tlb-flush-inhibit.md forbids does not happen, and a
-broken step shows.
+"""Flushes against inhibits under many schedules: what docs/design/tlb-flush-inhibit.md forbids does not happen.
 
 Every access to a shared word is a scheduling point here. A failure prints the token that replays it.
 """
@@ -13,24 +12,20 @@ from typing import Any
 import pytest
 
 from tests.sim.test_vtl_switch import simulator
-from tests.unit.kvm.core_rig import Script, engine_of
+from tests.unit.kvm.core_rig import DONE, Script, engine_of
 from tests.unit.kvm.hyperv.flush_rig import FlushMachine
 from vtlkit.engine.scripted import ops
-from vtlkit.host.api import Cell
-from vtlkit.host.sim import Deadlock
-from vtlkit.hvdef.hypercalls import HvCallCode as Call
-from vtlkit.hvdef.status import HvStatus
-from vtlkit.kvm.hyperv import tlb_flush
-from vtlkit.kvm.hyperv.handlers import HANDLERS
-from vtlkit.kvm.hyperv.parameters import Hypercall
-from vtlkit.kvm.hyperv.vcpu import HvVcpu
-from vtlkit.kvm.hyperv.vp_set import ALL_VPS
+from vtlkit.host.api import Cell, RunnableHost
+from vtlkit.host.threads import ThreadHost
+from vtlkit.kvm.hyperv.flush_inhibit import FlushInhibitDesign
 from vtlkit.kvm.requests import Req
 from vtlkit.kvm.vcpu import Vcpu
 from vtlkit.x86.apic import DeliveryMode
 
+OURS, POSTED = FlushInhibitDesign
+each_design = pytest.mark.parametrize("design", FlushInhibitDesign)
 SEEDS = range(150)
-BAD_SEEDS = range(400)
+REAL_RUNS = 10
 ROUNDS = 4
 VECTOR = 0x41
 
@@ -38,20 +33,22 @@ VECTOR = 0x41
 def linger(machine: FlushMachine, steps: int = 12) -> None:
     """Let the others go ahead by up to so many accesses."""
     for _ in range(machine.host.choose(steps, "linger")):
-        machine.vcpu.hv.waiting_on.load()
+        machine.vcpu.hv.flush_inhibit.waits_for()
 
 
 class World:
     """One page table entry, which flushers change; and how far their flushes have come."""
 
-    def __init__(self, seed: int, *, flushers: int, runs_target: bool = False) -> None:
+    def __init__(
+        self, seed: int, design: FlushInhibitDesign = OURS, *, flushers: int, runs_target: bool = False
+    ) -> None:
         """The target is the last vCPU; its guest uses the entry as a processor with a TLB does."""
         self.flushers = flushers
         self.rounds = ROUNDS
         guests: list[Callable[[FlushMachine, int], Script]] = [self._flusher] * flushers
         guests.append(self._user if runs_target else self._idle)
         host = simulator(seed)
-        self.machine = FlushMachine(guests, host=host, interrupts=True, handlers={VECTOR: self._handler})
+        self.machine = FlushMachine(guests, host=host, interrupts=True, handlers={VECTOR: self._handler}, design=design)
         self.entries: list[Cell[int]] = [host.cell(0, f"entry{number}") for number in range(flushers)]
         self.completed: list[Cell[int]] = [host.cell(0, f"completed{number}") for number in range(flushers)]
         self.ended = host.cell(0, "ended")
@@ -134,34 +131,38 @@ class World:
             linger(self.machine, 60)
 
 
+@each_design
 @pytest.mark.parametrize("first", range(0, len(SEEDS), 50))
-def test_an_inhibited_translation_outlives_no_flush(first: int) -> None:
+def test_an_inhibited_translation_outlives_no_flush(first: int, design: FlushInhibitDesign) -> None:
     suspends = 0
     for seed in SEEDS[first : first + 50]:
-        world = World(seed, flushers=1 + seed % 2)
+        world = World(seed, design, flushers=1 + seed % 2)
         world.run(world.inhibitor, *[world.disturber] * (seed // 2 % 2))
         suspends += sum(vcpu.statistics.suspends for vcpu in world.machine.vcpus)
     assert suspends
 
 
-def test_no_call_completes_whose_request_came_after_the_inhibit() -> None:
+@each_design
+def test_no_call_completes_whose_request_came_after_the_inhibit(design: FlushInhibitDesign) -> None:
     for seed in SEEDS:
-        world = World(seed, flushers=1)
+        world = World(seed, design, flushers=1)
         world.run(world.strict_inhibitor)
 
 
-def test_a_completed_flush_has_reached_a_running_target() -> None:
+@each_design
+def test_a_completed_flush_has_reached_a_running_target(design: FlushInhibitDesign) -> None:
     uses = 0
     for seed in SEEDS:
-        world = World(seed, flushers=1 + seed % 2, runs_target=True)
+        world = World(seed, design, flushers=1 + seed % 2, runs_target=True)
         world.run(world.inhibitor, world.disturber)
         uses += world.uses
     assert uses > len(SEEDS)
 
 
-def test_an_inhibitor_that_is_destroyed_leaves_nobody_asleep() -> None:
+@each_design
+def test_an_inhibitor_that_is_destroyed_leaves_nobody_asleep(design: FlushInhibitDesign) -> None:
     for seed in SEEDS:
-        world = World(seed, flushers=2)
+        world = World(seed, design, flushers=2)
         world.target.hyperv_set_tlb_flush_inhibit(True)
         machine = world.machine
 
@@ -173,111 +174,97 @@ def test_an_inhibitor_that_is_destroyed_leaves_nobody_asleep() -> None:
         machine.run(*flushers, close)
 
 
-# --- the testers ------------------------------------------------------------------------------------------------------
+# --- several inhibitors, and a flusher that is reset ------------------------------------------------------------------
 
 
-def suspend_that_looks_before_it_says_so(hv: HvVcpu, call: Hypercall, target: HvVcpu) -> None:
-    """The inhibit is cleared between the look and the word: nobody is found waiting, and nobody wakes this vCPU."""
-    call.reissue = True
-    if target.tlb_flush_inhibit.load():
-        hv.waiting_on.store(target)
-        hv.vcpu.suspend()
-    hv.waiting_on.store(None)
+def two_targets(host: RunnableHost, design: FlushInhibitDesign) -> None:
+    """Two flushers flush two vCPUs, each with an inhibitor of its own, and one that inhibits now this, now that."""
+    machine = FlushMachine([flush_both, flush_both, nothing, nothing], host=host, design=design)
+    targets = machine.vcpus[2:]
+
+    def inhibitor(number: int) -> None:
+        for turn in range(ROUNDS):
+            target = targets[number % 2 if number < 2 else turn % 2]
+            target.hyperv_set_tlb_flush_inhibit(True)
+            linger(machine)
+            target.hyperv_set_tlb_flush_inhibit(False)
+            linger(machine)
+
+    flushers = [lambda vcpu=vcpu: machine.until_done(vcpu) for vcpu in machine.vcpus[:2]]
+    machine.run(*flushers, *(partial(inhibitor, number) for number in range(3)))
 
 
-def clear_that_looks_for_waiters_first(self: HvVcpu, inhibit: bool) -> None:
-    """Who begins to wait after the look is not woken."""
-    if not inhibit:
-        for other in self.hv_vm.vps(ALL_VPS):
-            if other.waiting_on.load() is self:
-                other.vcpu.make_request(Req.UNBLOCK)
-                other.vcpu.kick()
-    self.tlb_flush_inhibit.store(inhibit)
+def flush_both(machine: FlushMachine, number: int) -> Script:
+    for _ in range(ROUNDS):
+        yield from machine.flush(number, 0b1100)
 
 
-def wake_without_a_request(self: HvVcpu, inhibit: bool) -> None:
-    """A kick alone is lost on a vCPU that is about to sleep."""
-    self.tlb_flush_inhibit.store(inhibit)
-    if not inhibit:
-        for other in self.hv_vm.vps(ALL_VPS):
-            if other.waiting_on.load() is self:
-                other.vcpu.kick()
+def nothing(_machine: FlushMachine, _number: int) -> Script:
+    yield ops.Compute()
 
 
-def flush_that_checks_before_it_requests(hv: HvVcpu, call: Hypercall) -> HvStatus | None:
-    """The order of the posted series, without its grace period."""
-    request = tlb_flush.decode_flush(hv, call)
-    assert isinstance(request, tlb_flush.FlushRequest)
-    targets = list(hv.hv_vm.vps(request.targets))
-    inhibited = next((target for target in targets if target.tlb_flush_inhibit.load()), None)
-    if inhibited is not None:
-        tlb_flush._suspend(hv, call, inhibited)
-        return HvStatus.SUCCESS
-    for target in targets:
-        target.vcpu.request_tlb_flush()
-    for target in targets:
-        while target is not hv and target.vcpu.may_run_on_old_translations():
-            hv.vcpu.host.relax()
-    return HvStatus.SUCCESS
+@each_design
+def test_several_inhibitors_and_flushers_leave_nobody_asleep(design: FlushInhibitDesign) -> None:
+    for seed in SEEDS:
+        two_targets(simulator(seed), design)
 
 
-def flush_that_ignores_the_inhibit(hv: HvVcpu, call: Hypercall) -> HvStatus | None:
-    request = tlb_flush.decode_flush(hv, call)
-    assert isinstance(request, tlb_flush.FlushRequest)
-    for target in hv.hv_vm.vps(request.targets):
-        target.vcpu.request_tlb_flush()
-    return HvStatus.SUCCESS
+@each_design
+def test_several_inhibitors_and_flushers_on_threads(design: FlushInhibitDesign) -> None:
+    for _ in range(REAL_RUNS):
+        with ThreadHost() as host:
+            two_targets(host, design)
 
 
-def never_old(_self: Vcpu) -> bool:
-    """A flusher that does not wait for its targets."""
-    return False
+def reset_while_suspended(host: RunnableHost, design: FlushInhibitDesign) -> None:
+    """INIT and SIPI come to a flusher while its target is inhibited, released, inhibited: it starts anew, and ends."""
+    started: list[int] = []
+
+    def begin(_engine: object) -> Script:
+        started.append(1)
+        yield ops.Out(DONE, 1, 0)
+
+    machine = FlushMachine([nothing, flush_target, nothing], host=host, design=design, extra={0x6000: begin})
+    vcpu, target = machine.vcpus[1:]
+
+    def inhibitor() -> None:
+        for _ in range(ROUNDS):
+            target.hyperv_set_tlb_flush_inhibit(True)
+            linger(machine, 40)
+            target.hyperv_set_tlb_flush_inhibit(False)
+            linger(machine)
+
+    def sender() -> None:
+        linger(machine, 60)
+        vcpu.init()
+        linger(machine, 60)
+        while not started:
+            vcpu.deliver_sipi(6)
+            vcpu.kick()
+            machine.host.relax()
+
+    machine.run(lambda: until_started(machine, vcpu, started), inhibitor, sender)
+    assert started == [1]
 
 
-def fails(seeds: range, run: Callable[[int], None]) -> bool:
-    for seed in seeds:
-        try:
-            run(seed)
-        except (AssertionError, Deadlock):
-            return True
-    return False
+def until_started(machine: FlushMachine, vcpu: Vcpu, started: list[int]) -> None:
+    while not started:
+        machine.until_done(vcpu)
 
 
-def plain(seed: int) -> None:
-    world = World(seed, flushers=1)
-    world.run(world.inhibitor)
+def flush_target(machine: FlushMachine, number: int) -> Script:
+    for _ in range(50 * ROUNDS):
+        yield from machine.flush(number, 0b100)
 
 
-def strict(seed: int) -> None:
-    world = World(seed, flushers=1)
-    world.run(world.strict_inhibitor)
+@each_design
+def test_a_flusher_that_is_reset_while_it_is_suspended_starts_anew(design: FlushInhibitDesign) -> None:
+    for seed in SEEDS:
+        reset_while_suspended(simulator(seed), design)
 
 
-def running(seed: int) -> None:
-    World(seed, flushers=1, runs_target=True).run()
-
-
-FLUSH = "flush_virtual_addresses"
-
-
-@pytest.mark.parametrize(
-    ("where", "what", "bad", "run"),
-    [
-        (tlb_flush, "_suspend", suspend_that_looks_before_it_says_so, plain),
-        (HvVcpu, "set_tlb_flush_inhibit", clear_that_looks_for_waiters_first, plain),
-        (HvVcpu, "set_tlb_flush_inhibit", wake_without_a_request, plain),
-        (None, FLUSH, flush_that_checks_before_it_requests, strict),
-        (None, FLUSH, flush_that_ignores_the_inhibit, plain),
-        (Vcpu, "may_run_on_old_translations", never_old, running),
-    ],
-)
-def test_each_broken_step_is_found(
-    monkeypatch: pytest.MonkeyPatch, where: Any, what: str, bad: Any, run: Callable[[int], None]
-) -> None:
-    assert not fails(range(30), run)
-    if where is None:
-        handlers = {**HANDLERS, Call.HvCallFlushVirtualAddressSpace: bad}
-        monkeypatch.setattr("vtlkit.kvm.hyperv.hypercall.HANDLERS", handlers)
-    else:
-        monkeypatch.setattr(where, what, bad)
-    assert fails(BAD_SEEDS, run)
+@each_design
+def test_a_flusher_that_is_reset_while_it_is_suspended_on_threads(design: FlushInhibitDesign) -> None:
+    for _ in range(REAL_RUNS):
+        with ThreadHost() as host:
+            reset_while_suspended(host, design)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.sim.test_vtl_switch import give_back, simulator
+from tests.unit.vmm.vsm.designs import tlb_flush_inhibit as tlb_flush_inhibit
 from tests.unit.vmm.vsm.test_tlb_locks import CONFIG0, LOCKED, VECTOR, flush, wait_for
 from tests.unit.vmm.vsm.vsm_rig import Body, Guest, Script, VsmRig
 from vtlkit.engine.scripted import ops
@@ -20,6 +21,8 @@ from vtlkit.hvdef.status import HvStatus
 from vtlkit.vmm.vsm.tlb_locks import TlbLocks
 from vtlkit.vmm.vsm.vp import Vp
 from vtlkit.x86.apic import DeliveryMode
+
+pytestmark = pytest.mark.usefixtures("tlb_flush_inhibit")
 
 SEEDS = range(24)
 ROUNDS = 3

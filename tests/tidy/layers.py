@@ -27,6 +27,7 @@ LAYERS = {
     "testing": 4,
     "checker": 5,
     "cli": 6,
+    "__main__": 7,
 }
 """Imports go to a lower number only; packages of one number are strangers to each other."""
 

@@ -132,3 +132,18 @@ def local_links(markdown: str) -> list[str]:
     prose = re.sub(r"^```.*?^```|`[^`\n]*`", "", markdown, flags=re.MULTILINE | re.DOTALL)
     links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", prose)]
     return [link for link in links if link and "://" not in link]
+
+
+def tests_named(markdown: str) -> list[tuple[str, str]]:
+    """(file, test) for each `tests/x.py` or `tests/x.py::test_y` of a page; no test where a file alone is named."""
+    return [(path, test) for path, test in re.findall(r"\b(tests/[\w/]+\.py)(?:::(\w+))?", markdown)]
+
+
+def missing_tests(markdown: str, root: Path) -> Iterator[str]:
+    """Tests that a page names and that are not there."""
+    for path, test in tests_named(markdown):
+        file = root / path
+        if not file.exists():
+            yield f"names {path}, which is not there"
+        elif test and not re.search(rf"^ *def {test}\(", file.read_text(), re.MULTILINE):
+            yield f"names {path}::{test}, which is not there"

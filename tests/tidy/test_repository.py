@@ -162,3 +162,16 @@ def test_caches_are_not_the_project(tmp_path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("")
     assert list(repository.files(tmp_path)) == [tmp_path / "src" / "a.py"]
+
+
+def test_pages_name_tests_that_are_there() -> None:
+    pages = [(name, text) for name, text in TEXTS if name.endswith(".md")]
+    expect_none([f"{name}: {gap}" for name, text in pages for gap in repository.missing_tests(text, ROOT)])
+
+
+def test_a_named_test_that_is_not_there_is_found() -> None:
+    here = "tests/tidy/test_repository.py"
+    page = f"`{here}::test_sources_are_finished`, {here}, tests/tidy/none.py and {here}::test_nothing."
+    assert len(repository.tests_named(page)) == 4
+    found = list(repository.missing_tests(page, ROOT))
+    assert found == ["names tests/tidy/none.py, which is not there", f"names {here}::test_nothing, which is not there"]

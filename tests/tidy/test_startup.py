@@ -16,7 +16,7 @@ import json, runpy, sys
 sys.argv = ["vtlkit", *sys.argv[1:]]
 status = 0
 try:
-    runpy.run_module("vtlkit.cli.main", run_name="__main__")
+    runpy.run_module("vtlkit", run_name="__main__")
 except SystemExit as end:
     status = end.code or 0
 print(json.dumps({"status": status, "modules": sorted(sys.modules)}), file=sys.stderr)
@@ -46,7 +46,5 @@ def test_help_loads_no_engine() -> None:
 
 
 def test_the_probe_sees_what_is_loaded() -> None:
-    _, report = probe(
-        "import greenlet\n" + PROBE.replace('runpy.run_module("vtlkit.cli.main", run_name="__main__")', "pass")
-    )
+    _, report = probe("import greenlet\n" + PROBE.replace('runpy.run_module("vtlkit", run_name="__main__")', "pass"))
     assert loaded(report) & HEAVY == {"greenlet"}

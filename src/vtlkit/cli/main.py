@@ -21,6 +21,7 @@ from vtlkit.cli.bench import bench
 from vtlkit.cli.info import info
 from vtlkit.cli.run import run
 from vtlkit.cli.status import BadInput, Status, complain, report_bug
+from vtlkit.cli.stress import stress
 
 _STANDARD_OUTPUT: Final = 1
 
@@ -61,7 +62,7 @@ def application() -> typer.Typer:
     ) -> None:
         """Run x86-64 guests with Hyper-V's Virtual Trust Levels on an embedded CPU."""
 
-    for command in (run, info, bench):
+    for command in (run, info, bench, stress):
         app.command()(_telling_ctrl_c(command))
     return app
 
@@ -150,7 +151,3 @@ def _refuse_words(error: _UsageError) -> int:
     hint = "" if type(error).__name__ == "BadParameter" else f": '{command} --help' says what there is"
     complain(command, f"{message[:1].lower()}{message[1:].rstrip('.')}{hint}")
     return Status.BAD_INPUT
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -17,10 +17,12 @@ import typer
 
 from vtlkit.cli.compose import CannotCompose, EngineChoice, EngineOption, Mode, composed
 from vtlkit.cli.console import GuestOutput
+from vtlkit.cli.designs import FlushInhibitOption
 from vtlkit.cli.hv_features import HvOption, parse_hv
 from vtlkit.cli.interruption import Interruption
 from vtlkit.cli.quantities import MIB, SEED_MAXIMUM, count_parser, parse_memory, parse_seconds, show_size
 from vtlkit.cli.status import BadInput, Status, complain, report_bug
+from vtlkit.cli.waiting import DEFAULT_WAIT, HaltPollOption, VtlWaitOption, make_design
 from vtlkit.hvdef.identifiers import HV_MAX_VTLS
 
 if TYPE_CHECKING:
@@ -32,9 +34,21 @@ if TYPE_CHECKING:
 COMMAND: Final = "vtlkit run"
 MAX_CPUS: Final = 255
 """APIC IDs 0 to 254: what xAPIC mode addresses (Intel SDM volume 3, "Local APIC ID")."""
+VENDORS: Final = ("svm", "vmx")
+"""As `vtlkit.kvm.uapi.VENDORS`, which would take too long to import for --help."""
 _DEFAULT_MEMORY: Final = 256 * MIB
 _MEMORY_HELP: Final = f"Guest memory, such as 64M or 1G.  [default: {show_size(_DEFAULT_MEMORY)}]"
 _STANDARD_OUTPUT: Final = 1
+TimeoutOption = Annotated[
+    float | None, typer.Option(parser=parse_seconds, metavar="S", help="End the run after S seconds (status 124).")
+]
+
+
+def parse_vendor(text: str) -> str:
+    """`--vendor`'s value. Raises typer.BadParameter for another word."""
+    if text not in VENDORS:
+        raise typer.BadParameter(f"'{text}' is not one of {', '.join(VENDORS)}")
+    return text
 
 
 def run(
@@ -59,6 +73,10 @@ def run(
     ] = 2,
     hv: HvOption = "all",
     nested: Annotated[bool, typer.Option("--nested", help="Guests may run guests of their own (SVM).")] = False,
+    vendor: Annotated[
+        str,
+        typer.Option(parser=parse_vendor, metavar="|".join(VENDORS), help="How the hypervisor's run loop behaves."),
+    ] = VENDORS[0],
     append: Annotated[str, typer.Option(metavar="ARGS", help="The guest's command line.")] = "",
     initrd: Annotated[str, typer.Option(metavar="FILE", help="An initial RAM disk, or multiboot module.")] = "",
     seed: Annotated[
@@ -70,9 +88,10 @@ def run(
     realtime: Annotated[
         bool, typer.Option("--realtime", help="Run on threads and in real time, not reproducibly.")
     ] = False,
-    timeout: Annotated[
-        float | None, typer.Option(parser=parse_seconds, metavar="S", help="End the run after S seconds (status 124).")
-    ] = None,
+    timeout: TimeoutOption = None,
+    vtl_wait: VtlWaitOption = DEFAULT_WAIT,
+    halt_poll: HaltPollOption = 0,
+    tlb_flush_inhibit: FlushInhibitOption = "ours",
     trace: Annotated[str, typer.Option(metavar="FILE", help="Not implemented yet.")] = "",
     json_file: Annotated[str, typer.Option("--json", metavar="FILE", help="Write the summary as JSON.")] = "",
     quiet: Annotated[bool, typer.Option("--quiet", help="No summary on standard error.")] = False,
@@ -87,12 +106,23 @@ def run(
     from vtlkit.vmm.machine import MachineConfig
 
     ramdisk = Path(initrd) if initrd else None
-    config = MachineConfig(cpus, memory, vtls, append, ramdisk, _hyperv(hv), nested)
-    mode = Mode(engine, realtime, seed)
+    config = MachineConfig(
+        cpus=cpus,
+        memory=memory,
+        vtls=vtls,
+        append=append,
+        initrd=ramdisk,
+        hyperv=_hyperv(hv),
+        vendor=vendor,
+        nested=nested,
+        vtl_wait=make_design(vtl_wait),
+        halt_poll_ns=halt_poll * 1000,
+        tlb_flush_inhibit=tlb_flush_inhibit,
+    )
     path = find_guest(guest)
     report = _open_report(json_file)
     try:
-        return _run(path, config, mode, timeout, None if quiet else sys.stderr, report)
+        return _run(path, config, Mode(engine, realtime, seed), timeout, None if quiet else sys.stderr, report)
     except CannotCompose as error:
         raise BadInput(COMMAND, str(error)) from None
     finally:

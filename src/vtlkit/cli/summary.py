@@ -7,6 +7,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from vtlkit.kvm.statistics import MANY_KICKED_ENTRIES
+
 if TYPE_CHECKING:
     from vtlkit.vmm.machine import RunResult
 
@@ -36,6 +38,8 @@ class Summary:
             _counts("to the VMM", result.user_exits),
             _line("VTL switches", f"{result.vtl_switches:,}"),
         ]
+        if result.kicked_entries >= MANY_KICKED_ENTRIES:
+            lines.append(_line("kicked", f"{result.kicked_entries:,} calls of run() before the resume: a busy loop"))
         if result.instructions is not None:
             lines.append(_line("instructions", f"{result.instructions:,}"))
         lines.append(_line("time", f"{self.wall_seconds:.3f} s wall clock, {self._guest_time()}"))
@@ -54,6 +58,7 @@ class Summary:
             "exits": dict(sorted(result.exits.items())),
             "user_exits": dict(sorted(result.user_exits.items())),
             "vtl_switches": result.vtl_switches,
+            "kicked_entries": result.kicked_entries,
             "instructions": result.instructions,
             "virtual_ns": result.virtual_ns,
             "wall_seconds": round(self.wall_seconds, 6),

@@ -37,6 +37,7 @@ from vtlkit.engine.exits import (
     PortIn,
     PortIntercept,
     PortOut,
+    PreemptionTimer,
     Rdmsr,
     Rdtsc,
     Shutdown,
@@ -79,6 +80,7 @@ __all__ = [
     "PortIn",
     "PortIntercept",
     "PortOut",
+    "PreemptionTimer",
     "RamBlock",
     "Rdmsr",
     "Rdtsc",
@@ -87,6 +89,7 @@ __all__ = [
     "Shutdown",
     "Sregs",
     "Wrmsr",
+    "instructions_in",
     "touches_port",
 ]
 
@@ -145,6 +148,26 @@ class Engine(ABC):
     @abstractmethod
     def kick(self) -> None:
         """Make the current or next `run` return `Interrupted` soon. From any task; sticky until one `run` returned."""
+
+    instruction_cycles: tuple[int, int] = (1, 1)
+    """Guest TSC cycles of one instruction, as a fraction: by this a counting engine runs its preemption timer."""
+
+    @property
+    @abstractmethod
+    def counts_preemption_timer(self) -> bool:
+        """Whether `set_preemption_timer` takes more than zero."""
+
+    @abstractmethod
+    def set_preemption_timer(self, ticks: int | None) -> None:
+        """Exit with `PreemptionTimer` once the guest has run for so many TSC cycles; None: never.
+
+        It counts in the guest alone, and `run` goes on with what the one before it left, as with VMX's control "save
+        VMX-preemption timer value": run down, it stays at zero. Zero is before the first new instruction, after
+        delivery of the injected event and the end of an unfinished I/O instruction, and ahead of every window.
+
+        Raises:
+            ValueError: more than zero, and `counts_preemption_timer` is False.
+        """
 
     @abstractmethod
     def instructions(self) -> int | None:
@@ -352,6 +375,11 @@ class Engine(ABC):
     @abstractmethod
     def close(self) -> None:
         """Free what the engine holds. Nothing may be called after."""
+
+
+def instructions_in(ticks: int, cycles: tuple[int, int]) -> int:
+    """How many instructions of so many TSC cycles each (a fraction) take at least `ticks`."""
+    return -(-ticks * cycles[1] // cycles[0])
 
 
 PORT_BITMAP_SIZE: Final = 0x10000 // 8

@@ -62,6 +62,13 @@ class NmiWindow(Exit):
     name = "nmi_window"
 
 
+class PreemptionTimer(Exit):
+    """The preemption timer has run down: see `Engine.set_preemption_timer`."""
+
+    __slots__ = ()
+    name = "preemption_timer"
+
+
 class Instruction(Exit):
     """An intercepted instruction. RIP is at it; its length is `length` bytes; operands are in the registers."""
 

@@ -30,6 +30,7 @@ class LockRank(enum.IntEnum):
     PARTITION = 4
     BUS = 6
     PORTS = 8
+    MEMORY_CHANGE = 9
     VM = 10
     VCPU = 20
     MEMORY_TRANSACTION = 30
@@ -39,6 +40,7 @@ class LockRank(enum.IntEnum):
     SYNIC = 70
     DEVICE = 90
     ENGINE = 100
+    TLB_LOCKS = 110
     LEAF = 200
 
 
@@ -162,6 +164,31 @@ class RwSem(ABC):
         """`with sem.writing():` is down_write ... up_write."""
 
 
+class Srcu(ABC):
+    """Sleepable read-copy-update (`struct srcu_struct`): readers that may block, and a writer that waits for them.
+
+    `synchronize` returns when every section that had begun before it has ended. So what a writer stores before it is
+    seen by every section that still runs after it.
+    """
+
+    __slots__ = ()
+
+    @abstractmethod
+    def read_lock(self) -> int:
+        """Begin a read section; a full barrier. Never blocks, and nests. Returns what `read_unlock` must be given."""
+
+    @abstractmethod
+    def read_unlock(self, index: int) -> None:
+        """End the section that `read_lock` returned `index` for; a full barrier first. Never blocks."""
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Block until every read section that has begun has ended; those that begin meanwhile are not waited for.
+
+        A full barrier before and after. From inside a read section it would wait for itself, for ever.
+        """
+
+
 class WaitQueue(ABC):
     """A place to sleep with the prepare / check / sleep protocol (rcuwait, swait).
 
@@ -262,6 +289,12 @@ class Host(ABC):
 
     @abstractmethod
     def wait_queue(self, name: str) -> WaitQueue: ...
+
+    def srcu(self, name: str) -> Srcu:
+        """Made of this host's cells, a lock of rank LEAF and a wait queue (`host.srcu`)."""
+        from vtlkit.host.srcu import CellSrcu
+
+        return CellSrcu(self, name)
 
     @abstractmethod
     def timer(self, callback: Callable[[], None], name: str) -> Timer: ...

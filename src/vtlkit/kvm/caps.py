@@ -1,25 +1,40 @@
-"""What user space can switch on in a VM (KVM_ENABLE_CAP): a handler for each capability."""
+"""Capabilities of a VM that user space enables (KVM_ENABLE_CAP): a table, one entry each."""
 
 from __future__ import annotations
 
 import enum
 import errno
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 from vtlkit.kvm.errors import KvmError
 
 if TYPE_CHECKING:
     from vtlkit.kvm.vm import Vm
 
-Handler: TypeAlias = Callable[["Vm", int], None]
+_U32: Final = 0xFFFFFFFF
 
 
-class Cap(enum.Enum):
-    """KVM_CAP_*, by name: an extension's number is its kernel's."""
+class Cap(enum.IntEnum):
+    """KVM_CAP_*: KVM's numbers (include/uapi/linux/kvm.h), and from 0x10000 those of what no kernel has."""
 
-    NESTED = enum.auto()
-    """1: guests may run guests of their own by SVM (the parameter `nested` of kvm_amd); before the first vCPU."""
+    HALT_POLL = 182
+    """One argument: the longest time, in ns (32 bits), that a halted vCPU polls before it sleeps; 0 is not at all."""
+    NESTED = 0x10001
+    """One argument: 1, guests may run guests of their own by SVM (the parameter `nested` of kvm_amd), or 0. Before the
+    first vCPU."""
+    APIC_ID_GROUPS = 0x10000
+    """One argument: how many high bits of a vCPU's number name its APIC namespace (`kvm.namespaces`)."""
+
+
+def _halt_poll(vm: Vm, nanoseconds: int) -> None:
+    if not 0 <= nanoseconds <= _U32:
+        raise KvmError(errno.EINVAL, f"halt-polling for {nanoseconds} ns: give 0 to {_U32}")
+    vm.halt_poll_max_ns = nanoseconds
+
+
+def _apic_id_groups(vm: Vm, bits: int) -> None:
+    vm.namespaces.enable_groups(bits)
 
 
 def _nested(vm: Vm, value: int) -> None:
@@ -27,21 +42,28 @@ def _nested(vm: Vm, value: int) -> None:
         raise KvmError(errno.EINVAL, f"nested guests are 0 (off) or 1 (on), not {value}")
     if vm.vcpus:
         raise KvmError(errno.EINVAL, "nested guests must be enabled before the first vCPU")
-    if vm.vendor.name != "svm":
-        raise KvmError(errno.EINVAL, f"nested guests are there for vendor svm, not {vm.vendor.name}")
     vm.nested = bool(value)
 
 
-_HANDLERS: Final[dict[Cap, Handler]] = {Cap.NESTED: _nested}
+_ENABLE: Final[dict[int, tuple[int, Callable[..., None]]]] = {
+    Cap.HALT_POLL: (1, _halt_poll),
+    Cap.NESTED: (1, _nested),
+    Cap.APIC_ID_GROUPS: (1, _apic_id_groups),
+}
+"""Capability -> how many arguments it takes, and what enables it."""
 
 
-def enable_cap(vm: Vm, cap: Cap, argument: int) -> None:
-    """Switch a capability on.
+def enable_cap(vm: Vm, cap: int, *arguments: int) -> None:
+    """KVM_ENABLE_CAP on a VM.
 
     Raises:
-        KvmError: EINVAL for one that cannot be switched on; or as the capability says.
+        KvmError: EINVAL for a capability that cannot be enabled, or arguments that it does not take; or as the
+            capability says.
     """
-    handler = _HANDLERS.get(cap)
-    if handler is None:
-        raise KvmError(errno.EINVAL, f"{cap} cannot be switched on")
-    handler(vm, argument)
+    entry = _ENABLE.get(cap)
+    if entry is None:
+        raise KvmError(errno.EINVAL, f"capability {int(cap)} cannot be enabled on a VM")
+    count, enable = entry
+    if len(arguments) != count:
+        raise KvmError(errno.EINVAL, f"{Cap(cap).name} takes {count} argument(s), not {len(arguments)}")
+    enable(vm, *arguments)

@@ -47,10 +47,12 @@ class VcpuDevices:
 
         def synced_read(offset: int, size: int) -> int:
             sync_clock()
+            self._leave_for_timer()
             return read(offset, size)
 
         def synced_write(offset: int, size: int, value: int) -> None:
             sync_clock()
+            self._leave_for_timer()
             write(offset, size, value)
             self._look_at_requests()
 
@@ -61,6 +63,7 @@ class VcpuDevices:
         if assist.offered:
             assist.sync()
         self._vcpu.sync_clock()
+        self._leave_for_timer()
         return self._vcpu.apic.mmio_read(offset, size)
 
     def _apic_writer(self) -> MmioWrite8:
@@ -73,6 +76,7 @@ class VcpuDevices:
                 assist.sync()
             if offset not in _PRIVATE_REGISTERS:
                 vcpu.sync_clock()
+                self._leave_for_timer()
             write(offset, size, value)
             if offset in _TIMER_REGISTERS:
                 # The slice was chosen before this timer was set.
@@ -81,6 +85,12 @@ class VcpuDevices:
                 vcpu.engine.kick()
 
         return apic_write
+
+    def _leave_for_timer(self) -> None:
+        """The clock has moved on by more than the guest's instructions, which are all that a timer counts which is an
+        exit: have it loaded anew. (On hardware every such access is an exit.)"""
+        if self._vcpu.apic.timer.hv_timer_in_use:
+            self._vcpu.engine.kick()
 
     def _look_at_requests(self) -> None:
         """Leave the guest if a write from inside it made a request: every one of them has something to do. Or if it may

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from vtlkit.engine import api
 from vtlkit.kvm import control_registers, hypercalls, intercepted, kvm_run
 from vtlkit.kvm.cpuid import DYNAMIC_LEAVES, for_guest
+from vtlkit.kvm.hyperv.hypercall import check_block
 from vtlkit.kvm.kvm_run import KvmRun
 from vtlkit.kvm.memory_faults import memory_fault
 from vtlkit.kvm.mpstate import MpState
@@ -71,6 +72,10 @@ def _interrupted(_vcpu: Vcpu, _exit: api.Exit) -> None:
 def _window(vcpu: Vcpu, _exit: api.Exit) -> None:
     """The guest can take what it could not: look again (`interrupt_window_interception`)."""
     vcpu.make_request(Req.EVENT)
+
+
+def _preemption_timer(vcpu: Vcpu, _exit: api.Exit) -> None:
+    vcpu.vendor.handle_preemption_timer(vcpu)
 
 
 def _hlt(vcpu: Vcpu, exit_: api.Hlt) -> KvmRun | None:
@@ -201,6 +206,7 @@ def _internal_error(_vcpu: Vcpu, exit_: api.InternalError) -> KvmRun | None:
 HANDLERS: Final[dict[type[api.Exit], Callable[[Vcpu, Any], KvmRun | None]]] = {
     api.Interrupted: _interrupted,
     api.InterruptWindow: _window,
+    api.PreemptionTimer: _preemption_timer,
     api.Cpuid: _cpuid,
     api.NmiWindow: _window,
     api.Hlt: _hlt,
@@ -226,10 +232,18 @@ _IO_EXITS: Final = (kvm_run.Io, kvm_run.Mmio)
 
 
 def complete(vcpu: Vcpu) -> None:
-    """Take user space's answer to the last exit."""
-    pending, vcpu.pending_exit = vcpu.pending_exit, None
+    """Take user space's answer to the last exit.
+
+    Raises:
+        KvmError: EINVAL, an answer that does not fit the exit. The answer may be changed.
+    """
+    pending = vcpu.pending_exit
     if pending is None:
         return
+    if isinstance(pending, kvm_run.Hyperv) and pending.block:
+        check_block(pending)
+        vcpu.waiting.completion = pending
+    vcpu.pending_exit = None
     if isinstance(pending, kvm_run.Hyperv):
         vcpu.hv.complete(pending)
     elif isinstance(pending, _IO_EXITS):

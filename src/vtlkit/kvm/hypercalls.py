@@ -57,7 +57,7 @@ def _send_ipi(vcpu: Vcpu, low: int, high: int, least: int, icr: int, cluster: in
     vector = icr & regs.APIC_VECTOR_MASK
     level = 1 if icr & regs.APIC_INT_ASSERT else 0
     trig_level = icr & regs.APIC_INT_LEVELTRIG != 0
-    apic_map = vcpu.vm.bus.map()
+    apic_map = vcpu.namespace.bus.map()
     accepted = 0
     for bitmap, first in ((low, least), (high, (least + cluster) & _U32)):
         for bit in range(_BITMAP_BITS):

@@ -11,7 +11,9 @@ interrupt is coalesced until every CPU that accepted it has ended it, so that th
 from __future__ import annotations
 
 import errno
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from vtlkit.host.api import Lock
@@ -71,11 +73,15 @@ class IoApicState:
 
 
 class IoApic:
-    """One I/O APIC in front of the APIC namespace `bus`."""
+    """One I/O APIC in front of the APIC namespace `bus`, and of others to which single pins are routed.
+
+    A pin's interrupt is ended by an EOI on the bus that it was sent on, wherever the pin is routed by then.
+    """
 
     __slots__ = (
         "_ack_pins",
         "_bus",
+        "_heard",
         "_id",
         "_ioregsel",
         "_irq_states",
@@ -83,8 +89,10 @@ class IoApic:
         "_irr_delivered",
         "_lock",
         "_notifier",
+        "_pin_bus",
         "_redirtbl",
         "_rtc_pending",
+        "_sent_on",
         "base_address",
     )
 
@@ -99,7 +107,24 @@ class IoApic:
         self._redirtbl = [IOAPIC_MASKED] * IOAPIC_NUM_PINS
         self._ioregsel = self._id = self._irr = self._irr_delivered = 0
         self._rtc_pending: dict[int, int] = {}
-        bus.watch_edge_eoi(self._edge_eoi)
+        self._pin_bus = [bus] * IOAPIC_NUM_PINS
+        self._sent_on = [bus] * IOAPIC_NUM_PINS
+        self._heard: list[IpiBus] = []
+        self._hear(bus)
+
+    def _hear(self, bus: IpiBus) -> None:
+        bus.watch_edge_eoi(partial(self._edge_eoi, bus))
+        self._heard.append(bus)
+
+    def set_pin_buses(self, buses: Mapping[int, IpiBus]) -> None:
+        """Send the interrupts of these pins on these buses from now on, those of the others on the first. Takes the
+        lock."""
+        with self._lock:
+            for pin in range(IOAPIC_NUM_PINS):
+                bus = self._pin_bus[pin] = buses.get(pin, self._bus)
+                if bus not in self._heard:
+                    self._hear(bus)
+            self._update_ack_vectors()
 
     def set_notifier(self, notifier: PinNotifier, ack_pins: int) -> None:
         """Tell `notifier` of mask changes, and of acknowledgements of the pins whose bit is set in `ack_pins`."""
@@ -166,20 +191,23 @@ class IoApic:
 
     # Lines
 
-    def set_irq(self, pin: int, level: int, source_id: int = 0, *, line_status: bool = False) -> int:
+    def set_irq(
+        self, pin: int, level: int, source_id: int = 0, *, line_status: bool = False, bus: IpiBus | None = None
+    ) -> int:
         """Drive a pin; sources are wired-OR. Takes the IRQCHIP lock.
 
         Returns as KVM_IRQ_LINE_STATUS: CPUs reached, 0 if coalesced with an earlier interrupt, -1 if masked.
-        `line_status` says that the caller looks at the answer, which turns on RTC tracking.
+        `line_status` says that the caller looks at the answer, which turns on RTC tracking. `bus` is that of the
+        caller's route, so that it and the pin are of one table; what follows the rise is sent as `set_pin_buses` says.
         """
         with self._lock:
             if level:
                 self._irq_states[pin] |= 1 << source_id
             else:
                 self._irq_states[pin] &= ~(1 << source_id)
-            return self._set_line(pin, self._irq_states[pin] != 0, line_status)
+            return self._set_line(pin, self._irq_states[pin] != 0, line_status, bus)
 
-    def _set_line(self, pin: int, asserted: bool, line_status: bool) -> int:
+    def _set_line(self, pin: int, asserted: bool, line_status: bool, bus: IpiBus | None = None) -> int:
         mask = 1 << pin
         if not asserted:
             self._irr &= ~mask
@@ -192,9 +220,9 @@ class IoApic:
             self._irr_delivered &= ~mask
             if was_asserted:
                 return 0
-        return self._service(pin, line_status)
+        return self._service(pin, line_status, bus)
 
-    def _service(self, pin: int, line_status: bool) -> int:
+    def _service(self, pin: int, line_status: bool, bus: IpiBus | None = None) -> int:
         entry = self._redirtbl[pin]
         level = entry & IOAPIC_TRIGGER_LEVEL != 0
         if entry & IOAPIC_MASKED or (level and entry & IOAPIC_REMOTE_IRR):
@@ -208,23 +236,27 @@ class IoApic:
         )
         if not level:
             self._irr_delivered |= 1 << pin
+        bus = self._pin_bus[pin] if bus is None else bus
+        self._sent_on[pin] = bus
         if pin == RTC_GSI and line_status:
-            accepted = self._bus.deliver(irq, None, self._rtc_pending.__setitem__)
+            accepted = bus.deliver(irq, None, self._rtc_pending.__setitem__)
             self._update_ack_vectors()
         else:
-            accepted = self._bus.deliver(irq)
+            accepted = bus.deliver(irq)
         if accepted and level:
             self._redirtbl[pin] |= IOAPIC_REMOTE_IRR
         return accepted
 
     # Ends of interrupts
 
-    def eoi(self, vcpu_id: int, vector: int) -> None:
-        """A local APIC broadcasts the EOI of a level-triggered vector (`kvm_ioapic_update_eoi`). Takes the lock."""
+    def eoi(self, vcpu_id: int, vector: int, bus: IpiBus | None = None) -> None:
+        """A local APIC broadcasts the EOI of a level-triggered vector (`kvm_ioapic_update_eoi`) on its bus, the first
+        unless given. Takes the lock."""
+        bus = self._bus if bus is None else bus
         with self._lock:
             self._rtc_eoi(vcpu_id, vector)
             for pin, entry in enumerate(self._redirtbl):
-                if entry & IOAPIC_VECTOR != vector:
+                if entry & IOAPIC_VECTOR != vector or self._sent_on[pin] is not bus:
                     continue
                 self._notify_acked(pin)
                 if not entry & IOAPIC_TRIGGER_LEVEL:
@@ -233,11 +265,11 @@ class IoApic:
                 if self._irr >> pin & 1:
                     self._service(pin, False)
 
-    def _edge_eoi(self, vcpu_id: int, vector: int) -> None:
+    def _edge_eoi(self, bus: IpiBus, vcpu_id: int, vector: int) -> None:
         with self._lock:
             self._rtc_eoi(vcpu_id, vector)
             for pin, entry in enumerate(self._redirtbl):
-                if entry & IOAPIC_VECTOR == vector:
+                if entry & IOAPIC_VECTOR == vector and self._sent_on[pin] is bus:
                     self._notify_acked(pin)
 
     def _notify_acked(self, pin: int) -> None:
@@ -256,7 +288,8 @@ class IoApic:
         for vector in self._rtc_pending.values():
             vectors |= 1 << vector
         vectors |= 1 << (self._redirtbl[RTC_GSI] & IOAPIC_VECTOR)
-        self._bus.set_ack_vectors(vectors)
+        for heard in self._heard:
+            heard.set_ack_vectors(vectors)
 
     # State
 
@@ -279,7 +312,10 @@ class IoApic:
             return IoApicState(self.base_address, self._ioregsel, self._id, irr, tuple(self._redirtbl))
 
     def set_state(self, state: IoApicState) -> None:
-        """KVM_SET_IRQCHIP: take over the registers and send what was asserted. EINVAL: wrong number of pins."""
+        """KVM_SET_IRQCHIP: take over the registers and send what was asserted. EINVAL: wrong number of pins.
+
+        Interrupts in service are taken to have been sent where the pins are routed: set the routes before.
+        """
         if len(state.redirtbl) != IOAPIC_NUM_PINS:
             raise KvmError(errno.EINVAL, f"an I/O APIC state has {IOAPIC_NUM_PINS} entries, not {len(state.redirtbl)}")
         with self._lock:
@@ -289,6 +325,7 @@ class IoApic:
             self._redirtbl = list(state.redirtbl)
             self._irr = self._irr_delivered = 0
             self._rtc_pending.clear()
+            self._sent_on = list(self._pin_bus)
             self._update_ack_vectors()
             for pin in range(IOAPIC_NUM_PINS):
                 if state.irr >> pin & 1:

@@ -178,12 +178,30 @@ class ApicMap:
 class IpiBus:
     """One APIC namespace: the local APICs that can send interrupts to each other."""
 
-    __slots__ = ("_ack_vectors", "_edge_acked", "_generation", "_map", "_members", "broadcast_quirk", "x2apic_format")
+    __slots__ = (
+        "_ack_vectors",
+        "_edge_acked",
+        "_generation",
+        "_map",
+        "_members",
+        "broadcast_quirk",
+        "lint0_wired",
+        "x2apic_format",
+    )
 
     def __init__(
-        self, host: Host, name: str = "apic", *, x2apic_format: bool = False, broadcast_quirk: bool = True
+        self,
+        host: Host,
+        name: str = "apic",
+        *,
+        x2apic_format: bool = False,
+        broadcast_quirk: bool = True,
+        lint0_wired: bool = True,
     ) -> None:
-        """`x2apic_format`, `broadcast_quirk`: KVM_CAP_X2APIC_API's choices, fixed before the first vCPU."""
+        """`x2apic_format`, `broadcast_quirk`: KVM_CAP_X2APIC_API's choices, fixed before the first vCPU.
+
+        `lint0_wired`: the PIC's output goes to the LINT0 pins here; a machine has one such wire.
+        """
         self._members: Cell[tuple[LapicCore, ...]] = host.cell((), f"{name}-members")
         self._generation: Cell[int] = host.cell(0, f"{name}-map-generation")
         self._map: Cell[ApicMap] = host.cell(ApicMap(0, ()), f"{name}-map")
@@ -191,6 +209,7 @@ class IpiBus:
         self._edge_acked: Callable[[int, int], None] | None = None
         self.x2apic_format = x2apic_format
         self.broadcast_quirk = broadcast_quirk
+        self.lint0_wired = lint0_wired
 
     def register(self, apic: LapicCore) -> None:
         """Make `apic` reachable. From any task; retries against a concurrent registration."""
@@ -299,7 +318,7 @@ class IpiBus:
             apic.nmi_watchdog_tick()
 
     def watch_edge_eoi(self, acked: Callable[[int, int], None]) -> None:
-        """The I/O APIC's ear for EOIs of edge-triggered vectors, (vcpu_id, vector); set before any vCPU runs."""
+        """The I/O APIC's ear for EOIs of edge-triggered vectors, (vcpu_id, vector); before `set_ack_vectors`."""
         self._edge_acked = acked
 
     def set_ack_vectors(self, vectors: int) -> None:

@@ -57,7 +57,10 @@ class Hyperv(KvmRun):
     `control` is the hypercall input value (TLFS, "Hypercall Inputs"). Memory-based: `input_gpa` and `output_gpa`; fast:
     the same two are the register parameters, and `xmm` holds XMM0..XMM5 (96 bytes) if the caller used them.
     User space puts the hypercall result value into `result`; with `complete` False the registers are left alone (a VTL
-    switch has no result), with `retry` True the instruction is executed again.
+    switch has no result), with `retry` True the instruction is executed again. `block`, for VTL call and return: what
+    completes the hypercall then blocks, and `run` returns SYSTEM_EVENT/WAKEUP when a wake event is pending, by the
+    rules of an inactive VTL. The hypervisor clears it with that exit; user space may clear it instead, while the vCPU
+    is out of `run`, and the next `run` enters the guest.
     """
 
     reason: ClassVar[str] = "HYPERV"
@@ -72,6 +75,7 @@ class Hyperv(KvmRun):
     result: int = 0
     complete: bool = True
     retry: bool = False
+    block: bool = False
 
 
 @dataclass(slots=True)

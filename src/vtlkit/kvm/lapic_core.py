@@ -251,6 +251,8 @@ class LapicCore:
 
     def accept_pic_intr(self) -> bool:
         """Whether the PIC's output reaches this CPU: no APIC in the way, or LVT0 passes it. From any task."""
+        if not self._bus.lint0_wired:
+            return False
         address = self.address.load()
         return not address.hw_enabled or address.lvt0_extint
 

@@ -38,6 +38,7 @@ class LapicTimer:
 
     __slots__ = (
         "_hv_timer",
+        "_in_software",
         "_initial_count",
         "_owner",
         "_target_expiration",
@@ -57,6 +58,7 @@ class LapicTimer:
         self.pending: Cell[int] = owner.host.cell(0, f"vcpu{owner.vcpu_id}-apic-timer-pending")
         self._timer = owner.host.timer(self._apic_timer_fn, f"vcpu{owner.vcpu_id}-apic-timer")
         self._hv_timer: HvTimer | None = None
+        self._in_software = False
         self.hv_timer_in_use = False
         self.mode = APIC_LVT_TIMER_ONESHOT
         self.mode_mask = APIC_LVT_TIMER_MODE_MASK
@@ -191,16 +193,27 @@ class LapicTimer:
 
     def use_hv_timer(self, hv_timer: HvTimer | None) -> None:
         """The vendor offers (or withdraws) its exit timer; it is used from the next start on."""
-        self.switch_to_sw_timer()
+        if self.hv_timer_in_use:
+            self._start_sw()
         self._hv_timer = hv_timer
 
+    @property
+    def in_software(self) -> bool:
+        """Whether a software timer is all that may be used now."""
+        return self._in_software or self._hv_timer is None
+
     def switch_to_sw_timer(self) -> None:
-        """Before the vCPU blocks: without a guest, only a software timer wakes it (`kvm_lapic_switch_to_sw_timer`)."""
+        """Before the vCPU blocks: without a guest, only a software timer wakes it (`kvm_lapic_switch_to_sw_timer`).
+
+        It stays in software, whatever starts it anew, until `switch_to_hv_timer`.
+        """
+        self._in_software = True
         if self.hv_timer_in_use:
             self._start_sw()
 
     def switch_to_hv_timer(self) -> None:
         """After the vCPU blocked (`kvm_lapic_switch_to_hv_timer`)."""
+        self._in_software = False
         self._restart()
 
     def expired_hv_timer(self) -> None:
@@ -255,7 +268,7 @@ class LapicTimer:
 
     def _start_hv(self) -> bool:
         deadline = self._deadline_ns()
-        if self._hv_timer is None or deadline is None or not self._hv_timer.set_hv_timer(deadline):
+        if self._in_software or self._hv_timer is None or deadline is None or not self._hv_timer.set_hv_timer(deadline):
             return False
         self.hv_timer_in_use = True
         self._timer.cancel()

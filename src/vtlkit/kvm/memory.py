@@ -13,46 +13,19 @@ whole transaction or none of it.
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Final, Protocol
 
 from vtlkit.engine.api import PAGE_SIZE, Access, RamBlock
 from vtlkit.host.api import Host, LockRank
+from vtlkit.kvm.address_space import AddressSpace, AttributeChange, Change, Overlay, SlotChange, merged
 from vtlkit.kvm.attributes import MemoryAttributes
-from vtlkit.kvm.errors import GuestMemoryError, KvmError
+from vtlkit.kvm.errors import GuestMemoryError
 from vtlkit.kvm.memslots import MAX_GPA, MemoryRegion, Memslots
 
 _PAGE_MASK = PAGE_SIZE - 1
 _READ_ONLY = Access.READ | Access.EXECUTE
-
-
-@dataclass(frozen=True, slots=True)
-class Overlay:
-    """One page over the slots."""
-
-    block: RamBlock
-    offset: int
-    access: Access
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """A range whose backing (`backing` True) or permissions changed."""
-
-    gpa: int
-    size: int
-    backing: bool
-
-
-@dataclass(frozen=True, slots=True)
-class AddressSpace:
-    """All three layers at one moment."""
-
-    slots: Memslots
-    overlays: Mapping[int, Overlay]
-    attributes: MemoryAttributes
 
 
 LOG_MAX: Final = 1024
@@ -105,8 +78,9 @@ class GuestMemory:
         """Make a new state visible and log what changed. The caller holds the lock."""
         if len(self.log) > LOG_MAX:
             self._forget_log()
-        self._space.store_release(space)
+        # In this order: who has judged by the new state finds its map behind (`memory_faults`).
         self.log.extend(changes)
+        self._space.store_release(space)
 
     def _forget_log(self) -> None:
         """A follower (a processor that never runs, say) has fallen too far behind to be led there step by step."""
@@ -141,11 +115,7 @@ class GuestMemory:
         Raises:
             KvmError: as `Memslots.changed`; nothing changed.
         """
-        with self.lock:
-            space = self._space.load()
-            slots, touched = space.slots.changed(regions)
-            self._publish(replace(space, slots=slots), [Change(gpa, size, True) for gpa, size in touched])
-        self.on_change()
+        self.change([SlotChange(tuple(regions))])
 
     def set_attributes(self, gpa: int, size: int, access: Access) -> None:
         """Permit guests `access` to whole pages, and nothing else.
@@ -153,16 +123,21 @@ class GuestMemory:
         Raises:
             KvmError: EINVAL if the range is not made of whole pages or too high, or if `access` lacks READ alone.
         """
-        if gpa % PAGE_SIZE or size % PAGE_SIZE or size <= 0 or gpa < 0:
-            raise KvmError(errno.EINVAL, f"attribute range {gpa:#x}+{size:#x} is not made of whole pages")
-        if gpa + size > MAX_GPA:
-            raise KvmError(errno.EINVAL, f"attribute range {gpa:#x}+{size:#x} ends beyond {MAX_GPA:#x}")
-        if access and not access & Access.READ:
-            raise KvmError(errno.EINVAL, f"{access!r}: a page that permits something must permit reads")
+        self.change([AttributeChange(gpa, size, access)])
+
+    def change(self, steps: Iterable[SlotChange | AttributeChange]) -> None:
+        """Do all of these, one after the other, as one step.
+
+        Raises:
+            KvmError: as the first that cannot be done; nothing changed.
+        """
         with self.lock:
             space = self._space.load()
-            attributes = space.attributes.changed(gpa, size, access)
-            self._publish(replace(space, attributes=attributes), [Change(gpa, size, False)])
+            touched: list[Change] = []
+            for step in steps:
+                space, where = step.apply(space)
+                touched += where
+            self._publish(space, merged(touched))
         self.on_change()
 
     def map_overlay(self, gpa: int, block: RamBlock, offset: int = 0, access: Access = Access.ALL) -> None:
@@ -236,8 +211,9 @@ class GuestMemory:
             GuestMemoryError: part of the range has no memory.
         """
         parts: list[bytes | memoryview] = []
+        space = self._space.load_acquire()
         while True:
-            found = self.find(gpa)
+            found = _find(space, gpa)
             if found is None:
                 raise GuestMemoryError(gpa, size, write=False)
             block, offset, _, left = found
@@ -255,8 +231,9 @@ class GuestMemory:
             GuestMemoryError: part of the range has no writable memory; what lies before it has been written.
         """
         written, size = 0, len(data)
+        space = self._space.load_acquire()
         while True:
-            found = self.find(gpa)
+            found = _find(space, gpa)
             if found is None or not found[2] & Access.WRITE:
                 raise GuestMemoryError(gpa, size - written, write=True)
             block, offset, _, left = found

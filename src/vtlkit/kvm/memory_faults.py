@@ -25,6 +25,16 @@ def memory_fault(vcpu: Vcpu, exit_: api.MemoryFault) -> KvmRun | None:
     if vcpu.map.behind():
         vcpu.map.sync()
         return None
+    found = _judge(vcpu, exit_)
+    if found is not None and vcpu.map.behind():
+        # It may have been judged by a state that the map has not been brought to: let the instruction try again.
+        vcpu.map.sync()
+        return None
+    return found
+
+
+def _judge(vcpu: Vcpu, exit_: api.MemoryFault) -> KvmRun | None:
+    """The access by the present state of memory."""
     memory = vcpu.vm.memory
     if memory.find(exit_.gpa) is not None and forbids(memory, exit_.gpa, exit_.access):
         return _forbidden(vcpu, exit_)

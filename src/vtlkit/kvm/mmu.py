@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Protocol
 
 from vtlkit.engine.api import PAGE_SIZE, Access, Engine, MmioRead8, MmioWrite8
-from vtlkit.kvm.memory import Change, GuestMemory
+from vtlkit.kvm.address_space import Change
+from vtlkit.kvm.memory import GuestMemory
 from vtlkit.kvm.memslots import MAX_GPA
 
 _PAGE_MASK = PAGE_SIZE - 1

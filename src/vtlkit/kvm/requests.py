@@ -22,6 +22,8 @@ class Req(enum.IntEnum):
     HV_STIMER = 10
     MEMORY_CHANGED = 11
     USER_INTERCEPTS = 12
+    USERSPACE_KICK = 13
+    """Leave `run`: kick-all (docs/design/kick.md)."""
 
 
 NO_WAKEUP = frozenset({Req.TLB_FLUSH, Req.MEMORY_CHANGED})

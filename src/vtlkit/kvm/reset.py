@@ -33,6 +33,7 @@ def vcpu_reset(vcpu: Vcpu, *, init_event: bool) -> None:
     vcpu.events.reset()
     vcpu.user.reset()
     vcpu.pending_exit = None
+    vcpu.waiting.reset()
     engine.nmi_blocked = False
     engine.interrupt_shadow = False
     engine.request_interrupt_window(False)
@@ -41,6 +42,7 @@ def vcpu_reset(vcpu: Vcpu, *, init_event: bool) -> None:
     sregs = Sregs.reset()
     if init_event:
         sregs.cr0 = (sregs.cr0 & ~_INIT_KEEPS_CR0) | (old_cr0 & _INIT_KEEPS_CR0)
+        vcpu.hv.reset(init_event=True)
     else:
         vcpu.msrs.reset()
         engine.set_fpu(_FPU_RESET)

@@ -55,11 +55,15 @@ class Irqchip(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class IrqchipRoute:
-    """The GSI drives an input pin of a chip (KVM_IRQ_ROUTING_IRQCHIP); `pin` counts within the chip."""
+    """The GSI drives an input pin of a chip (KVM_IRQ_ROUTING_IRQCHIP); `pin` counts within the chip.
+
+    `group`: the APIC namespace to which the I/O APIC sends the pin's interrupts. The PIC is wired to group 0.
+    """
 
     gsi: int
     irqchip: Irqchip
     pin: int
+    group: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +73,8 @@ class MsiRoute:
     gsi: int
     address: int
     data: int
+    group: int = 0
+    """The APIC namespace it is sent in. No address bits say so: a guest's logical destinations have all 32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +83,10 @@ class HvSintRoute:
 
     gsi: int
     vcpu: int
+    """Its VP index."""
     sint: int
+    group: int = 0
+    """The APIC namespace in which that is the VP's index."""
 
 
 Route: TypeAlias = IrqchipRoute | MsiRoute | HvSintRoute
@@ -152,7 +161,7 @@ class _ChipNotifier:
 class IrqRouting:
     """The routing table of one `Vm`."""
 
-    __slots__ = ("_bus", "_hv_sint", "_ioapic", "_notifiers", "_pic", "_table")
+    __slots__ = ("_bus", "_bus_of", "_hv_sint", "_ioapic", "_notifiers", "_pic", "_table")
 
     def __init__(
         self,
@@ -161,19 +170,27 @@ class IrqRouting:
         pic: Pic | None,
         ioapic: IoApic | None,
         *,
-        hv_sint: Callable[[int, int], int] | None = None,
+        hv_sint: Callable[[int, int, int], int] | None = None,
+        bus_of: Callable[[int], IpiBus] | None = None,
     ) -> None:
-        """Without PIC and I/O APIC (a split irqchip) only MSI and SINT routes exist; `hv_sint(vcpu, sint)` raises one.
+        """Without PIC and I/O APIC (a split irqchip) only MSI and SINT routes exist; `hv_sint(vcpu, sint, group)`
+        raises one. `bus` is group 0's; `bus_of` answers for every group, or raises KvmError: EINVAL.
 
         The table begins as `default_routing()` if both chips are there, else empty.
         """
         self._bus = bus
+        self._bus_of = self._only_bus if bus_of is None else bus_of
         self._pic = pic
         self._ioapic = ioapic
         self._hv_sint = hv_sint
         self._table: Cell[_Table] = host.cell(_Table(()), "irq-routing")
         self._notifiers: Cell[dict[int, PinNotifier]] = host.cell({}, "irq-notifiers")
         self.set_gsi_routing(default_routing() if pic is not None and ioapic is not None else ())
+
+    def _only_bus(self, group: int) -> IpiBus:
+        if group:
+            raise KvmError(errno.EINVAL, f"there is no APIC ID group {group}")
+        return self._bus
 
     # The table
 
@@ -187,6 +204,7 @@ class IrqRouting:
         if len(table) > KVM_MAX_IRQ_ROUTES:
             raise KvmError(errno.EINVAL, f"{len(table)} routes are more than {KVM_MAX_IRQ_ROUTES}")
         seen: dict[int, list[Route]] = {}
+        groups: dict[int, int] = {}
         for route in table:
             self._check(route)
             earlier = seen.setdefault(route.gsi, [])
@@ -196,18 +214,30 @@ class IrqRouting:
                 if other.irqchip == route.irqchip:
                     raise KvmError(errno.EINVAL, f"GSI {route.gsi} drives {route.irqchip.name} twice")
             earlier.append(route)
+            if (
+                isinstance(route, IrqchipRoute)
+                and route.irqchip == Irqchip.IOAPIC
+                and groups.setdefault(route.pin, route.group) != route.group
+            ):
+                raise KvmError(errno.EINVAL, f"pin {route.pin} of the I/O APIC is routed to two groups")
+        if self._ioapic is not None:
+            # Before the table: what is sent on a bus is ended by those that the I/O APIC hears.
+            self._ioapic.set_pin_buses({pin: self._bus_of(group) for pin, group in groups.items()})
         self._table.store_release(_Table(table))
         self._update_notifiers()
 
     def _check(self, route: Route) -> None:
         if not 0 <= route.gsi < KVM_MAX_IRQ_ROUTES:
             raise KvmError(errno.EINVAL, f"GSI {route.gsi} is not below {KVM_MAX_IRQ_ROUTES}")
+        self._bus_of(route.group)
         if isinstance(route, IrqchipRoute):
             pins = IOAPIC_NUM_PINS if route.irqchip == Irqchip.IOAPIC else _PINS_PER_PIC
             if (self._ioapic if route.irqchip == Irqchip.IOAPIC else self._pic) is None:
                 raise KvmError(errno.EINVAL, f"GSI {route.gsi} is routed to {route.irqchip.name}, which user space has")
             if not 0 <= route.pin < pins:
                 raise KvmError(errno.EINVAL, f"{route.irqchip.name} has no pin {route.pin}")
+            if route.group and route.irqchip != Irqchip.IOAPIC:
+                raise KvmError(errno.EINVAL, f"{route.irqchip.name} is wired to group 0, not to {route.group}")
         elif isinstance(route, MsiRoute):
             self._check_msi(route.address)
         elif self._hv_sint is None:
@@ -237,24 +267,28 @@ class IrqRouting:
         if isinstance(route, IrqchipRoute):
             if route.irqchip == Irqchip.IOAPIC:
                 assert self._ioapic is not None
-                return self._ioapic.set_irq(route.pin, level, source_id, line_status=line_status)
+                bus = self._bus_of(route.group)
+                return self._ioapic.set_irq(route.pin, level, source_id, line_status=line_status, bus=bus)
             assert self._pic is not None
             pin = route.pin + (_PINS_PER_PIC if route.irqchip == Irqchip.PIC_SLAVE else 0)
             return self._pic.set_irq(pin, level, source_id)
         if not level:
             return -1
         if isinstance(route, MsiRoute):
-            return self._bus.deliver(msi_irq(route.address, route.data, x2apic_format=self._bus.x2apic_format))
+            return self._send(route.address, route.data, route.group)
         assert self._hv_sint is not None
-        return self._hv_sint(route.vcpu, route.sint)
+        return self._hv_sint(route.vcpu, route.sint, route.group)
 
-    def signal_msi(self, address: int, data: int) -> int:
-        """Send a message (KVM_SIGNAL_MSI): CPUs reached, 0 if none. From any task; never blocks.
+    def _send(self, address: int, data: int, group: int) -> int:
+        return self._bus_of(group).deliver(msi_irq(address, data, x2apic_format=self._bus.x2apic_format))
 
-        Raises KvmError for address bits 39:32 in x2APIC format.
+    def signal_msi(self, address: int, data: int, group: int = 0) -> int:
+        """Send a message (KVM_SIGNAL_MSI) in a group: CPUs reached, 0 if none. From any task; never blocks.
+
+        Raises KvmError for address bits 39:32 in x2APIC format, or a group that is not there.
         """
         self._check_msi(address)
-        return self._bus.deliver(msi_irq(address, data, x2apic_format=self._bus.x2apic_format))
+        return self._send(address, data, group)
 
     # Notifiers
 

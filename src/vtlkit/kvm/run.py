@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Final
 
 from vtlkit.engine import api as engine_api
 from vtlkit.kvm import events, exits, windows
+from vtlkit.kvm.hyperv.flush_inhibit import outside
 from vtlkit.kvm.kvm_run import Intr, KvmRun, Shutdown, SystemEvent, SystemEventExit
 from vtlkit.kvm.mpstate import MpState
 from vtlkit.kvm.requests import Req
-from vtlkit.kvm.wait import vcpu_running, wait_for_event
+from vtlkit.kvm.vendor.api import Fastpath
+from vtlkit.kvm.wait import reports_wakeup, vcpu_running, wait_for_event
 
+_PREEMPTION_TIMER: Final = engine_api.PreemptionTimer
 FASTPATH_LIMIT: Final = 16
 """Exits handled before the clock is looked at again: timers are late by no more than these take."""
 
@@ -24,15 +27,18 @@ if TYPE_CHECKING:
 
 _REQUESTS_HANDLED: Final = ~(1 << Req.EVENT)
 """EVENT alone, by far the most frequent request, is looked at where events are injected."""
-_NEED_BOUNDARY: Final = 1 << Req.EVENT | 1 << Req.MEMORY_CHANGED | 1 << Req.USER_INTERCEPTS
+_NEED_BOUNDARY: Final = 1 << Req.EVENT | 1 << Req.MEMORY_CHANGED | 1 << Req.USER_INTERCEPTS | 1 << Req.USERSPACE_KICK
 """Handled between two instructions only."""
 
 
 def vcpu_run(vcpu: Vcpu) -> KvmRun:
     """Run until user space is needed."""
     vcpu.task = vcpu.host.current()
+    timer = vcpu.preemption_timer
+    if timer is not None:
+        timer.enter_run()
     exits.complete(vcpu)
-    exit_: KvmRun | None = None
+    exit_: KvmRun | None = vcpu.vm.kicks.refused(vcpu)
     while exit_ is None:
         if vcpu_running(vcpu):
             exit_ = _enter_guest(vcpu)
@@ -40,6 +46,8 @@ def vcpu_run(vcpu: Vcpu) -> KvmRun:
             exit_ = _wait(vcpu)
         if exit_ is None and vcpu.engine.at_boundary and vcpu.take_signal():
             exit_ = Intr()
+    if timer is not None:
+        timer.leave_run()
     vcpu.pending_exit = exit_
     vcpu.statistics.user_exits[exit_.reason] += 1
     return exit_
@@ -50,20 +58,32 @@ def complete_only(vcpu: Vcpu) -> KvmRun | None:
     exits.complete(vcpu)
     exit_: KvmRun | None = None
     while exit_ is None and not vcpu.engine.at_boundary:
-        reason = vcpu.vendor.vcpu_run(vcpu, None, True)
+        with outside(vcpu.section):
+            reason = vcpu.vendor.vcpu_run(vcpu, None, True)
         vcpu.sync_clock()
-        exit_ = exits.handle(vcpu, reason)
+        if (
+            type(reason) is not _PREEMPTION_TIMER
+            or vcpu.vendor.handle_fastpath_preemption_timer(vcpu, True) is Fastpath.NONE
+        ):
+            exit_ = exits.handle(vcpu, reason)
     vcpu.pending_exit = exit_
     return exit_
 
 
 def _wait(vcpu: Vcpu) -> KvmRun | None:
-    if vcpu.take_signal():
+    completion = vcpu.waiting.completion
+    if completion is not None and not completion.block:
+        # User space has called it off.
+        vcpu.waiting.completion = None
+        return None
+    if vcpu.take_signal() or vcpu.vm.kicks.has_to_leave(vcpu):
         return Intr()
-    if vcpu.mp_state is MpState.HALTED and (window := _window(vcpu)) is not None:
+    if vcpu.mp_state is MpState.HALTED and completion is None and (window := _window(vcpu)) is not None:
         return window
-    runnable = wait_for_event(vcpu)
-    if runnable and vcpu.mp_state is MpState.HV_INACTIVE_VTL:
+    if wait_for_event(vcpu) and reports_wakeup(vcpu):
+        if completion is not None:
+            completion.block = False
+            vcpu.waiting.completion = None
         return SystemEventExit(SystemEvent.WAKEUP)
     return None
 
@@ -78,6 +98,8 @@ def _window(vcpu: Vcpu) -> KvmRun | None:
 def _handle_requests(vcpu: Vcpu) -> KvmRun | None:
     if not vcpu.requests.load() & _REQUESTS_HANDLED:
         return None
+    if vcpu.requests.test(Req.USERSPACE_KICK) and vcpu.engine.at_boundary and vcpu.vm.kicks.has_to_leave(vcpu):
+        return Intr()
     if vcpu.check_request(Req.MEMORY_CHANGED):
         if vcpu.engine.at_boundary:
             vcpu.map.sync()
@@ -146,7 +168,11 @@ def _enter_guest(vcpu: Vcpu) -> KvmRun | None:
             mode.store(exits.OUTSIDE_GUEST_MODE)
             return None
         force_immediate_exit = True
-    elif vcpu.requests.load() and not force_immediate_exit:
+    elif (requests := vcpu.requests.load()) and (
+        # Only what asked for a forced exit may wait for it: it may come late, and who made another request has seen a
+        # vCPU outside of the guest.
+        not force_immediate_exit or (requests & _REQUESTS_HANDLED and engine.at_boundary)
+    ):
         mode.store(exits.OUTSIDE_GUEST_MODE)
         return None
     reason = _run_guest(vcpu, budget_ns, force_immediate_exit)
@@ -174,27 +200,61 @@ def _run_guest(vcpu: Vcpu, budget_ns: int | None, force_immediate_exit: bool) ->
         budget = budget_ns // vcpu.vm.ns_per_instruction or 1
     if hv.assist.enabled:
         hv.eoi_assist.offer()
+    if vcpu.section is not None:
+        vcpu.section.leave()
     reason = run(vcpu, budget, force_immediate_exit)
     mode, in_guest = vcpu.mode, exits.IN_GUEST_MODE
     plain = vcpu.user_intercepts is None and not vcpu.guest_mode
     fast, plain_cpuid = 0, engine_api.Cpuid if plain else None
-    while type(reason) is plain_cpuid:
-        # Fast path: nothing that an interrupt or another task could care about has changed.
-        exits.emulate_cpuid(vcpu, reason.length)
-        fast += 1
-        # A kick that came as the run ended does not count for the next one, and whoever kicks after it finds that the
-        # guest is being left: so leave it, whatever the kick was about (`kvm_vcpu_exit_request`).
-        if fast == FASTPATH_LIMIT or mode.load() != in_guest or vcpu.signal_pending() or engine.injected() is not None:
-            _leave_guest(vcpu, fast, entered_ns)
+    while True:
+        while type(reason) is plain_cpuid:
+            # Fast path: nothing that an interrupt or another task could care about has changed.
+            exits.emulate_cpuid(vcpu, reason.length)
+            fast += 1
+            # A kick that came as the run ended does not count for the next one, and whoever kicks after it finds that
+            # the guest is being left: so leave it, whatever the kick was about (`kvm_vcpu_exit_request`).
+            if (
+                fast == FASTPATH_LIMIT
+                or mode.load() != in_guest
+                or vcpu.signal_pending()
+                or engine.injected() is not None
+            ):
+                _leave_guest(vcpu, fast, entered_ns)
+                return None
+            reason = run(vcpu, None, False)
+        if type(reason) is not _PREEMPTION_TIMER:
+            break
+        # Where the guest's timer goes next depends on what time it is.
+        vcpu.sync_clock(fast + 1)
+        fast = 0
+        completion = vcpu.vendor.handle_fastpath_preemption_timer(vcpu, force_immediate_exit)
+        if completion is Fastpath.NONE:
+            _leave_guest(vcpu, 0, entered_ns)
+            return reason
+        vcpu.statistics.exits[_PREEMPTION_TIMER.name] += 1
+        if completion is Fastpath.EXIT_HANDLED or _exit_request(vcpu):
+            _leave_guest(vcpu, 0, entered_ns)
             return None
         reason = run(vcpu, None, False)
     _leave_guest(vcpu, fast + 1, entered_ns)
     return reason
 
 
+def _exit_request(vcpu: Vcpu) -> bool:
+    """Whether the guest may not go on: a kick, a request, a signal, an event to deliver (`kvm_vcpu_exit_request`)."""
+    return (
+        vcpu.mode.load() != exits.IN_GUEST_MODE
+        or bool(vcpu.requests.load())
+        or vcpu.signal_pending()
+        or vcpu.engine.injected() is not None
+    )
+
+
 def _leave_guest(vcpu: Vcpu, count: int, entered_ns: int | None) -> None:
     """After `count` exits: the local APIC is made exact, time is accounted. `entered_ns`: on a host of real time."""
     vcpu.mode.store(exits.OUTSIDE_GUEST_MODE)
+    if vcpu.section is not None:
+        vcpu.section.enter()
     hv = vcpu.hv
     if hv.eoi_assist.offered:
         hv.eoi_assist.sync()

@@ -7,6 +7,10 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Final
+
+MANY_KICKED_ENTRIES: Final = 1000
+"""`kicked_entries` from which on somebody has not waited for the resume, but called `run` in a loop."""
 
 
 @dataclass(slots=True)
@@ -22,7 +26,25 @@ class VcpuStatistics:
     blocks: int = 0
     suspends: int = 0
     """Hypercalls that waited for a TLB whose flushes are inhibited, once each time they were executed."""
+    suspended_turns: int = 0
+    """Turns of the run loop of a vCPU that was suspended, and awake for an event that it could not take."""
     halt_wakeups: int = 0
+    kicked_exits: int = 0
+    """Calls of `run` that kick-all ended, those that it refused at once included."""
+    kicked_entries: int = 0
+    """Calls of `run` that came while the vCPU was kicked: many, if the caller does not wait for the resume."""
+    halt_attempted_poll: int = 0
+    """Halts that polled before they slept."""
+    halt_successful_poll: int = 0
+    """Those that did not have to sleep."""
+    halt_poll_invalid: int = 0
+    """Of the successful ones: a signal or UNBLOCK had come, and no wake event."""
+    halt_poll_success_ns: int = 0
+    """Time spent polling by halts that did not sleep, in ns of the host's clock."""
+    halt_poll_fail_ns: int = 0
+    """Time spent polling in vain."""
+    halt_wait_ns: int = 0
+    """Time that halts slept."""
 
     def all_exits(self) -> Counter[str]:
         """Engine exits by name, those of the fast path included."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import enum
 import errno
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from vtlkit.engine.api import Access
@@ -61,8 +61,8 @@ class TranslateFlags(enum.IntFlag):
     """Set the accessed bit in the entries above the one at which a translation fails, as a processor may."""
 
 
-_ACCESS_MASK: Final = sum(TranslateAccess)
-_FLAGS_MASK: Final = sum(TranslateFlags)
+_ACCESS_MASK: Final = int(sum(TranslateAccess))
+_FLAGS_MASK: Final = int(sum(TranslateFlags))
 
 
 class TranslateFault(enum.IntEnum):
@@ -112,57 +112,63 @@ def translate(
     Raises:
         KvmError: EINVAL, unknown bits in `access` or `flags`, or an address of more than 64 bits.
     """
-    if access & ~_ACCESS_MASK or flags & ~_FLAGS_MASK:
+    if int(access) & ~_ACCESS_MASK or int(flags) & ~_FLAGS_MASK:
         raise KvmError(errno.EINVAL, f"translate2 knows neither access {access:#x} nor flags {flags:#x} in full")
     if not 0 <= gva <= _U64:
         raise KvmError(errno.EINVAL, f"{gva:#x} is no linear address")
-    sregs = vcpu.engine.get_sregs()
+    engine = vcpu.engine
     state = PagingState.of(
-        sregs, vcpu.engine.rflags, vcpu.cpl(), pkru=vcpu.engine.pkru, maxphyaddr=vcpu.cpuid.maxphyaddr()
+        engine.get_sregs(), engine.rflags, engine.cpl, pkru=engine.pkru, maxphyaddr=vcpu.cpuid.maxphyaddr()
     )
-    attempts = _attempts(state, access)
+    attempts = _attempts(state, int(access))
     memory = _Tables(vcpu)
     while True:
         # Every mode of access that was asked for must be allowed; the last one's bits are the union's.
-        for attempt, wanted in attempts:
-            result = paging.walk(attempt, gva, wanted, memory.read)
+        for wanted in attempts:
+            result = paging.walk(state, gva, wanted, memory.read)
             if not result.ok:
                 break
-        stuck = _set_bits(memory, result, flags)
+        stuck = _set_bits(memory, result, int(flags))
         if stuck is not _CHANGED:
             return _translation(memory, result, stuck)
 
 
-def _attempts(state: PagingState, access: TranslateAccess) -> list[tuple[PagingState, int]]:
-    """(state, access) of the walks to make."""
-    wanted = 0
-    for kind, bit in _KINDS:
-        if access & kind:
-            wanted |= bit
+def _attempts(state: PagingState, access: int) -> tuple[int, ...]:
+    """The accesses to walk for, in a context from which `access` takes checks away."""
+    wanted = _WANTED[access & 0xF]
     if not wanted:
         # What asks for nothing is refused nothing; a read, so that accessed bits can be set.
-        lenient = replace(state, cr4=state.cr4 & ~(CR4_SMEP | CR4_SMAP | CR4_PKE))
-        return [(lenient, paging.READ | paging.SUPERVISOR)]
-    if access & TranslateAccess.OVERRIDE_SMAP:
-        state = replace(state, rflags_ac=True)
-    elif access & TranslateAccess.ENFORCE_SMAP:
-        state = replace(state, rflags_ac=False)
-    if access & TranslateAccess.EXEMPT:
-        state = replace(state, cr4=state.cr4 & ~(CR4_SMEP | CR4_SMAP))
-        return [(state, wanted | paging.SUPERVISOR)]
-    modes = [mode for kind, mode in _MODES if access & kind] or [0]
-    return [(state, wanted | mode) for mode in modes]
+        state.cr4 &= ~(CR4_SMEP | CR4_SMAP | CR4_PKE)
+        return (paging.READ | paging.SUPERVISOR,)
+    if access & _OVERRIDE_SMAP:
+        state.rflags_ac = True
+    elif access & _ENFORCE_SMAP:
+        state.rflags_ac = False
+    if access & _EXEMPT:
+        state.cr4 &= ~(CR4_SMEP | CR4_SMAP)
+        return (wanted | paging.SUPERVISOR,)
+    if access & _SUPERVISOR:
+        supervisor = wanted | paging.SUPERVISOR
+        return (supervisor, wanted | paging.USER) if access & _USER else (supervisor,)
+    return (wanted | paging.USER,) if access & _USER else (wanted,)
 
 
+# Plain numbers: arithmetic on flags of an enumeration takes longer than the walk.
+_USER: Final = int(TranslateAccess.USER)
+_SUPERVISOR: Final = int(TranslateAccess.SUPERVISOR)
+_EXEMPT: Final = int(TranslateAccess.EXEMPT)
+_ENFORCE_SMAP: Final = int(TranslateAccess.ENFORCE_SMAP)
+_OVERRIDE_SMAP: Final = int(TranslateAccess.OVERRIDE_SMAP)
+_SET_ACCESSED: Final = int(TranslateFlags.SET_ACCESSED)
+_SET_DIRTY: Final = int(TranslateFlags.SET_DIRTY)
+_FORCE_SET_ACCESSED: Final = int(TranslateFlags.FORCE_SET_ACCESSED)
 _KINDS: Final = (
     (TranslateAccess.READ, paging.READ),
     (TranslateAccess.WRITE, paging.WRITE),
     (TranslateAccess.EXECUTE, paging.EXECUTE),
 )
-_MODES: Final = (
-    (TranslateAccess.SUPERVISOR, paging.SUPERVISOR),
-    (TranslateAccess.USER, paging.USER),
-)
+_WANTED: Final = tuple(sum(bit for kind, bit in _KINDS if access & kind) for access in range(16))
+"""What the low four bits of an access ask the walk for."""
 
 _CHANGED: Final = -1
 _WRITTEN: Final = -2
@@ -199,13 +205,15 @@ class _Tables:
         return _WRITTEN if done else _CHANGED
 
 
-def _set_bits(memory: _Tables, result: WalkResult, flags: TranslateFlags) -> int:
+def _set_bits(memory: _Tables, result: WalkResult, flags: int) -> int:
     """Set what `flags` ask for: _WRITTEN, _CHANGED (walk again), or the address of an entry that may not be written."""
     wanted = 0
-    if flags & (TranslateFlags.SET_ACCESSED if result.ok else TranslateFlags.FORCE_SET_ACCESSED):
+    if flags & (_SET_ACCESSED if result.ok else _FORCE_SET_ACCESSED):
         wanted |= paging.PTE_A
-    if flags & TranslateFlags.SET_DIRTY:
+    if flags & _SET_DIRTY:
         wanted |= paging.PTE_D
+    if not wanted:
+        return _WRITTEN
     stuck = _WRITTEN
     merged: dict[int, EntryUpdate] = {}
     for update in result.updates:

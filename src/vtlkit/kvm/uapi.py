@@ -15,11 +15,22 @@ from vtlkit.kvm.cpuid import CpuidEntry, for_vcpu
 from vtlkit.kvm.errors import GuestMemoryError, KvmError
 from vtlkit.kvm.hyperv.cpuid import cpuid_leaves
 from vtlkit.kvm.hyperv.features import HvFeatures
+from vtlkit.kvm.hyperv.flush_inhibit import FlushInhibitDesign
 from vtlkit.kvm.hyperv.message_buffers import MessageBuffers
 from vtlkit.kvm.hyperv.overlays import OverlayPage as HvOverlayPage
 from vtlkit.kvm.hyperv.parameters import HypercallParameters, decode_exit
 from vtlkit.kvm.hyperv.tlb_flush import FlushRequest, decode_flush
+from vtlkit.kvm.hyperv.translate_gva import (
+    TRANSLATE_CALLS,
+    TranslateAnswer,
+    TranslateRequest,
+    paged_memory_type,
+    pending_event_header,
+)
+from vtlkit.kvm.hyperv.translate_gva import failure as translate_failure
+from vtlkit.kvm.hyperv.translate_gva import success as translate_success
 from vtlkit.kvm.hyperv.vp_set import ALL_VPS, sparse_set
+from vtlkit.kvm.kick_all import KickDesign
 from vtlkit.kvm.kvm_run import (
     Debug,
     Hyperv,
@@ -48,27 +59,46 @@ from vtlkit.kvm.kvm_run import (
 )
 from vtlkit.kvm.memslots import KVM_MEM_READONLY, MAXPHYADDR, MemoryRegion
 from vtlkit.kvm.mpstate import UNSTARTED, MpState
+from vtlkit.kvm.namespaces import ApicNamespace
 from vtlkit.kvm.nested.state import NestedState
-from vtlkit.kvm.routing import KVM_MAX_IRQ_ROUTES, HvSintRoute, Route, default_routing
-from vtlkit.kvm.statistics import VcpuStatistics
+from vtlkit.kvm.routing import (
+    KVM_MAX_IRQ_ROUTES,
+    HvSintRoute,
+    Irqchip,
+    IrqchipRoute,
+    MsiRoute,
+    Route,
+    default_routing,
+)
+from vtlkit.kvm.statistics import MANY_KICKED_ENTRIES, VcpuStatistics
 from vtlkit.kvm.translate import TranslateAccess, TranslateFault, TranslateFlags, Translation
 from vtlkit.kvm.user_intercepts import CpuidOverride, UserIntercepts
 from vtlkit.kvm.vcpu import Vcpu
+from vtlkit.kvm.vcpu_events import EventsValid, VcpuEvents
+from vtlkit.kvm.vendor import DEFAULT_VENDOR, VENDORS, vendor_named
 from vtlkit.kvm.vm import MAX_VCPUS, Vm
+from vtlkit.kvm.wait_state import WaitFlags, WaitResult, WaitType
 from vtlkit.kvm.windows import Windows
 from vtlkit.kvm.windows import request as windows_request
 
 __all__ = [
     "ALL_VPS",
+    "DEFAULT_VENDOR",
     "KVM_MAX_IRQ_ROUTES",
     "KVM_MEM_READONLY",
+    "MANY_KICKED_ENTRIES",
     "MAXPHYADDR",
     "MAX_VCPUS",
+    "TRANSLATE_CALLS",
     "UNSTARTED",
+    "VENDORS",
+    "ApicNamespace",
     "Cap",
     "CpuidEntry",
     "CpuidOverride",
     "Debug",
+    "EventsValid",
+    "FlushInhibitDesign",
     "FlushRequest",
     "GuestMemoryError",
     "HvFeatures",
@@ -90,6 +120,9 @@ __all__ = [
     "Intr",
     "Io",
     "IrqWindowOpen",
+    "Irqchip",
+    "IrqchipRoute",
+    "KickDesign",
     "Kvm",
     "KvmError",
     "KvmRun",
@@ -99,6 +132,7 @@ __all__ = [
     "MessageBuffers",
     "Mmio",
     "MpState",
+    "MsiRoute",
     "NestedState",
     "Rdmsr",
     "Route",
@@ -106,13 +140,19 @@ __all__ = [
     "SystemEvent",
     "SystemEventExit",
     "TranslateAccess",
+    "TranslateAnswer",
     "TranslateFault",
     "TranslateFlags",
+    "TranslateRequest",
     "Translation",
     "UserIntercepts",
     "Vcpu",
+    "VcpuEvents",
     "VcpuStatistics",
     "Vm",
+    "WaitFlags",
+    "WaitResult",
+    "WaitType",
     "Windows",
     "Wrmsr",
     "cr4_allowed",
@@ -121,11 +161,15 @@ __all__ = [
     "default_routing",
     "for_vcpu",
     "hv_cpuid_entries",
+    "paged_memory_type",
+    "pending_event_header",
     "set_cr0",
     "set_cr3",
     "set_cr4",
     "set_xcr0",
     "sparse_set",
+    "translate_failure",
+    "translate_success",
     "windows_request",
     "xcr0_allowed",
 ]
@@ -144,17 +188,33 @@ def hv_cpuid_entries(features: HvFeatures) -> list[CpuidEntry]:
 
 
 class Kvm:
-    """The hypervisor on one host with one kind of engine (an open /dev/kvm). `nested`: its VMs have Cap.NESTED."""
+    """The hypervisor on one host with one kind of engine (an open /dev/kvm). `vendor`: which of kvm_amd, kvm_intel."""
 
-    def __init__(self, host: Host, engines: EngineFactory, *, nested: bool = False) -> None:
-        self.nested = nested
+    def __init__(
+        self,
+        host: Host,
+        engines: EngineFactory,
+        *,
+        vendor: str = DEFAULT_VENDOR,
+        tlb_flush_inhibit: FlushInhibitDesign = FlushInhibitDesign.WAITING_ON,
+        nested: bool = False,
+    ) -> None:
+        """`tlb_flush_inhibit`: how its VMs hold flushes up (a module parameter); `nested`: they have Cap.NESTED.
+
+        Raises:
+            KvmError: EINVAL for a vendor that there is not.
+        """
         self.host = host
         self.engines = engines
+        self.vendor = vendor_named(vendor).name
+        self.tlb_flush_inhibit = tlb_flush_inhibit
+        self.nested = nested
         self._created = 0
 
     def create_vm(self, name: str | None = None) -> Vm:
         """KVM_CREATE_VM."""
         self._created += 1
-        vm = Vm(self.host, self.engines, name or f"vm{self._created - 1}")
+        vm = Vm(self.host, self.engines, name or f"vm{self._created - 1}", vendor=self.vendor)
+        vm.hv.set_flush_inhibit_design(self.tlb_flush_inhibit)
         vm.enable_cap(Cap.NESTED, int(self.nested))
         return vm

@@ -15,13 +15,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from vtlkit.engine.api import PAGE_SIZE, Engine
-from vtlkit.host.api import LockRank, Task
-from vtlkit.kvm import inactive
+from vtlkit.host.api import Cell, LockRank, Task
+from vtlkit.kvm import inactive, vcpu_events
 from vtlkit.kvm import run as run_loop
 from vtlkit.kvm.cpuid import CpuidTable
 from vtlkit.kvm.device_pages import VcpuDevices
 from vtlkit.kvm.events import PENDING_INIT, PENDING_SIPI, EventQueue
+from vtlkit.kvm.hyperv.flush_inhibit import KernelSection, inside
 from vtlkit.kvm.hyperv.vcpu import HvVcpu
+from vtlkit.kvm.kick_all import wait_until_resumed
 from vtlkit.kvm.kvm_run import KvmRun
 from vtlkit.kvm.lapic import LocalApic
 from vtlkit.kvm.mmu import EngineMap
@@ -29,6 +31,7 @@ from vtlkit.kvm.mpstate import MpState
 from vtlkit.kvm.msrs import Msrs
 from vtlkit.kvm.nested.state import get_nested_state, set_nested_state
 from vtlkit.kvm.nested.svm import Nested
+from vtlkit.kvm.pollable import Pollable
 from vtlkit.kvm.requests import Req
 from vtlkit.kvm.reset import vcpu_reset
 from vtlkit.kvm.statistics import VcpuStatistics
@@ -36,12 +39,13 @@ from vtlkit.kvm.translate import translate
 from vtlkit.kvm.user_intercepts import UserIntercepts, UserInterceptState, engine_intercepts
 from vtlkit.kvm.vcpu_state import VcpuState
 from vtlkit.kvm.vcpu_time import VcpuTime
-from vtlkit.kvm.wait import suspend
+from vtlkit.kvm.wait import ignores_rflags_if, suspend, wait
+from vtlkit.kvm.wait_state import WaitResult, WaitState, check_arguments
 from vtlkit.x86.msr import APICBASE_BASE, APICBASE_ENABLE, X2APIC_ENABLE
 from vtlkit.x86.registers import CR0_PE, GENERAL_REGISTERS
 
 if TYPE_CHECKING:
-    from vtlkit.kvm.vendor.svm import SvmVendor
+    from vtlkit.kvm.vendor.api import Vendor
     from vtlkit.kvm.vm import Vm
 
 _HYPERVISOR_LEAVES: Final = 4
@@ -63,11 +67,13 @@ class Vcpu(VcpuTime, VcpuState):
         self.vm = vm
         self.vcpu_id = vcpu_id
         self.host = vm.host
-        self.name = f"{vm.name}-vcpu{vcpu_id}"
+        self.name = vm.namespaces.vcpu_name(vcpu_id)
         self.engine = engine
-        self.vendor: SvmVendor = vm.vendor
+        self.vendor: Vendor = vm.vendor
         self.is_bsp = is_bsp
         self.mutex = self.host.lock(f"{self.name}-mutex", LockRank.VCPU)
+        self.running = vm.kicks.transaction.reading()
+        """Held, inside the mutex, by every call that runs the vCPU or blocks as it: kick-all waits for it to end."""
         self.wait_queue = self.host.wait_queue(f"{self.name}-wait")
         self.requests = self.host.bitmap(f"{self.name}-requests")
         self.mode = self.host.cell(Mode.OUTSIDE_GUEST_MODE, f"{self.name}-mode")
@@ -77,7 +83,11 @@ class Vcpu(VcpuTime, VcpuState):
         self.vtl_inactive = False
         """User space runs another VTL of the processor: RFLAGS.IF does not count for what is a wake event. Written by
         the task that runs the processor's vCPUs."""
+        self.waiting = WaitState()
         self._listener: Callable[[], None] | None = None
+        self._ring: Callable[[], None] | None = None
+        """Makes the descriptor readable, once there is one."""
+        self._pollable: Cell[Pollable | None] = self.host.cell(None, f"{self.name}-descriptor")
         self.pauses_alone = False
         """PAUSE does not exit for now, as nobody else wants to run: leave the guest if it wakes somebody."""
         self.task: Task | None = None
@@ -99,8 +109,12 @@ class Vcpu(VcpuTime, VcpuState):
         self.cpuid = CpuidTable()
         self.mp_state = MpState.RUNNABLE if is_bsp else MpState.UNINITIALIZED
         self.events = EventQueue(self)
-        self.apic: LocalApic = LocalApic(self, vm.bus, apic_id=apic_id, is_bsp=is_bsp)
-        self.hv = HvVcpu(self, vcpu_id)
+        self.namespace, number = vm.namespaces.split(vcpu_id)
+        self.apic: LocalApic = LocalApic(self, self.namespace.bus, apic_id=apic_id, is_bsp=is_bsp)
+        self.preemption_timer = vm.vendor.preemption_timer(self)
+        """For exits at a given time, where the vendor makes them."""
+        self.hv: HvVcpu = HvVcpu(self, number, self.namespace.hv)
+        self.section: KernelSection | None = self.hv.hv_vm.flush_inhibits.section()
         self.apic.on_eoi = self.hv.on_eoi
         self.msrs = Msrs(self)
         self.devices: VcpuDevices = VcpuDevices(self)
@@ -130,6 +144,11 @@ class Vcpu(VcpuTime, VcpuState):
         self.engine.set_sregs(sregs)
         self.engine.regs.rip = 0
 
+    @property
+    def apic_group(self) -> int:
+        """The APIC ID group it is in (`kvm_apic_group`); 0 in a VM without groups."""
+        return self.namespace.group
+
     # --- requests and kicks ---------------------------------------------------------------------------------------
 
     def make_request(self, request: Req) -> None:
@@ -151,15 +170,40 @@ class Vcpu(VcpuTime, VcpuState):
             self.kick_running()
         if self._listener is not None:
             self._listener()
+        if self._ring is not None:
+            self._ring()
 
     def listen(self, listener: Callable[[], None] | None) -> None:
         """Call `listener` whenever the vCPU is kicked, as a poll hears of it: in the sender's context, so it must not
         block; behind a full barrier, so that `wake_event_pending` sees what the kick was about."""
         self._listener = listener
 
+    def fileno(self) -> int:
+        """A descriptor for select, poll, epoll and event loops, readable when a wake event is pending, sometimes when
+        none is: `pollable` says when, `wake_event_pending` tells. Made at the first call, closed with the vCPU."""
+        pollable = self._pollable.load()
+        if pollable is None:
+            pollable = Pollable()
+            if (other := self._pollable.cmpxchg(None, pollable)) is not None:
+                pollable.close()
+                return other.fileno()
+            self._ring = pollable.ring
+            # What came before anybody heard of it is for the first look.
+            pollable.ring()
+        return pollable.fileno()
+
     def wake_event_pending(self) -> bool:
         """Whether a wait of this vCPU would end at once with a wake event. For the task that runs it, outside `run`."""
-        return inactive.wake_event_pending(self)
+        pollable = self._pollable.load()
+        if pollable is None:
+            return inactive.wake_event_pending(self)
+        # Emptied before the look: who stores an event after the look rings after it.
+        pollable.silence()
+        self.host.smp_mb()
+        pending = inactive.wake_event_pending(self)
+        if pending:
+            pollable.ring()
+        return pending
 
     def interrupt_deliverable(self) -> bool:
         """Whether it would take an interrupt or NMI at once, were its VTL active. As `wake_event_pending`."""
@@ -239,7 +283,7 @@ class Vcpu(VcpuTime, VcpuState):
 
     def eoi_ioapic(self, vector: int) -> None:
         if self.vm.ioapic is not None:
-            self.vm.ioapic.eoi(self.vcpu_id, vector)
+            self.vm.ioapic.eoi(self.vcpu_id, vector, self.namespace.bus)
 
     def wants_windows(self) -> bool:
         return self.events.windows is not None
@@ -263,9 +307,7 @@ class Vcpu(VcpuTime, VcpuState):
 
     def is_irq_blocked_by_rflags_if(self) -> bool:
         """RFLAGS.IF blocks interrupts, but for a vCPU whose VTL is inactive, or that idles (TLFS: IF is ignored)."""
-        if self.vtl_inactive or self.mp_state is MpState.HV_INACTIVE_VTL or self.engine.interrupt_flag:
-            return False
-        return not (self.hv.idle and self.mp_state is MpState.HALTED)
+        return not (self.engine.interrupt_flag or ignores_rflags_if(self))
 
     def queue_exception(self, vector: int, error_code: int | None = None) -> None:
         self.events.queue_exception(vector, error_code)
@@ -277,28 +319,48 @@ class Vcpu(VcpuTime, VcpuState):
 
     def run(self) -> KvmRun:
         """KVM_RUN: run the guest until user space is needed. Blocks. The caller answers the last exit first."""
-        with self.mutex:
-            return run_loop.vcpu_run(self)
+        with self.mutex, self.running, inside(self.section):
+            exit_ = run_loop.vcpu_run(self)
+        if self._ring is not None:
+            # Whoever polls is to look: no kick will tell of what came meanwhile.
+            self._ring()
+        return exit_
+
+    def wait(self, kind: int, flags: int = 0) -> WaitResult:
+        """Block, without entering the guest and without polling, until a wake event of a `WaitType` is pending, or a
+        signal comes. Only one task at a time runs a vCPU or waits.
+
+        Raises:
+            KvmError: EINVAL for an unknown type, or flags that it does not take.
+        """
+        check_arguments(kind, flags)
+        with self.mutex, self.running, inside(self.section):
+            return wait(self, kind, flags)
 
     def complete_exit(self) -> KvmRun | None:
         """Take user space's answer to the last exit and finish its instruction, as KVM_RUN with immediate_exit does.
 
         None once the vCPU is between two instructions; another exit if the instruction needs user space again.
         """
-        with self.mutex:
+        with self.mutex, self.running, inside(self.section):
             return run_loop.complete_only(self)
+
+    wait_until_resumed = wait_until_resumed
 
     def update_intercepts(self) -> None:
         """After a change of the state or the wishes that what exits depends on."""
         engine_intercepts(self)
 
     def hyperv_set_tlb_flush_inhibit(self, inhibit: bool) -> None:
-        """KVM_HYPERV_SET_TLB_FLUSH_INHIBIT (docs/design/tlb-flush-inhibit.md). From any task; never blocks."""
+        """KVM_HYPERV_SET_TLB_FLUSH_INHIBIT (docs/design/tlb-flush-inhibit.md). From any task outside `run`; blocks
+        only in the posted design."""
         self.hv.set_tlb_flush_inhibit(inhibit)
 
     translate2 = translate
     get_nested_state = get_nested_state
     set_nested_state = set_nested_state
+    get_vcpu_events = vcpu_events.get
+    set_vcpu_events = vcpu_events.set
 
     def nmi(self) -> None:
         """KVM_NMI."""
@@ -316,4 +378,7 @@ class Vcpu(VcpuTime, VcpuState):
         self.hv.destroy()
         self.apic.destroy()
         self.vm.memory.unfollow(self.map)
+        self._ring = None
+        if (pollable := self._pollable.load()) is not None:
+            pollable.close()
         self.engine.close()

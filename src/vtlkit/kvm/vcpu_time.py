@@ -65,4 +65,4 @@ class VcpuTime:
         self.tsc_adjust = value
         if self is self.vm.vcpus[0]:
             # The reference counter follows the first vCPU's TSC.
-            self.vm.hv.tsc_changed()
+            self.vm.namespaces.tsc_changed()

@@ -9,7 +9,7 @@ import errno
 from collections.abc import Callable, Iterable
 from typing import Final
 
-from vtlkit.engine.api import Access, Engine, EngineFactory
+from vtlkit.engine.api import Engine, EngineFactory
 from vtlkit.host.api import Host, LockRank
 from vtlkit.kvm.caps import enable_cap
 from vtlkit.kvm.cpuid import CpuidEntry, supported
@@ -17,15 +17,19 @@ from vtlkit.kvm.errors import KvmError
 from vtlkit.kvm.hyperv.vm import HvVm
 from vtlkit.kvm.ioapic import IOAPIC_DEFAULT_BASE_ADDRESS, IOAPIC_MEM_LENGTH, IoApic
 from vtlkit.kvm.iobus import MmioBus, PortBus
-from vtlkit.kvm.ipi import IpiBus, Irq
+from vtlkit.kvm.ipi import IpiBus
+from vtlkit.kvm.kick_all import KickAll, KickDesign
 from vtlkit.kvm.memory import GuestMemory
-from vtlkit.kvm.memslots import MAXPHYADDR, MemoryRegion
+from vtlkit.kvm.memory_transactions import MemoryTransactions
+from vtlkit.kvm.memslots import MAXPHYADDR
+from vtlkit.kvm.namespaces import ApicNamespace, ApicNamespaces
 from vtlkit.kvm.pic import Pic, PicChip, PicState
 from vtlkit.kvm.pit import Pit
 from vtlkit.kvm.requests import NO_WAKEUP, Req
 from vtlkit.kvm.routing import PIT_IRQ_SOURCE_ID, IrqRouting, Route
 from vtlkit.kvm.vcpu import Vcpu
-from vtlkit.kvm.vendor.svm import SVM
+from vtlkit.kvm.vendor import DEFAULT_VENDOR, vendor_named
+from vtlkit.kvm.vm_memory import VmMemory
 from vtlkit.x86.apic import DeliveryMode
 
 MAX_VCPUS: Final = 1024
@@ -38,37 +42,43 @@ NS_PER_EXIT: Final = 1_000
 sees time pass."""
 
 
-class Vm:
+class Vm(VmMemory):
     """See the module. `create_irqchip` before the first vCPU gives it PIC, I/O APIC and PIT."""
 
-    def __init__(self, host: Host, engines: EngineFactory, name: str) -> None:
+    def __init__(self, host: Host, engines: EngineFactory, name: str, *, vendor: str = DEFAULT_VENDOR) -> None:
         self.host = host
         self.name = name
         self.engines = engines
-        self.vendor = SVM
+        self.vendor = vendor_named(vendor)
         self.lock = host.lock(f"{name}-lock", LockRank.VM)
         self.memory = GuestMemory(host, name)
         self.memory.on_change = self._memory_changed
         self.memory.on_write = self._memory_written
+        self.transactions = MemoryTransactions(host, name, self.memory)
         self.bus = IpiBus(host, f"{name}-apic", x2apic_format=True)
         self.port_bus = PortBus()
         self.mmio_bus = MmioBus()
         self.vcpus: list[Vcpu] = []
+        self.kicks = KickAll(self)
         self._by_id: dict[int, Vcpu] = {}
         self.pic: Pic | None = None
         self.ioapic: IoApic | None = None
         self.pit: Pit | None = None
         self.routing: IrqRouting | None = None
+        self.halt_poll_max_ns = 0
+        """How long a halted vCPU polls at most before it sleeps (`Cap.HALT_POLL`)."""
         self.user_space_msr = False
         self.protected_mode_only = False
         """A guest's CR0.PE stays set: clearing it is #GP (TLFS: no real mode above VTL 0). Set before any vCPU runs."""
         self.nested = False
         """Guests may run guests of their own."""
-        self.hv = HvVm(self)
-        self.tsc_khz = TSC_KHZ
+        self.hv: HvVm = HvVm(self)
+        self.namespaces: ApicNamespaces = ApicNamespaces(self)
+        """`bus` and `hv` are those of group 0."""
+        self.tsc_khz: int = TSC_KHZ
         self.tsc_offset: int = 0
         """What vCPUs that are created or reset add to the host's TSC: all read the same (`kvm_synchronize_tsc`)."""
-        self.ns_per_instruction = NS_PER_INSTRUCTION
+        self.ns_per_instruction: int = NS_PER_INSTRUCTION
         self.ns_per_exit = NS_PER_EXIT
 
     enable_cap = enable_cap
@@ -88,7 +98,14 @@ class Vm:
         lock = self.host.lock(f"{self.name}-irqchip", LockRank.IRQCHIP)
         self.pic = Pic(self.host, lock, self._pic_output)
         self.ioapic = IoApic(lock, self.bus)
-        self.routing = IrqRouting(self.host, self.bus, self.pic, self.ioapic, hv_sint=self._hv_sint)
+        self.routing = IrqRouting(
+            self.host,
+            self.bus,
+            self.pic,
+            self.ioapic,
+            hv_sint=self._hv_sint,
+            bus_of=self.namespaces.bus_of,
+        )
         for ports in (range(0x20, 0x22), range(0xA0, 0xA2), range(0x4D0, 0x4D2)):
             self.port_bus.register(ports, self.pic.port_read, self.pic.port_write)
         self.mmio_bus.register(
@@ -122,8 +139,8 @@ class Vm:
                     vcpu.kick()
                     return
 
-    def _hv_sint(self, vp_index: int, sint: int) -> int:
-        hv = self.hv.vp(vp_index)
+    def _hv_sint(self, vp_index: int, sint: int, group: int) -> int:
+        hv = self.namespaces.at(group).hv.vp(vp_index)
         return hv.synic.set_irq(sint) if hv is not None else -1
 
     def set_gsi_routing(self, routes: Iterable[Route]) -> None:
@@ -147,11 +164,11 @@ class Vm:
             raise KvmError(errno.ENXIO, "no interrupt controllers: there are no interrupt lines")
         return self.routing.irq_line(gsi, level)
 
-    def signal_msi(self, address: int, data: int) -> int:
-        """KVM_SIGNAL_MSI; how many local APICs accepted it."""
+    def signal_msi(self, address: int, data: int, group: int = 0) -> int:
+        """KVM_SIGNAL_MSI; how many local APICs of the group accepted it."""
         if self.routing is None:
             raise KvmError(errno.ENXIO, "no interrupt controllers: there is nothing to signal")
-        return self.routing.signal_msi(address, data)
+        return self.routing.signal_msi(address, data, group)
 
     def reset(self) -> None:
         """What a machine reset does to the VM itself: controllers and Hyper-V state as after creation."""
@@ -161,7 +178,7 @@ class Vm:
             self.ioapic.reset()
         if self.pit is not None:
             self.pit.reset()
-        self.hv.reset()
+        self.namespaces.reset()
         self.tsc_offset = -self.tsc_at(self.host.now_ns())
 
     # --- vCPUs ------------------------------------------------------------------------------------------------------
@@ -169,35 +186,67 @@ class Vm:
     def create_vcpu(
         self, vcpu_id: int, *, apic_id: int | None = None, is_bsp: bool | None = None, engine: Engine | None = None
     ) -> Vcpu:
-        """KVM_CREATE_VCPU. The APIC ID is the vCPU's number unless given.
+        """KVM_CREATE_VCPU. The APIC ID is the vCPU's number, less the bits of the group, unless given.
 
         Raises:
-            KvmError: EINVAL for a bad number, EEXIST for one in use.
+            KvmError: EINVAL for a bad number, or an APIC ID of its own in a group; EEXIST for one in use.
         """
-        if not 0 <= vcpu_id < MAX_VCPUS:
-            raise KvmError(errno.EINVAL, f"vCPU number {vcpu_id} is not below {MAX_VCPUS}")
+        namespace, number = self.namespaces.split(vcpu_id)
+        if number >= MAX_VCPUS or len(self.vcpus) >= MAX_VCPUS:
+            raise KvmError(
+                errno.EINVAL, f"vCPU {vcpu_id}: numbers are below {MAX_VCPUS}, and so many vCPUs there can be"
+            )
         if vcpu_id in self._by_id:
             raise KvmError(errno.EEXIST, f"vCPU {vcpu_id} exists")
-        apic_id = vcpu_id if apic_id is None else apic_id
-        if self.bus.by_apic_id(apic_id) is not None:
+        if apic_id is None:
+            apic_id = number
+        elif apic_id != number and self.namespaces.has_groups:
+            raise KvmError(errno.EINVAL, f"vCPU {vcpu_id} of a group has APIC ID {number}, not {apic_id}")
+        if namespace.bus.by_apic_id(apic_id) is not None:
             raise KvmError(errno.EEXIST, f"APIC ID {apic_id} is in use")
-        name = f"{self.name}-vcpu{vcpu_id}"
+        name = self.namespaces.vcpu_name(vcpu_id)
         vcpu = Vcpu(
             self,
             vcpu_id,
             engine if engine is not None else self.engines.create(name),
             apic_id,
-            vcpu_id == 0 if is_bsp is None else is_bsp,
+            number == 0 if is_bsp is None else is_bsp,
         )
-        self._by_id[vcpu_id] = vcpu
-        # Replaced whole: senders of requests go through it on other tasks.
-        self.vcpus = [*self.vcpus, vcpu]
+        # Replaced whole: other tasks look siblings up.
+        self._by_id = {**self._by_id, vcpu_id: vcpu}
+        self.kicks.admit(vcpu)
         return vcpu
 
     def forget_vcpu(self, vcpu: Vcpu) -> None:
         """The vCPU is about to be destroyed: nobody finds it through the VM any more."""
-        self._by_id.pop(vcpu.vcpu_id, None)
-        self.vcpus = [other for other in self.vcpus if other is not vcpu]
+        self._by_id = {number: other for number, other in self._by_id.items() if other is not vcpu}
+        self.kicks.dismiss(vcpu)
+
+    def kick_all_running_vcpus(self) -> None:
+        """Return when no task is inside `run` of any vCPU; until the resume every `run` returns INTR. Blocks.
+
+        The caller holds no lock of a rank from MEMORY_TRANSACTION up. Each call is resumed once.
+
+        Raises:
+            KvmError: EDEADLK, the caller is inside a call of one of the vCPUs.
+        """
+        self.kicks.kick()
+
+    def resume_all_kicked_vcpus(self) -> None:
+        """End what `kick_all_running_vcpus` began; with several callers the last one does.
+
+        Raises:
+            KvmError: EINVAL, there is nothing to end.
+        """
+        self.kicks.resume()
+
+    def set_kick_design(self, design: KickDesign) -> None:
+        """How long a kick holds (docs/design/kick.md); sticky unless set.
+
+        Raises:
+            KvmError: EBUSY, vCPUs are kicked.
+        """
+        self.kicks.set_design(design)
 
     def get_vcpu_by_id(self, vcpu_id: int) -> Vcpu | None:
         return self._by_id.get(vcpu_id)
@@ -206,33 +255,45 @@ class Vm:
         """KVM_GET_SUPPORTED_CPUID."""
         return supported(self.tsc_khz, MAXPHYADDR, nested=self.nested)
 
+    # --- APIC namespaces --------------------------------------------------------------------------------------------
+
+    def namespace(self, group: int) -> ApicNamespace:
+        """An APIC ID group as an APIC namespace; there is 0 without `Cap.APIC_ID_GROUPS`.
+
+        Raises:
+            KvmError: EINVAL if there is no such group.
+        """
+        return self.namespaces.at(group)
+
+    def sibling(self, vcpu: Vcpu, group: int) -> Vcpu | None:
+        """The vCPU with the same APIC ID in a group, perhaps `vcpu` itself; None if there is none. From any task.
+
+        Raises:
+            KvmError: EINVAL if there is no such group.
+        """
+        return self._by_id.get(self.namespaces.vcpu_id(group, vcpu.apic.apic_id))
+
     def send_ipi(self, vp_indices: int, vector: int) -> None:
-        """A fixed interrupt to a set of virtual processors, a bit per VP index (-1: all). From any task."""
-        for target in self.hv.vps(vp_indices):
-            target.vcpu.apic.accept_irq(DeliveryMode.FIXED, vector, 1, False)
+        """`ApicNamespace.send_ipi` of group 0; so for those that follow."""
+        self.namespaces.at(0).send_ipi(vp_indices, vector)
 
     def destinations(self, dest_id: int, *, logical: bool) -> list[int]:
-        """VP indices of those that an interrupt for this local APIC destination (32 bits) reaches now."""
-        found = self.bus.destinations(Irq(0, dest_id=dest_id, logical=logical))
-        return [vcpu.hv.vp_index for vcpu in self.vcpus if vcpu.apic in found]
+        return self.namespaces.at(0).destinations(dest_id, logical=logical)
 
     def deliver_interrupt(
         self, mode: DeliveryMode, vector: int, dest_id: int, *, logical: bool = False, level_triggered: bool = False
     ) -> int:
-        """An interrupt message as a chip would send it; how many local APICs accepted it. From any task."""
-        irq = Irq(vector, mode, dest_id, logical, trig_level=level_triggered)
-        return max(self.bus.deliver(irq), 0)
+        return self.namespaces.at(0).deliver_interrupt(
+            mode, vector, dest_id, logical=logical, level_triggered=level_triggered
+        )
 
     def request_tlb_flush(self, vp_indices: int) -> None:
-        """Drop cached translations of a set of virtual processors, named as for `send_ipi`. Never blocks."""
-        for target in self.hv.vps(vp_indices):
-            target.vcpu.request_tlb_flush()
+        self.namespaces.at(0).request_tlb_flush(vp_indices)
 
     def wait_for_tlb_flush(self, vp_indices: int, given_up: Callable[[], bool] = lambda: False) -> None:
-        """Block until none of them executes under translations from before the request; as `wait_for_memory`."""
-        for target in self.hv.vps(vp_indices):
-            while target.vcpu.may_run_on_old_translations() and not given_up():
-                self.host.relax()
+        self.namespaces.at(0).wait_for_tlb_flush(vp_indices, given_up)
+
+    # --- requests to all --------------------------------------------------------------------------------------------
 
     def make_all_request(self, request: Req) -> None:
         """`kvm_make_all_cpus_request`: every vCPU, with a kick; a blocked one is woken unless the request can wait."""
@@ -242,56 +303,6 @@ class Vm:
                 vcpu.kick_running()
             else:
                 vcpu.kick()
-
-    # --- memory -----------------------------------------------------------------------------------------------------
-
-    def set_user_memory_region(self, region: MemoryRegion) -> None:
-        """KVM_SET_USER_MEMORY_REGION.
-
-        Raises:
-            KvmError: as `Memslots.changed`.
-        """
-        self.memory.set_regions([region])
-
-    def set_user_memory_region_list(self, regions: Iterable[MemoryRegion]) -> None:
-        """Several regions in one step: no vCPU sees some of the changes without the others.
-
-        Raises:
-            KvmError: as `Memslots.changed`; nothing changed.
-        """
-        self.memory.set_regions(list(regions))
-
-    def set_memory_attributes(self, gpa: int, size: int, access: Access) -> None:
-        """KVM_SET_MEMORY_ATTRIBUTES: what guest accesses the range permits.
-
-        Raises:
-            KvmError: EINVAL if the range is not made of whole pages.
-        """
-        self.memory.set_attributes(gpa, size, access)
-
-    def _memory_changed(self) -> None:
-        self.make_all_request(Req.MEMORY_CHANGED)
-
-    def wait_for_memory(self, given_up: Callable[[], bool] = lambda: False) -> None:
-        """Block until no vCPU can execute under the memory map from before the last change (as KVM_REQUEST_WAIT does).
-
-        A vCPU between two instructions looks at MEMORY_CHANGED before its next one, so only those in the guest, and
-        those that have still to finish an I/O instruction, are waited for. The caller holds no lock that they may need.
-        Returns early when `given_up` says so: user space may have stopped running a vCPU for good.
-        """
-        for vcpu in self.vcpus:
-            while vcpu.may_run_on_old_map() and not given_up():
-                self.host.relax()
-
-    def wait_for_intercepts(self, given_up: Callable[[], bool] = lambda: False) -> None:
-        """Block until no vCPU can execute without what `Vcpu.set_user_intercepts` last set; as `wait_for_memory`."""
-        for vcpu in self.vcpus:
-            while vcpu.user.behind() and vcpu.may_execute() and not given_up():
-                self.host.relax()
-
-    def _memory_written(self, gpa: int, size: int) -> None:
-        for vcpu in self.vcpus:
-            vcpu.engine.memory_written(gpa, size)
 
     # --- time -------------------------------------------------------------------------------------------------------
 

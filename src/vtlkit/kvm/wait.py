@@ -1,4 +1,5 @@
-"""How a vCPU waits, and what ends the wait. Mirrors `kvm_vcpu_block`, `kvm_vcpu_check_block` and `vcpu_block`.
+"""How a vCPU waits, and what ends the wait. Mirrors `kvm_vcpu_block`, `kvm_vcpu_halt`, `kvm_vcpu_check_block` and
+`vcpu_block`; the wait call and the blocking completion have no counterpart.
 
 The promise: a vCPU does not sleep through a wake event. The waiter enters its wait queue, then checks; a waker stores
 the event, makes the request, then wakes the queue. `WaitQueue.prepare` and `WaitQueue.wake` are full barriers, so one
@@ -13,8 +14,10 @@ from typing import TYPE_CHECKING, Final
 
 from vtlkit.engine.api import EventType
 from vtlkit.kvm import events
+from vtlkit.kvm.hyperv.flush_inhibit import outside
 from vtlkit.kvm.mpstate import UNSTARTED, MpState
 from vtlkit.kvm.requests import Req
+from vtlkit.kvm.wait_state import WaitFlags, WaitResult, WaitType, check_arguments
 
 if TYPE_CHECKING:
     from vtlkit.kvm.vcpu import Vcpu
@@ -30,9 +33,30 @@ def interrupt_under_way(vcpu: Vcpu) -> bool:
     return False
 
 
+def is_idle_vtl(vcpu: Vcpu) -> bool:
+    """Whether the vCPU waits, or is looked at, as an inactive VTL's: by MP state, completion, wait call, or because
+    user space, which polls, has said so. RFLAGS.IF then blocks nothing; exceptions wait for the VTL to be entered."""
+    waiting = vcpu.waiting
+    return (
+        vcpu.vtl_inactive
+        or vcpu.mp_state is MpState.HV_INACTIVE_VTL
+        or waiting.completion is not None
+        or waiting.type is WaitType.INACTIVE_VTL
+    )
+
+
+def ignores_rflags_if(vcpu: Vcpu) -> bool:
+    """Whether RFLAGS.IF blocks no interrupts for now (TLFS: of an inactive VTL, of a processor that idles)."""
+    if is_idle_vtl(vcpu) or vcpu.waiting.flags & WaitFlags.IGNORE_RFLAGS_IF:
+        return True
+    return vcpu.hv.idle and vcpu.mp_state is MpState.HALTED
+
+
 def vcpu_running(vcpu: Vcpu) -> bool:
     """Whether the vCPU may enter the guest (`kvm_vcpu_running`)."""
-    return vcpu.mp_state is MpState.RUNNABLE
+    if vcpu.mp_state is not MpState.RUNNABLE or vcpu.waiting.completion is not None:
+        return False
+    return vcpu.section is None or not vcpu.hv.flush_inhibit.suspended()
 
 
 def has_events(vcpu: Vcpu) -> bool:
@@ -45,7 +69,7 @@ def has_events(vcpu: Vcpu) -> bool:
         return False
     under_way = queue.exception is not None or queue.interrupted is not None or vcpu.engine.injected() is not None
     # The exceptions of an inactive VTL wait for it to be entered for another reason.
-    if under_way and (not vcpu.vtl_inactive or interrupt_under_way(vcpu)):
+    if under_way and (not is_idle_vtl(vcpu) or interrupt_under_way(vcpu)):
         return True
     requests = vcpu.requests
     if requests.test(Req.NMI) or (queue.nmi_pending and not vcpu.vendor.nmi_blocked(vcpu)):
@@ -67,7 +91,7 @@ class Ended(enum.Enum):
     RUNNABLE = 1
     """A wake event."""
     OTHERWISE = 2
-    """A signal, or UNBLOCK."""
+    """A signal, UNBLOCK, or kick-all."""
 
 
 _NOT_YET = Ended.NOT_YET
@@ -80,33 +104,88 @@ def check_block(vcpu: Vcpu, ready: Callable[[Vcpu], bool] = vcpu_runnable) -> En
     if vcpu.apic.pending_timer():
         # The LVT decides whether this becomes an interrupt; only the vCPU's own task may ask it.
         vcpu.apic.inject_pending_timer()
+    if (vcpu.waiting.type is not None or is_idle_vtl(vcpu)) and vcpu.requests.test(Req.NMI):
+        # A halted vCPU takes it in the run loop; who does not come that way would find it again and again.
+        vcpu.check_request(Req.NMI)
+        vcpu.events.process_nmi()
     if ready(vcpu):
         return _RUNNABLE
     if vcpu.requests.test_and_clear(Req.UNBLOCK) or vcpu.signal_pending():
         return _OTHERWISE
+    if vcpu.requests.test(Req.USERSPACE_KICK):
+        return _OTHERWISE
     return _NOT_YET
+
+
+def _block(vcpu: Vcpu, ready: Callable[[Vcpu], bool]) -> bool:
+    """`block`, with the timer in software."""
+    queue = vcpu.wait_queue
+    with outside(vcpu.section):
+        while True:
+            queue.prepare()
+            ended = check_block(vcpu, ready)
+            if ended is not _NOT_YET:
+                break
+            if vcpu.requests.test(Req.HV_STIMER):
+                queue.finish()
+                process_stimers(vcpu)
+                continue
+            vcpu.statistics.blocks += 1
+            vcpu.host.schedule()
+        queue.finish()
+    return ended is _RUNNABLE
 
 
 def block(vcpu: Vcpu, ready: Callable[[Vcpu], bool] = vcpu_runnable) -> bool:
     """Sleep until `check_block` (`kvm_vcpu_block`): no polling. Whether a wake event ended it.
 
     HV_STIMER is no wake event: what it asks for is done here, and may bring one. That takes locks, so it is done with
-    the wait ended, and the wait begins anew.
+    the wait ended, and the wait begins anew. The vendor's timer counts in the guest alone: while the vCPU is out of it,
+    the local APIC's timer is one of the host's.
     """
-    queue = vcpu.wait_queue
-    while True:
-        queue.prepare()
-        ended = check_block(vcpu, ready)
-        if ended is not _NOT_YET:
-            break
-        if vcpu.requests.test(Req.HV_STIMER):
-            queue.finish()
-            process_stimers(vcpu)
-            continue
-        vcpu.statistics.blocks += 1
-        vcpu.host.schedule()
-    queue.finish()
-    return ended is _RUNNABLE
+    timer = vcpu.apic.timer
+    if timer.in_software:
+        return _block(vcpu, ready)
+    timer.switch_to_sw_timer()
+    try:
+        return _block(vcpu, ready)
+    finally:
+        timer.switch_to_hv_timer()
+
+
+def halt(vcpu: Vcpu) -> bool:
+    """Poll for a while, if that is allowed, then `block` (`kvm_vcpu_halt`). Whether a wake event ended it."""
+    timer = vcpu.apic.timer
+    if timer.in_software:
+        return _halt(vcpu)
+    timer.switch_to_sw_timer()
+    try:
+        return _halt(vcpu)
+    finally:
+        timer.switch_to_hv_timer()
+
+
+def _halt(vcpu: Vcpu) -> bool:
+    host, poll, statistics = vcpu.host, vcpu.waiting.poll, vcpu.statistics
+    begin = now = host.now_ns()
+    ended = _NOT_YET
+    window_ns = poll.begin(vcpu)
+    if window_ns:
+        with outside(vcpu.section):
+            while now < begin + window_ns and (ended := check_block(vcpu)) is _NOT_YET:
+                process_stimers(vcpu)
+                host.relax()
+                now = host.now_ns()
+    polled_ns = now - begin
+    found = ended is not _NOT_YET
+    woken = ended is _RUNNABLE if found else _block(vcpu, vcpu_runnable)
+    end = host.now_ns()
+    if not found:
+        statistics.halt_wait_ns += end - now
+    if window_ns:
+        poll.polled(vcpu, polled_ns, found=found, valid=woken)
+    poll.adjust(vcpu, end - begin, valid=woken)
+    return woken
 
 
 def suspend(vcpu: Vcpu) -> None:
@@ -124,18 +203,44 @@ def process_stimers(vcpu: Vcpu) -> None:
         vcpu.hv.process_stimers()
 
 
+def reports_wakeup(vcpu: Vcpu) -> bool:
+    """Whether a wake event ends `run`, as user space alone decides whether the vCPU goes on."""
+    return vcpu.mp_state is MpState.HV_INACTIVE_VTL or vcpu.waiting.completion is not None
+
+
 def wait_for_event(vcpu: Vcpu) -> bool:
     """One round of a vCPU that may not enter the guest (`vcpu_block`): wait, then see what came.
 
     A halted vCPU that a wake event reaches becomes runnable; one that something else woke stays halted, and the run
-    loop looks at what that was. Whether a wake event came.
+    loop looks at what that was. Whether a wake event came. Of an inactive VTL nothing changes: INIT, too, waits for it
+    to be entered.
     """
-    if not block(vcpu):
+    if not (halt(vcpu) if vcpu.mp_state is MpState.HALTED and not is_idle_vtl(vcpu) else block(vcpu)):
         return False
+    if reports_wakeup(vcpu):
+        return True
     if vcpu.events.apic_events.load():
         events.accept_apic_events(vcpu)
     if vcpu.mp_state is MpState.HALTED:
         vcpu.mp_state = MpState.RUNNABLE
         vcpu.hv.idle = False
         vcpu.statistics.halt_wakeups += 1
+    if vcpu.mp_state is MpState.RUNNABLE and vcpu.hv.flush_inhibit.suspended():
+        # An event that a suspended vCPU cannot take keeps it awake: the other tasks go on meanwhile.
+        vcpu.statistics.suspended_turns += 1
+        with outside(vcpu.section):
+            vcpu.host.relax()
     return True
+
+
+def wait(vcpu: Vcpu, kind: int, flags: int) -> WaitResult:
+    """`Vcpu.wait`: changes no state of the vCPU. The caller holds the mutex."""
+    state = vcpu.waiting
+    state.type, state.flags = check_arguments(kind, flags)
+    try:
+        while not block(vcpu, has_events):
+            if vcpu.take_signal() or vcpu.vm.kicks.has_to_leave(vcpu):
+                return WaitResult.INTR
+    finally:
+        state.type, state.flags = None, WaitFlags.NONE
+    return WaitResult.WAKEUP

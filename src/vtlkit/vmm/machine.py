@@ -21,14 +21,16 @@ from vtlkit.engine.api import EngineFactory, RamBlock
 from vtlkit.host.api import LockRank, RunnableHost
 from vtlkit.hvdef.identifiers import HV_MAX_VTLS
 from vtlkit.kvm import uapi
-from vtlkit.kvm.uapi import HvFeatures, Kvm, KvmRun, MemoryRegion, Vcpu
+from vtlkit.kvm.uapi import FlushInhibitDesign, HvFeatures, Kvm, KvmRun, MemoryRegion, Vcpu
 from vtlkit.vmm import acpi, firmware
 from vtlkit.vmm.devices.debugexit import exit_status
+from vtlkit.vmm.guest_ram import GuestRam
 from vtlkit.vmm.loaders import BootImage, LoadError, LoadOptions, open_image, ram_ranges, waking_vector_state
 from vtlkit.vmm.pc import Pc
 from vtlkit.vmm.report import describe_vcpu
 from vtlkit.vmm.vsm.partition import Partition
 from vtlkit.vmm.vsm.vp import Vp
+from vtlkit.vmm.vsm.vtl_wait import VtlWait
 
 MAX_CPUS: Final = 255
 MIN_MEMORY: Final = 1 << 20
@@ -59,7 +61,8 @@ _STATUS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class MachineConfig:
-    """`memory` in bytes, `vtls` from 1 to 16; without `hyperv` no Hyper-V interface; `nested`: SVM for guests."""
+    """`memory` in bytes, `vtls` from 1 to 16; without `hyperv` no Hyper-V interface; `nested`: with SVM for guests.
+    `vtl_wait`: how events for inactive VTLs are heard of; `halt_poll_ns`: how long a halted vCPU polls at most."""
 
     cpus: int = 1
     memory: int = 256 << 20
@@ -67,6 +70,10 @@ class MachineConfig:
     append: str = ""
     initrd: Path | None = None
     hyperv: HvFeatures | None = field(default_factory=HvFeatures)
+    tlb_flush_inhibit: FlushInhibitDesign = FlushInhibitDesign.WAITING_ON
+    vendor: str = uapi.DEFAULT_VENDOR
+    vtl_wait: VtlWait = VtlWait.POLL
+    halt_poll_ns: int = 0
     nested: bool = False
 
     def __post_init__(self) -> None:
@@ -91,6 +98,8 @@ class RunResult:
     vtl_switches: int = 0
     instructions: int | None = None
     virtual_ns: int = 0
+    kicked_entries: int = 0
+    """Calls of `Vcpu.run` that came while all vCPUs were kicked."""
 
 
 class Machine:
@@ -114,15 +123,23 @@ class Machine:
         self._woken = host.cell(False, "machine-woken")
         self._rounds = host.cell(0, "machine-rounds")
         self._parked = self._tasks = 0
-        self._acting = False
         self._actions: list[Callable[[], None]] = []
-        self._suspended = False
+        self._acting = self._suspended = False
         self._outcome: tuple[Outcome, int, str, str] | None = None
         self._instructions = 0
-        self.kvm = Kvm(host, engines, nested=config.nested)
+        self.kvm = Kvm(host, engines, vendor=config.vendor, tlb_flush_inhibit=config.tlb_flush_inhibit)
+        self.kvm.nested = config.nested
         rom = MemoryRegion(_ROM_SLOT, firmware.ROM_GPA, firmware.ROM_SIZE, RamBlock(firmware.ROM_SIZE))
         self.partition = partition = Partition(
-            self.kvm, self._regions(), [rom], cpus=config.cpus, vtls=config.vtls, hyperv=config.hyperv, supervisor=self
+            self.kvm,
+            self._regions(),
+            [rom],
+            cpus=config.cpus,
+            vtls=config.vtls,
+            hyperv=config.hyperv,
+            supervisor=self,
+            vtl_wait=config.vtl_wait,
+            halt_poll_ns=config.halt_poll_ns,
         )
         self.pc = Pc(host, partition.vtl0.vm, self.ram, partition.ports, cpus=config.cpus, events=self, console=console)
 
@@ -151,7 +168,7 @@ class Machine:
         """Put firmware tables and image into memory and the boot processor at its entry."""
         if self._image is None:
             raise LoadError("no image has been loaded")
-        memory = _LoaderMemory(self)
+        memory = GuestRam(self.partition.vtl0.vm.memory, self.config.memory)
         for gpa, blob in self.pc.tables.blobs:
             memory.write(gpa, blob)
         memory.write(firmware.CODE_GPA, firmware.image())
@@ -179,16 +196,13 @@ class Machine:
 
     def result(self) -> RunResult:
         """What the run has come to so far; after `run` has raised, too. Without a reason to end it is a deadlock."""
-        outcome, status, message, crash = self._outcome or (
-            Outcome.DEADLOCK,
-            _STATUS[Outcome.DEADLOCK],
-            "every processor ended without ending the run",
-            "",
-        )
+        deadlock = (Outcome.DEADLOCK, _STATUS[Outcome.DEADLOCK], "every processor ended without ending the run", "")
+        outcome, status, message, crash = self._outcome or deadlock
         result = RunResult(outcome, status, message, crash, virtual_ns=self.host.now_ns())
         for statistics in self.partition.statistics():
             result.exits.update(statistics.all_exits())
             result.user_exits.update(statistics.user_exits)
+            result.kicked_entries += statistics.kicked_entries
         result.vtl_switches = sum(vp.switches for vp in self.partition.vps)
         result.instructions = self._instructions if self.engines.counts_instructions() else None
         return result
@@ -376,7 +390,7 @@ class Machine:
         if self._ending.load():
             return
         self.pc.pm.reset(waking=True)
-        memory = _LoaderMemory(self)
+        memory = GuestRam(self.partition.vtl0.vm.memory, self.config.memory)
         vector = acpi.waking_vector(memory.read(self.pc.tables.facs_gpa, 64))
         self.partition.reset()
         vcpu = self.partition.vps[0].vcpus[0]
@@ -384,17 +398,3 @@ class Machine:
         sregs.apic_base = vcpu.get_sregs().apic_base
         vcpu.set_sregs(sregs)
         vcpu.set_regs(regs)
-
-
-class _LoaderMemory:
-    """Guest RAM as loaders write it."""
-
-    def __init__(self, machine: Machine) -> None:
-        self._memory = machine.partition.vtl0.vm.memory
-        self.size = machine.config.memory
-
-    def read(self, gpa: int, size: int) -> bytes:
-        return self._memory.read(gpa, size)
-
-    def write(self, gpa: int, data: bytes) -> None:
-        self._memory.write(gpa, data)

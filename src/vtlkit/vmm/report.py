@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vtlkit.kvm.uapi import Vcpu
+from vtlkit.kvm.uapi import MANY_KICKED_ENTRIES, Vcpu
 
 _PER_LINE = 4
 
@@ -29,4 +29,6 @@ def describe_vcpu(index: int, vcpu: Vcpu) -> str:
     )
     code = vcpu.engine.instruction_bytes(16)
     lines.append(f"  code at RIP: {code.hex(' ') if code else '(cannot be fetched)'}")
+    if vcpu.statistics.kicked_entries >= MANY_KICKED_ENTRIES:
+        lines.append(f"  {vcpu.statistics.kicked_entries:,} calls of run() while it was kicked: a busy loop")
     return "\n".join(lines)

@@ -42,6 +42,15 @@ def test_what_is_not_counted_is_not_shown() -> None:
     assert "0.001500 s since the start" in text
 
 
+def test_a_busy_loop_of_refused_runs_is_shown() -> None:
+    shown = summary({})
+    shown.result.kicked_entries = 999
+    assert "kicked" not in shown.to_text()
+    shown.result.kicked_entries = 12_345
+    assert "  kicked        12,345 calls of run() before the resume: a busy loop\n" in shown.to_text()
+    assert json.loads(shown.to_json())["kicked_entries"] == 12_345
+
+
 def test_no_line_is_longer_than_it_may_be() -> None:
     lines = summary({f"reason_number_{n}": 10**n for n in range(12)}).to_text().splitlines()
     assert max(map(len, lines)) <= 100
@@ -57,6 +66,7 @@ def test_json_has_everything() -> None:
         "exits": {"io": 2},
         "user_exits": {"IO": 3},
         "vtl_switches": 42,
+        "kicked_entries": 0,
         "instructions": 1234567,
         "virtual_ns": 1500000,
         "wall_seconds": 0.25,

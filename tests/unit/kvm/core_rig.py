@@ -15,7 +15,6 @@ from vtlkit.engine.scripted import Guest, Handler, ScriptedEngine, ops
 from vtlkit.engine.scripted.ops import Op
 from vtlkit.host.api import Host, RunnableHost
 from vtlkit.host.sim import Simulator
-from vtlkit.kvm.caps import Cap
 from vtlkit.kvm.cpuid import for_vcpu
 from vtlkit.kvm.memslots import MemoryRegion
 from vtlkit.kvm.vcpu import Vcpu
@@ -138,13 +137,16 @@ class Machine:
         vcpus: int = 1,
         host: RunnableHost | None = None,
         cpuid: bool = True,
-        nested: bool = False,
+        prepare: Callable[[Vm], None] = lambda _vm: None,
+        vendor: str | None = None,
     ) -> None:
+        """`prepare`: what has to be done to the VM before its first vCPU."""
         self.host: RunnableHost = host if host is not None else Simulator()
         begin = dict(programs or {})
         begin.setdefault(RESET, program or script())
-        self.vm = Vm(cast(Host, self.host), Cpus(begin, handlers or {}), "vm")
-        self.vm.enable_cap(Cap.NESTED, int(nested))
+        chosen = {} if vendor is None else {"vendor": vendor}
+        self.vm = Vm(cast(Host, self.host), Cpus(begin, handlers or {}), "vm", **chosen)
+        prepare(self.vm)
         self.vm.create_irqchip()
         self.ram = RamBlock(RAM_SIZE)
         self.vm.set_user_memory_region(MemoryRegion(0, 0, RAM_SIZE, self.ram))

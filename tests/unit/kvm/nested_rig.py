@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping
 from tests.unit.kvm.core_rig import DONE, Machine, Script
 from vtlkit.engine.scripted import Guest, Handler, ops
 from vtlkit.engine.scripted.ops import Op
+from vtlkit.kvm.caps import Cap
 from vtlkit.kvm.kvm_run import Io
 from vtlkit.kvm.nested.registers import save_state
 from vtlkit.kvm.nested.vmcb import VMCB_SAVE_OFFSET, VmcbControl, VmcbSave
+from vtlkit.kvm.vm import Vm
 from vtlkit.x86.msr import MSR_EFER
 from vtlkit.x86.registers import CR0_PE, EFER_SVME, RFLAGS_IF
 from vtlkit.x86.svm import SvmExit
@@ -18,6 +20,10 @@ VMCB = 0x1000
 IO_MAP = 0x4000
 MSR_MAP = 0x8000
 L2_RIP = 0x2000
+
+
+def enable_nested(vm: Vm) -> None:
+    vm.enable_cap(Cap.NESTED, 1)
 
 
 class Nest(Machine):
@@ -30,6 +36,7 @@ class Nest(Machine):
         before: tuple[Op, ...] = (),
         after: Callable[[Nest], Script] | None = None,
         handlers: Mapping[int, Handler] | None = None,
+        vendor: str | None = None,
     ) -> None:
         def program(_engine: object) -> Script:
             for instruction in before:  # noqa: UP028 - RAX is sent, which a tuple does not take
@@ -40,7 +47,7 @@ class Nest(Machine):
                 yield from after(self)
             yield ops.Out(DONE, 1, 0)
 
-        super().__init__(program, handlers=handlers, nested=True)
+        super().__init__(program, handlers=handlers, prepare=enable_nested, vendor=vendor)
         self.cpu.nested = True
         sregs = self.cpu.get_sregs()
         sregs.cr0 |= CR0_PE

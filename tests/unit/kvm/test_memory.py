@@ -24,8 +24,9 @@ from tests.unit.kvm.page_oracle import (
 from vtlkit.engine.api import PAGE_SIZE, Access, RamBlock
 from vtlkit.host.sim import Simulator
 from vtlkit.host.threads import ThreadHost
+from vtlkit.kvm.address_space import Change
 from vtlkit.kvm.errors import GuestMemoryError, KvmError
-from vtlkit.kvm.memory import LOG_MAX, Change, GuestMemory
+from vtlkit.kvm.memory import LOG_MAX, GuestMemory
 from vtlkit.kvm.memslots import KVM_MEM_READONLY, MemoryRegion
 from vtlkit.kvm.mmu import forbids
 

@@ -39,7 +39,7 @@ class Board(Machine):
     def rise(self, _level: bool) -> None:
         self.rises += 1
 
-    def raise_sint(self, vcpu: int, sint: int) -> int:
+    def raise_sint(self, vcpu: int, sint: int, _group: int) -> int:
         self.sints.append((vcpu, sint))
         return 1
 

@@ -12,7 +12,6 @@ from vtlkit.engine.api import Event, RamBlock
 from vtlkit.engine.scripted import Guest, Handler, ScriptedEngine, ops
 from vtlkit.engine.scripted.ops import Op
 from vtlkit.host.api import Host, RunnableHost
-from vtlkit.kvm.caps import Cap
 from vtlkit.kvm.memslots import MemoryRegion
 from vtlkit.kvm.vcpu import Vcpu
 from vtlkit.kvm.vm import Vm
@@ -59,7 +58,8 @@ class Factory:
 
 
 class Rig:
-    """A VM with one vCPU a program and a few pages of RAM from 0. `interrupts`: RFLAGS.IF is set at the start."""
+    """A VM with one vCPU a program and a few pages of RAM from 0. `interrupts`: RFLAGS.IF is set at the start.
+    `create`: so many of the vCPUs are there at first, all unless given."""
 
     def __init__(
         self,
@@ -69,23 +69,36 @@ class Rig:
         handlers: Mapping[int, Handler] | None = None,
         irqchip: bool = False,
         interrupts: bool = True,
-        nested: bool = False,
+        prepare: Callable[[Vm], None] = lambda _vm: None,
+        create: int | None = None,
+        vendor: str = "svm",
     ) -> None:
+        """`prepare`: what has to be done to the VM before its first vCPU."""
         self.host: Host = host
         self._runnable = host
-        self.vm = Vm(host, Factory(programs, handlers or {}), "vm")
-        self.vm.enable_cap(Cap.NESTED, int(nested))
+        self.vm = Vm(host, Factory(programs, handlers or {}), "vm", vendor=vendor)
+        prepare(self.vm)
         if irqchip:
             self.vm.create_irqchip()
         self.ram = RamBlock(RAM_SIZE)
         self.vm.set_user_memory_region(MemoryRegion(0, 0, RAM_SIZE, self.ram))
-        self.vcpus: list[Vcpu] = [self.vm.create_vcpu(number) for number in range(len(programs))]
+        self.vcpus: list[Vcpu] = []
+        self._interrupts = interrupts
         self._pause = host.cell(0, "linger")
-        for vcpu in self.vcpus:
-            vcpu.start_runnable()
-            vcpu.apic.mmio_write(APIC_SPIV, 4, APIC_SPIV_APIC_ENABLED | 0xFF)
-            if interrupts:
-                vcpu.engine.rflags |= RFLAGS_IF
+        self.hesitation = ops.Host(self._pause.load)
+        """A guest instruction that touches a shared word, and so lets others go first."""
+        for _ in range(len(programs) if create is None else create):
+            self.create_vcpu()
+
+    def create_vcpu(self) -> Vcpu:
+        """The vCPU of the next program."""
+        vcpu = self.vm.create_vcpu(len(self.vcpus))
+        self.vcpus.append(vcpu)
+        vcpu.start_runnable()
+        vcpu.apic.mmio_write(APIC_SPIV, 4, APIC_SPIV_APIC_ENABLED | 0xFF)
+        if self._interrupts:
+            vcpu.engine.rflags |= RFLAGS_IF
+        return vcpu
 
     def linger(self, steps: int) -> None:
         """Let the other tasks go ahead by up to so many accesses."""
@@ -94,9 +107,14 @@ class Rig:
 
     def run(self, *functions: Callable[[], object]) -> None:
         """Run these as tasks until all are done."""
-        for number, function in enumerate(functions):
-            self.host.spawn(_task(function), f"task{number}")
-        self._runnable.run()
+        run_tasks(self._runnable, *functions)
+
+
+def run_tasks(host: RunnableHost, *functions: Callable[[], object]) -> None:
+    """Run these as tasks of the host until all are done."""
+    for number, function in enumerate(functions):
+        host.spawn(_task(function), f"task{number}")
+    host.run()
 
 
 def _task(function: Callable[[], object]) -> Callable[[], None]:

@@ -29,7 +29,7 @@ sys.exit(status)
 def start_and_exit() -> float:
     """Seconds of a run whose guest ends it at once."""
     begin = time.perf_counter()
-    done = _run(["-m", "vtlkit.cli.main"], ["run", "bench", "--append", "exit"])
+    done = _run(["-m", "vtlkit"], ["run", "bench", "--append", "exit"])
     seconds = time.perf_counter() - begin
     if done.returncode != EXIT_STATUS:
         raise RuntimeError(f"vtlkit run bench --append exit: status {done.returncode}: {done.stderr}")

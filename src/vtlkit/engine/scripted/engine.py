@@ -33,8 +33,10 @@ from vtlkit.engine.api import (
     MmioWrite8,
     NmiWindow,
     PortBitmap,
+    PreemptionTimer,
     RamBlock,
     RegisterIntercepts,
+    instructions_in,
 )
 from vtlkit.engine.memory_map import Kind
 from vtlkit.engine.scripted import ops
@@ -45,6 +47,7 @@ from vtlkit.x86.exceptions import Vector
 from vtlkit.x86.registers import DR6_BS, EFER_LMA, RFLAGS_FIXED, RFLAGS_IF, RFLAGS_RF, RFLAGS_TF, Sregs
 
 _INTERRUPTED: Final = Interrupted()
+_PREEMPTION_TIMER: Final = PreemptionTimer()
 _INTERRUPT_WINDOW: Final = InterruptWindow()
 _NMI_WINDOW: Final = NmiWindow()
 
@@ -56,6 +59,7 @@ class ScriptedEngine(Instructions, Engine):
     native_msrs: ClassVar[frozenset[int]] = NATIVE_MSRS
     free_msr_reads: ClassVar[frozenset[int]] = frozenset()
     intercepts_ports = True
+    counts_preemption_timer = True
     regs: State
 
     def __init__(self, name: str, programs: Mapping[int, Guest], handlers: Mapping[int, Handler]) -> None:
@@ -63,6 +67,8 @@ class ScriptedEngine(Instructions, Engine):
         self.name = name
         self._event: Event | None = None
         self._kicked = False
+        self._timer_at: int | None = None
+        """How many instructions have been executed when the preemption timer has run down."""
         self._interrupt_window = False
         self._nmi_window = False
         self._closed = False
@@ -73,6 +79,16 @@ class ScriptedEngine(Instructions, Engine):
         assert not self._closed, "the engine is closed"
         if budget is not None:
             self.left = budget
+        timer = self._timer_at
+        if timer is None:
+            return self._run(force_immediate_exit)
+        begin, left = self.executed, self.left
+        self.left = min(left, max(timer - begin, 0))
+        reason = self._run(force_immediate_exit)
+        self.left = left - (self.executed - begin)
+        return reason
+
+    def _run(self, force_immediate_exit: bool) -> Exit:
         try:
             if self.unfinished:
                 self.execute()
@@ -84,6 +100,8 @@ class ScriptedEngine(Instructions, Engine):
                 self.execute()
         except Leave as left:
             return left.reason
+        if self._timer_at is not None and self.executed >= self._timer_at and not self._kicked:
+            return _PREEMPTION_TIMER
         self._kicked = False
         return _INTERRUPTED
 
@@ -97,6 +115,9 @@ class ScriptedEngine(Instructions, Engine):
 
     def kick(self) -> None:
         self._kicked = True
+
+    def set_preemption_timer(self, ticks: int | None) -> None:
+        self._timer_at = None if ticks is None else self.executed + instructions_in(ticks, self.instruction_cycles)
 
     def instructions(self) -> int:
         return self.executed

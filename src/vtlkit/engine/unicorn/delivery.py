@@ -33,7 +33,7 @@ from vtlkit.engine.unicorn.descriptors import (
     gate_of,
 )
 from vtlkit.engine.unicorn.linear import GuestFault, PhysicalFault
-from vtlkit.engine.unicorn.state import HF2_NMI, HF_CPL, HF_LMA, SegmentCache
+from vtlkit.engine.unicorn.state import HF2_NMI, HF_CPL, HF_INHIBIT_IRQ, HF_LMA, SegmentCache
 from vtlkit.x86.exceptions import DOUBLE_FAULT, HAS_ERROR_CODE, SHUTDOWN, Vector, combine
 from vtlkit.x86.registers import (
     CR0_PE,
@@ -130,6 +130,7 @@ class Delivery:
                 return InternalError(f"vector {event.vector} has a task gate: task switches are not emulated")
             else:
                 self._state.old_exception = -1
+                self._state.hflags &= ~HF_INHIBIT_IRQ
                 if event.type is EventType.NMI:
                     self._state.hflags2 |= HF2_NMI
                 return None

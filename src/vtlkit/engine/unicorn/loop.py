@@ -17,6 +17,8 @@ from vtlkit.engine.api import (
     EventType,
     Exit,
     InternalError,
+    PreemptionTimer,
+    instructions_in,
 )
 from vtlkit.engine.unicorn import binding
 from vtlkit.engine.unicorn.hooks import INTERRUPTED, Hooks
@@ -37,6 +39,7 @@ from vtlkit.x86.registers import (
 if TYPE_CHECKING:
     from vtlkit.engine.unicorn.factory import UnicornFactory
 
+_PREEMPTION_TIMER: Final = PreemptionTimer()
 _STRANDED: Final[list[Loop]] = []
 """Closed while suspended in a hook of another thread: C frames that only that thread can leave still use them."""
 
@@ -49,11 +52,17 @@ class Loop(Hooks):
         self._physical = factory.physical
         self._event: Event | None = None
         self._executed = 0
+        self._timer_at: int | None = None
+        """Instructions executed when the preemption timer has run down; if none are counted, it is at zero."""
+        self._budget_end = 0
+        """Instructions executed when the budget is used up, while the preemption timer runs."""
         self._inside = False
         self._unwinding = False
         self._cpu: greenlet | None = None
 
     def run(self, budget: int | None, *, force_immediate_exit: bool = False) -> Exit:
+        if self._timer_at is not None:
+            return self._run_timed(self._timer_at, budget, force_immediate_exit)
         if self._unfinished or self._kicked or force_immediate_exit or self._event is not None:
             early = self._before_entry(budget, force_immediate_exit)
             if early is not None:
@@ -61,6 +70,30 @@ class Loop(Hooks):
         if self._physical is None:
             return self._enter(budget)
         return self._take_turn(budget)
+
+    def _run_timed(self, timer: int, budget: int | None, force_immediate_exit: bool) -> Exit:
+        """`run` with the preemption timer: where instructions are counted it is a budget of its own."""
+        kicked = self._kicked
+        self._timer_at = None
+        try:
+            if self._counting:
+                executed = self._executed + self._counter.value
+                if budget is not None:
+                    self._budget_end = executed + budget
+                left = timer - executed
+                reason = self.run(
+                    max(min(self._budget_end - executed, left), 0),
+                    force_immediate_exit=force_immediate_exit or left <= 0,
+                )
+            else:
+                reason = self.run(None, force_immediate_exit=True)
+        finally:
+            self._timer_at = timer
+        if reason is not INTERRUPTED or kicked or self._unfinished:
+            return reason
+        if self._counting and self._executed + self._counter.value < timer:
+            return reason
+        return _PREEMPTION_TIMER
 
     def _before_entry(self, budget: int | None, force_immediate_exit: bool) -> Exit | None:
         """What comes before the next instruction; an exit if that is all."""
@@ -206,6 +239,23 @@ class Loop(Hooks):
             return INTERRUPTED
         # A change of the memory map that takes rights away from the page that RIP is in stops the translator, too.
         return None
+
+    @property
+    def counts_preemption_timer(self) -> bool:
+        return self._counting
+
+    def set_preemption_timer(self, ticks: int | None) -> None:
+        if not self._counting:
+            if ticks:
+                raise ValueError("a preemption timer counts where instructions are counted: only zero is exact here")
+            self._timer_at = ticks
+            return
+        executed = self._executed + self._counter.value
+        if self._timer_at is None:
+            self._budget_end = executed + max(self._limit - self._counter.value, 0)
+        elif ticks is None:
+            self._set_budget(max(self._budget_end - executed, 0))
+        self._timer_at = None if ticks is None else executed + instructions_in(ticks, self.instruction_cycles)
 
     def instructions(self) -> int | None:
         if not self._counting:

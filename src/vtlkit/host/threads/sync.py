@@ -117,6 +117,12 @@ class ThreadRwSem(RwSem):
         self.rank = rank
 
     def down_read(self) -> None:
+        task = _taking(self._host, self)
+        with self._guard:
+            if self._writer is None and not self._waiters:
+                self._readers.append(task)
+                task.held.append(self)
+                return
         self._down(writes=False)
 
     def down_write(self) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from vtlkit.hvdef.hypercalls import HvCallCode as Call
 from vtlkit.hvdef.status import HvStatus
-from vtlkit.kvm.hyperv import ipi, tlb_flush
+from vtlkit.kvm.hyperv import ipi, tlb_flush, translate_gva
 from vtlkit.kvm.hyperv.parameters import Hypercall
 
 if TYPE_CHECKING:
@@ -34,5 +34,7 @@ HANDLERS: Final[Mapping[int, Handler]] = {
     Call.HvCallSendSyntheticClusterIpi: ipi.send_synthetic_cluster_ipi,
     Call.HvCallFlushVirtualAddressSpaceEx: tlb_flush.flush_virtual_addresses,
     Call.HvCallFlushVirtualAddressListEx: tlb_flush.flush_virtual_addresses,
+    Call.HvCallTranslateVirtualAddress: translate_gva.translate_own_address,
+    Call.HvCallTranslateVirtualAddressEx: translate_gva.translate_own_address,
     Call.HvCallSendSyntheticClusterIpiEx: ipi.send_synthetic_cluster_ipi_ex,
 }

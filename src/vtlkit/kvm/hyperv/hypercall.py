@@ -10,9 +10,11 @@ Everything here runs in the vCPU's own task and takes no lock.
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING, Final
 
 from vtlkit.hvdef.status import HvStatus
+from vtlkit.kvm.errors import KvmError
 from vtlkit.kvm.hyperv.handlers import HANDLERS
 from vtlkit.kvm.hyperv.layouts import LAYOUTS, HypercallLayout
 from vtlkit.kvm.hyperv.parameters import CODE_MASK, CONTROL_RESERVED, FAST_XMM_BYTES, REP_START_MASK, Hypercall
@@ -171,6 +173,17 @@ def _vtl_switch(
     regs = vcpu.engine.regs
     switch_control = regs.rax if is_64bit else _pair(control >> 32, regs.rcx)
     return Hyperv(control & CODE_MASK, control, switch_control, 0, False, b"", length)
+
+
+def check_block(answer: Hyperv) -> None:
+    """Refuse an answer whose completion cannot block.
+
+    Raises:
+        KvmError: EINVAL, it is not that of a VTL call or return, or has the instruction executed again.
+    """
+    layout = LAYOUTS.get(answer.code)
+    if layout is None or not layout.vtl_switch or answer.retry:
+        raise KvmError(errno.EINVAL, "the completion of a VTL call or return alone can block")
 
 
 def complete(hv: HvVcpu, answer: Hyperv) -> None:

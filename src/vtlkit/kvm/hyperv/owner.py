@@ -13,6 +13,8 @@ from vtlkit.host.api import Host
 from vtlkit.kvm.lapic import LocalApic
 from vtlkit.kvm.memory import GuestMemory
 from vtlkit.kvm.requests import Req
+from vtlkit.kvm.statistics import VcpuStatistics
+from vtlkit.kvm.translate import TranslateAccess, TranslateFlags, Translation
 
 if TYPE_CHECKING:
     from vtlkit.kvm.hyperv.vcpu import HvVcpu
@@ -39,6 +41,9 @@ class VcpuOwner(Protocol):
 
     @property
     def apic(self) -> LocalApic: ...
+
+    @property
+    def statistics(self) -> VcpuStatistics: ...
 
     def is_64bit(self) -> bool:
         """CS.L and EFER.LMA."""
@@ -68,6 +73,12 @@ class VcpuOwner(Protocol):
 
     def may_run_on_old_translations(self) -> bool:
         """Whether guest code may still execute under translations that `request_tlb_flush` was to drop (any)."""
+
+    def translate2(self, gva: int, access: TranslateAccess, flags: TranslateFlags = TranslateFlags.NONE) -> Translation:
+        """KVM_TRANSLATE2 in the vCPU's present context."""
+
+    def get_msr(self, index: int) -> int | None:
+        """An MSR as user space reads it; None if there is no such."""
 
     def suspend(self) -> None:
         """Sleep at the instruction that exited until UNBLOCK, a signal, or an event for this vCPU."""

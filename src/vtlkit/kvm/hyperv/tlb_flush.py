@@ -2,8 +2,8 @@
 `kvm_hv_flush_tlb` in arch/x86/kvm/hyperv.c).
 
 Promise: when the call completes, no target executes under a translation from before it, and no target was inhibited
-when it completed. A target that is inhibited suspends the caller on the instruction (docs/design/tlb-flush-inhibit.md
-has the races); its vCPU waits in the handler, and nothing remembers the call but RIP.
+when it completed. A target that is inhibited suspends the caller on the instruction (`flush_inhibit`;
+docs/design/tlb-flush-inhibit.md has the races), which is executed again when the inhibit is cleared.
 
 A target flushes its whole TLB: address space and list only say how little would do. Like KVM, an empty mask is taken
 for all processors (a Windows guest relies on it); flushing too much is always allowed. A flush that names VTLs exits to
@@ -33,8 +33,6 @@ from vtlkit.kvm.hyperv.privileges import EXTENDED_GVA_RANGES
 from vtlkit.kvm.hyperv.vp_set import ALL_VPS, sparse_set
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from vtlkit.kvm.hyperv.vcpu import HvVcpu
 
 _MASK: Final = struct.Struct("<QQQ")
@@ -103,37 +101,10 @@ def flush_virtual_addresses(hv: HvVcpu, call: Hypercall) -> HvStatus | None:
     if request.vtls is not None:
         return None
     targets = list(hv.hv_vm.vps(request.targets))
-    # Decides nothing: a call that is going to be suspended leaves inhibited TLBs alone.
-    inhibited = _first_inhibited(targets)
-    if inhibited is None:
-        for target in targets:
-            target.vcpu.request_tlb_flush()
-        # The requests before the look at the inhibit; pairs with HvVcpu.set_tlb_flush_inhibit.
-        hv.vcpu.host.smp_mb()
-        inhibited = _first_inhibited(targets)
-    if inhibited is not None:
-        _suspend(hv, call, inhibited)
+    if not hv.flush_inhibit.flush(call, targets):
         return HvStatus.SUCCESS
     for target in targets:
         while target is not hv and target.vcpu.may_run_on_old_translations():
             hv.vcpu.host.relax()
     call.reps_done = call.rep_count
     return HvStatus.SUCCESS
-
-
-def _first_inhibited(targets: Iterable[HvVcpu]) -> HvVcpu | None:
-    for target in targets:
-        if target.tlb_flush_inhibit.load():
-            return target
-    return None
-
-
-def _suspend(hv: HvVcpu, call: Hypercall, target: HvVcpu) -> None:
-    """Wait until `target` is inhibited no more, or there is something else to do; then execute the call again."""
-    call.reissue = True
-    hv.waiting_on.store(target)
-    # Who is waited on before the look at the inhibit; pairs with HvVcpu.set_tlb_flush_inhibit.
-    hv.vcpu.host.smp_mb()
-    if target.tlb_flush_inhibit.load():
-        hv.vcpu.suspend()
-    hv.waiting_on.store(None)

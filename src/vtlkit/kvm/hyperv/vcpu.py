@@ -2,7 +2,7 @@
 `struct kvm_vcpu_hv` and its entry points in arch/x86/kvm/hyperv.c).
 
 Unless a method says otherwise it is for the vCPU's own task: whoever holds the vCPU's mutex. Shared with other tasks
-are the SynIC (its lock), the overlays (the lock of `HvVm`), `tlb_flush_inhibit` and `waiting_on`.
+are the SynIC (its lock), the overlays (the lock of `HvVm`), `tlb_flush_inhibit` and `flush_inhibit`.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from vtlkit.kvm.hyperv.privileges import privilege_bits
 from vtlkit.kvm.hyperv.stimer import SyntheticTimer
 from vtlkit.kvm.hyperv.synic import SynIc, sint_vector
 from vtlkit.kvm.hyperv.unhalted import UnhaltedTimer
-from vtlkit.kvm.hyperv.vp_set import ALL_VPS
 from vtlkit.kvm.kvm_run import Hyperv, KvmRun, SystemEvent, SystemEventExit
 from vtlkit.kvm.requests import Req
 
 if TYPE_CHECKING:
+    from vtlkit.kvm.hyperv.flush_inhibit import FlushInhibit
     from vtlkit.kvm.hyperv.owner import VcpuOwner
     from vtlkit.kvm.hyperv.vm import HvVm
 
@@ -50,7 +50,7 @@ class HvVcpu:
     synic: SynIc
     assist: VpAssistPage
     tlb_flush_inhibit: Cell[bool]
-    waiting_on: Cell[HvVcpu | None]
+    flush_inhibit: FlushInhibit
     stimers: tuple[SyntheticTimer, ...]
     unhalted: UnhaltedTimer
 
@@ -59,6 +59,7 @@ class HvVcpu:
         "auto_eoi_vectors",
         "enabled",
         "eoi_assist",
+        "flush_inhibit",
         "hv_vm",
         "hypercalls",
         "idle",
@@ -72,12 +73,12 @@ class HvVcpu:
         "unhalted",
         "vcpu",
         "vp_index",
-        "waiting_on",
     )
 
-    def __init__(self, vcpu: VcpuOwner, vp_index: int | None = None) -> None:
+    def __init__(self, vcpu: VcpuOwner, vp_index: int | None = None, hv_vm: HvVm | None = None) -> None:
+        """`hv_vm`: what it shares with the other processors of its APIC namespace; that of the VM unless given."""
         self.vcpu = vcpu
-        self.hv_vm = vcpu.vm.hv
+        self.hv_vm = vcpu.vm.hv if hv_vm is None else hv_vm
         self.enabled = False
         """CPUID offers the interface Hv#1."""
         self.privileges = 0
@@ -99,10 +100,9 @@ class HvVcpu:
         self.eoi_assist = EoiAssist(self)
         self.synic = SynIc(vcpu, f"vcpu{vcpu.vcpu_id}-synic")
         self.assist = VpAssistPage(vcpu.vm.memory)
-        # Flush hypercalls that name this vCPU do not complete; and the vCPU for whose sake this one's does not.
+        # Flush hypercalls that name this vCPU do not complete.
         self.tlb_flush_inhibit = vcpu.host.cell(False, f"vcpu{vcpu.vcpu_id}-tlb-flush-inhibit")
-        nobody: HvVcpu | None = None
-        self.waiting_on = vcpu.host.cell(nobody, f"vcpu{vcpu.vcpu_id}-waiting-on")
+        self.flush_inhibit = self.hv_vm.flush_inhibits.of(self)
         self.vp_index = self.hv_vm.add_vp(self, vp_index)
 
     def set_cpuid(self, leaves: Iterable[tuple[int, int, int, int, int]]) -> None:
@@ -169,17 +169,10 @@ class HvVcpu:
     def set_tlb_flush_inhibit(self, inhibit: bool) -> None:
         """Whether flush hypercalls that target this vCPU are held up (`kvm_hv_set_tlb_flush_inhibit`).
 
-        From any task; never blocks. Once it is set, none completes that has not made its requests before.
+        From any task outside `run`; blocks only in the posted design. Once it is set, none completes that has not made
+        its requests before.
         """
-        self.tlb_flush_inhibit.store(inhibit)
-        # The inhibit before what follows: the setter's look at page tables, or the look for those who wait.
-        self.vcpu.host.smp_mb()
-        if inhibit:
-            return
-        for other in self.hv_vm.vps(ALL_VPS):
-            if other.waiting_on.load() is self:
-                other.vcpu.make_request(Req.UNBLOCK)
-                other.vcpu.kick()
+        self.flush_inhibit.set(inhibit)
 
     # --- interrupts -----------------------------------------------------------------------------------------------
 
@@ -250,6 +243,7 @@ class HvVcpu:
 
     def reset(self, init_event: bool) -> None:
         """RESET; INIT leaves synthetic state alone. May block. The caller updates intercepts."""
+        self.flush_inhibit.forget()
         if init_event:
             return
         self.idle_requested = self.idle = False

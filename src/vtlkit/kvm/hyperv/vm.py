@@ -2,7 +2,7 @@
 (mirrors `struct kvm_hv` and the partition-wide half of arch/x86/kvm/hyperv.c).
 
 A partition has a `Vm`, and so an `HvVm`, per VTL: what is private to a VTL is private here; the VMM gives them all one
-`time_origin_ns`.
+`time_origin_ns`. A `Vm` with APIC ID groups has one per group (`kvm.namespaces`); they share `lock` and overlays.
 
 `lock` (rank SYNIC) protects the registers here, the reference TSC page and the overlay claims. It is not held while
 overlays are mapped (`overlays`). `_vps` is a cell with an immutable value: hypercalls look VPs up without the lock.
@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from vtlkit.engine.api import Access
-from vtlkit.host.api import Cell, LockRank
+from vtlkit.host.api import Cell, Lock, LockRank
 from vtlkit.hvdef.msrs import (
     HV_EXPOSE_INVARIANT_TSC,
     HV_MSR_PAGE_ENABLE,
@@ -27,6 +27,7 @@ from vtlkit.hvdef.msrs import (
 )
 from vtlkit.hvdef.vp_set import HV_VP_SET_BANK_SIZE, HV_VP_SET_MAX_BANKS
 from vtlkit.kvm.errors import KvmError
+from vtlkit.kvm.hyperv.flush_inhibit import FlushInhibitDesign, flush_inhibits
 from vtlkit.kvm.hyperv.hypercall_page import CodePageOffsets, hypercall_page
 from vtlkit.kvm.hyperv.layouts import VSM_CALLS
 from vtlkit.kvm.hyperv.overlays import OverlayPage, Overlays, Precedence
@@ -54,10 +55,13 @@ class _Vps:
 class HvVm:
     """Make it before the first vCPU."""
 
-    def __init__(self, vm: VmOwner, time_origin_ns: int = 0) -> None:
-        """`time_origin_ns`: when reference time was 0, on the clock of `vm.kvm_clock_ns()`."""
+    def __init__(self, vm: VmOwner, time_origin_ns: int = 0, *, shares_memory_with: HvVm | None = None) -> None:
+        """`time_origin_ns`: when reference time was 0, on the clock of `vm.kvm_clock_ns()`.
+
+        `shares_memory_with`: another APIC ID group of the same VM. Overlays lie in memory, and so in the sight of both.
+        """
         self.vm = vm
-        self.lock = vm.host.lock("hv", LockRank.SYNIC)
+        self.lock: Lock = vm.host.lock("hv", LockRank.SYNIC) if shares_memory_with is None else shares_memory_with.lock
         self.vtl = 0
         """Which VTL user space says this VM is: only to tell calls that name the caller's own VTL from others."""
         self.user_space_calls: set[int] = set(VSM_CALLS)
@@ -73,10 +77,23 @@ class HvVm:
         self.debug_options: Cell[int] = vm.host.cell(0, "hv-debug-options")
         """HV_X64_MSR_DEBUG_DEVICE_OPTIONS, one register for all VTLs of a partition (`share_registers`)."""
         self.reference_time = ReferenceTime(vm, time_origin_ns)
-        self.overlays = Overlays(vm.host, vm.memory, self.lock)
+        self.overlays: Overlays = (
+            Overlays(vm.host, vm.memory, self.lock) if shares_memory_with is None else shares_memory_with.overlays
+        )
         self._hypercall_page = OverlayPage(vm.memory, Precedence.HYPERCALL, Access.READ | Access.EXECUTE)
         self._code_page_offsets: CodePageOffsets | None = None
+        self.flush_inhibits = flush_inhibits(FlushInhibitDesign.WAITING_ON, vm.host)
         self._vps: Cell[_Vps] = vm.host.cell(_Vps({}), "hv-vps")
+
+    def set_flush_inhibit_design(self, design: FlushInhibitDesign) -> None:
+        """How flushes of inhibited vCPUs are held up (docs/design/tlb-flush-inhibit.md).
+
+        Raises:
+            KvmError: EINVAL, there is a vCPU already.
+        """
+        if self._vps.load().by_index:
+            raise KvmError(errno.EINVAL, "the design of the TLB-flush inhibit is chosen before the first vCPU")
+        self.flush_inhibits = flush_inhibits(design, self.vm.host)
 
     # --- virtual processors ---------------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from vtlkit.testing.engine_conformance import (
     nested_intercepts,
     operands,
     ports,
+    preemption_timer,
     state,
 )
 from vtlkit.testing.engine_conformance.suite import CASES, Bench, Case, EngineUnderTest, Need
@@ -43,5 +44,6 @@ CASE_MODULES = (
     nested_intercepts,
     operands,
     ports,
+    preemption_timer,
     state,
 )

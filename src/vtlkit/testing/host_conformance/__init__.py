@@ -31,6 +31,12 @@ from vtlkit.testing.host_conformance.sleeping import (
     check_wake_all,
     check_wake_result,
 )
+from vtlkit.testing.host_conformance.srcu import (
+    check_srcu_ignores_later_readers,
+    check_srcu_nests,
+    check_srcu_waits_for_overtaken_readers,
+    check_srcu_waits_for_readers,
+)
 from vtlkit.testing.host_conformance.tasks import (
     check_choices,
     check_daemon,
@@ -54,6 +60,10 @@ HOST_CHECKS: tuple[HostCheck, ...] = (
     check_rwsem_readers_share,
     check_rwsem_writer_excludes,
     check_rwsem_writer_goes_first,
+    check_srcu_waits_for_readers,
+    check_srcu_waits_for_overtaken_readers,
+    check_srcu_nests,
+    check_srcu_ignores_later_readers,
     check_no_lost_wake,
     check_ping_pong,
     check_wake_all,

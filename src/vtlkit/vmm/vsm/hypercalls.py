@@ -23,7 +23,7 @@ from vtlkit.hvdef.vsm import (
     HV_VTL_RETURN_FAST,
     HvVtlEntryReason,
 )
-from vtlkit.kvm.uapi import HypercallParameters, Hyperv, Vcpu, cr4_allowed, decode_exit
+from vtlkit.kvm.uapi import HypercallParameters, Hyperv, TranslateRequest, Vcpu, cr4_allowed, decode_exit
 from vtlkit.vmm.vsm import (
     assert_interrupt,
     context,
@@ -122,6 +122,7 @@ def _vtl_return(vp: Vp, level: int, vcpu: Vcpu, exit_: Hyperv) -> None:
     if target is None or control & ~HV_VTL_RETURN_FAST:
         _undefined(vcpu, exit_)
         return
+    vp.waits.answer(vcpu, exit_)
     _finish_switch(vcpu, exit_)
     if not control & HV_VTL_RETURN_FAST:
         assist = vcpu.hv.assist
@@ -220,11 +221,10 @@ def _modify_vtl_protection_mask(vp: Vp, level: int, call: HypercallParameters) -
 
 
 def _translate_virtual_address(vp: Vp, level: int, call: HypercallParameters) -> tuple[HvStatus, int]:
-    request = io.HV_INPUT_TRANSLATE_VIRTUAL_ADDRESS.unpack_from(call.data)
-    named = io.HV_TRANSLATE_GVA_INPUT_VTL.get(request.ControlFlags)
-    status, other, target = processor_and_vtl(vp, level, request.PartitionId, request.VpIndex, named)
+    request = TranslateRequest.of(call)
+    status, other, target = processor_and_vtl(vp, level, request.partition_id, request.vp_index, request.input_vtl)
     if not status:
-        status = translate.translate(vp, level, other, target, call)
+        status = translate.translate(vp, level, other, target, call, request)
     return status, 0
 
 

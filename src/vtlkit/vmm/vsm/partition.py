@@ -23,6 +23,8 @@ from vtlkit.hvdef.vsm import (
     HV_VSM_PARTITION_CONFIG_ZERO_MEMORY_ON_RESET,
 )
 from vtlkit.kvm.uapi import (
+    TRANSLATE_CALLS,
+    Cap,
     HvFeatures,
     Kvm,
     KvmError,
@@ -40,6 +42,7 @@ from vtlkit.vmm.vsm.hypercalls import ACCESS_OF_MAP_FLAGS
 from vtlkit.vmm.vsm.ports import Ports
 from vtlkit.vmm.vsm.tlb_locks import TlbLocks
 from vtlkit.vmm.vsm.vp import Vp
+from vtlkit.vmm.vsm.vtl_wait import VtlWait
 
 
 class Supervisor(Protocol):
@@ -98,10 +101,14 @@ class Partition:
         vtls: int,
         hyperv: HvFeatures | None,
         supervisor: Supervisor,
+        translate_in_hypervisor: bool = True,
+        vtl_wait: VtlWait = VtlWait.POLL,
+        halt_poll_ns: int = 0,
     ) -> None:
         """`regions` are RAM, which VTLs protect from each other; `roms` every VTL has as they are.
 
         `hyperv`: what CPUID offers of the Hyper-V interface, None for no such interface. With one VTL there is no VSM.
+        `translate_in_hypervisor`: HvCallTranslateVirtualAddress(Ex) exits only where VTL policy has a say.
 
         Raises:
             KvmError: EINVAL, features that do not go together.
@@ -110,11 +117,15 @@ class Partition:
         self.host = kvm.host
         self.supervisor = supervisor
         self.maximum_vtl = vtls - 1
+        self.vtl_wait = vtl_wait
+        """How events for inactive VTLs are heard of."""
+        self._halt_poll_ns = halt_poll_ns
         self.lock = self.host.lock("partition", LockRank.PARTITION)
         self.tlb_locks = TlbLocks(self)
         self._regions = tuple(regions)
         self._roms = tuple(roms)
         self._cpus = cpus
+        self._translate_in_hypervisor = translate_in_hypervisor
         self._features = None if hyperv is None else replace(hyperv, vsm=hyperv.vsm and vtls > 1)
         self._retired: list[VcpuStatistics] = []
         self.ports = Ports(self)
@@ -129,6 +140,10 @@ class Partition:
     def _create_vtl(self, level: int) -> Vtl:
         vm = self.kvm.create_vm(f"vtl{level}")
         vm.hv.vtl = level
+        if self._translate_in_hypervisor:
+            vm.hv.user_space_calls -= TRANSLATE_CALLS
+        if self._halt_poll_ns:
+            vm.enable_cap(Cap.HALT_POLL, self._halt_poll_ns)
         vm.set_user_memory_region_list((*self._regions, *self._roms))
         if level == 0:
             # Device interrupts go to VTL 0: its Vm has the controllers that devices are wired to.

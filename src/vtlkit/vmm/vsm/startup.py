@@ -72,7 +72,7 @@ def start_virtual_processor(vp: Vp, level: int, call: HypercallParameters) -> tu
 def _startable(vp: Vp, target: int) -> bool:
     """VTL 0 has not been started; and no other VTL runs, if one above it is to. Stops the processor for a moment."""
     vcpu = vp.vcpus[0]
-    with vp.stopped(), vcpu.mutex:
+    with vp.stopped(), vp.waits.alone(vcpu):
         return vcpu.get_mp_state() in UNSTARTED and (target == 0 or vp.active.load() == 0)
 
 
@@ -130,7 +130,7 @@ def take(vp: Vp, active: int) -> None:
         # What was left of an instruction took the processor to another VTL: from there, then.
         vp.ask(START)
         return
-    with vcpu.mutex:
+    with vp.waits.alone(vcpu):
         start.state.apply(vcpu)
     vp.starting.store(None)
     top = max(vp.vcpus)

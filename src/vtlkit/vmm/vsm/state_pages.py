@@ -129,14 +129,14 @@ def _take(vp: Vp, lower: int, owner: int, contents: HV_X64_REGISTER_PAGE) -> Dir
     dirty = Dirty(contents.Dirty & sum(Dirty))
     refused = Dirty(0)
     vcpu = vp.vcpus[lower]
-    with vcpu.mutex:
+    with vp.waits.alone(vcpu):
         for group, load in _PRIVATE_GROUPS.items():
             if group in dirty and load(vp, lower, vcpu, contents):
                 refused |= group
     if Dirty.Xmm in dirty:
         # Shared: the returning VTL has them, and hands them over.
         engine = vp.vcpus[owner].engine
-        with vp.vcpus[owner].mutex:
+        with vp.waits.alone(vp.vcpus[owner]):
             image = engine.get_fpu()
             engine.set_fpu(image[: XMM0_TO_XMM5.start] + contents.Xmm + image[XMM0_TO_XMM5.stop :])
     return refused

@@ -4,15 +4,18 @@ TLFS, "Virtual Secure Mode", TlbLocked; HvCallFlushVirtualAddressSpace. A lock h
 holder, and those that other processors make in the holder's own VTL. What the hypervisor sees of it is an inhibited
 vCPU (`Vcpu.hyperv_set_tlb_flush_inhibit`); flushes that name VTLs, and HvRegisterVsmVpWaitForTlbLock, wait here.
 
-`_lock` (LEAF) protects everything here, each `Vp.tlb_holders` and `Vp.tlb_waits`, and makes a decision about locks and
-the flush requests that follow from it one step. Nothing blocks inside it. docs/design/tlb-flush-inhibit.md has the
-races.
+`_lock` (TLB_LOCKS) protects everything here, each `Vp.tlb_holders` and `Vp.tlb_waits`, and makes a decision about locks
+and the flush requests that follow from it one step. Nothing blocks inside it but, in the posted design of the inhibit,
+the grace period that ends a change of it: no vCPU in its read section ever needs this lock.
+docs/design/tlb-flush-inhibit.md has the races.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, TypeAlias
+
+from vtlkit.host.api import LockRank
 
 if TYPE_CHECKING:
     from vtlkit.vmm.vsm.partition import Partition
@@ -27,7 +30,7 @@ class TlbLocks:
 
     def __init__(self, partition: Partition) -> None:
         self._partition = partition
-        self._lock = partition.host.lock("tlb-locks")
+        self._lock = partition.host.lock("tlb-locks", LockRank.TLB_LOCKS)
         self._holders: dict[_Tlb, int] = {}
         """Bit per VTL that holds a lock on the TLB; none of 0."""
         self._awaited: dict[_Tlb, dict[_Tlb, int]] = {}
@@ -36,7 +39,7 @@ class TlbLocks:
     # --- locks ------------------------------------------------------------------------------------------------------
 
     def acquire(self, vp: Vp, holder: int, target: int) -> None:
-        """VTL `holder` of the processor locks the TLB of its lower VTL `target`. Never blocks; once is enough."""
+        """VTL `holder` of the processor locks the TLB of its lower VTL `target`; once is enough. May block."""
         assert holder > target
         key = (vp.index, target)
         with self._lock:

@@ -72,6 +72,10 @@ class Vina:
             self._vp.ask(*range(level), VINA)
         return HvStatus.SUCCESS
 
+    def enabled(self, level: int) -> bool:
+        """Whether a VTL is to be notified. From any task and interrupt."""
+        return bool(HV_VSM_VINA_ENABLED.get(self._registers.load()[level]))
+
     def entered(self, level: int) -> None:
         """The processor's task is entering VTL `level` from a lower one, whether or not that one has run."""
         register = self._registers.load()[level]

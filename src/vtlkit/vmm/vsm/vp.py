@@ -1,8 +1,8 @@
 """A virtual processor: one vCPU per VTL, at most one of them active, and the switch between them.
 
-A processor has one task, which runs the vCPU of the active VTL and makes every switch, between two instructions. An
-inactive VTL has no task: whoever kicks its vCPU is heard by `_kicked`, which asks the processor's task to look at that
-VTL. The task switches to a higher VTL that has a deliverable interrupt (docs/design/vtl-switch.md).
+A processor has one task, which runs the vCPU of the active VTL and makes every switch, between two instructions. It is
+asked to look at a higher VTL that has a deliverable interrupt, and switches to it (docs/design/vtl-switch.md); how one
+knows that there is one is the business of `waits` (docs/design/wait.md).
 
 Shared between tasks: `active`, `_look` (VTLs that somebody kicked while they were inactive; START, a start state waits
 in `starting`; VINA, some VTL has enabled it), `_switches` (a sequence count: odd while the registers that VTLs share
@@ -35,6 +35,7 @@ from vtlkit.vmm.vsm import deliverability, hypercalls, intercepts, startup, stat
 from vtlkit.vmm.vsm.intercepts import wishes
 from vtlkit.vmm.vsm.startup import START
 from vtlkit.vmm.vsm.vina import VINA, Vina
+from vtlkit.vmm.vsm.vtl_waiters import make_waits
 
 if TYPE_CHECKING:
     from vtlkit.vmm.vsm.partition import Partition
@@ -71,10 +72,13 @@ class Vp:
         self.vina = Vina(self)
         self._passed = 0
         """VTLs, a bit each, that the processor passed over on its way to a higher one."""
+        self._entered = 0
+        """VTLs above 0, a bit each, that have been active."""
         self._next_higher: dict[int, int] = {}
         self._next_lower: dict[int, int] = {}
         self._retired: list[Vcpu] = []
         self._started = False
+        self.waits = make_waits(self, partition.vtl_wait)
         self.intercepts = wishes.VpIntercepts()
         """What higher VTLs intercept here; guarded by the partition's lock."""
         self.state_pages: state_pages.StatePages = {}
@@ -92,7 +96,7 @@ class Vp:
         for lower, other in self.vcpus.items():
             if lower < level:
                 other.startup_blocked.store(True)
-        vcpu.vtl_inactive = level != self.active.load()
+        self.waits.added(level, vcpu)
         # The task may be going through the vCPUs: it goes on with those that it began with.
         self.vcpus = {**self.vcpus, level: vcpu}
         self._relink()
@@ -105,7 +109,7 @@ class Vp:
                 # What was sent before anybody listened is looked at now.
                 self.ask(level)
         # Whoever stops the processor, parks it or ends the run signals the vCPUs that it finds.
-        if self._started and (self._stops.load() or self._interrupted()):
+        if self._started and self.must_leave():
             vcpu.signal()
 
     def start(self) -> None:
@@ -139,6 +143,7 @@ class Vp:
                 retired.append(other.statistics)
                 self._retired.append(other)
         self.vcpus = {0: vcpu}
+        self.waits.reset()
         vcpu.listen(None)
         vcpu.vtl_inactive = False
         vcpu.startup_blocked.store(False)
@@ -147,7 +152,7 @@ class Vp:
         vcpu.set_user_intercepts(None)
         self._relink()
         self.active.store(0)
-        self._passed = 0
+        self._passed = self._entered = 0
         self.starting.store(None)
         self.vina.reset()
         self.state_pages = {}
@@ -168,7 +173,9 @@ class Vp:
                         self.queue, lambda: not self._stops.load() or self._interrupted(), interruptible=False
                     )
                 else:
+                    self.waits.settle()
                     self._run()
+            self.waits.end()
         finally:
             self._retired.extend(self.vcpus.values())
             self._close_retired()
@@ -178,9 +185,15 @@ class Vp:
         supervisor = self.partition.supervisor
         return supervisor.ending() or supervisor.must_park()
 
+    def must_leave(self) -> bool:
+        """Whether the task is not to run a VTL now: who wants that stores it, then signals every vCPU. Any task."""
+        return bool(self._stops.load()) or self._interrupted()
+
     def _park(self) -> None:
         self._finish_instruction()
+        self.waits.suspend()
         self.partition.supervisor.park()
+        self.waits.resume()
         self._close_retired()
 
     def _finish_instruction(self) -> None:
@@ -198,6 +211,9 @@ class Vp:
     def _run(self) -> None:
         """Run the active VTL, whichever that is, until a signal ends a run."""
         active = self.active
+        if not self._look.load() & _NEWS:
+            # Out of the guest by a kick of all: `run` would only say INTR again. News end the wait by a signal.
+            self.vcpus[active.load()].wait_until_resumed()
         while True:
             level = active.load()
             # Whoever sets a bit here, stops, parks or ends signals a vCPU after that.
@@ -229,11 +245,13 @@ class Vp:
     def _kicked(self, level: int) -> None:
         """Somebody has kicked the vCPU of a VTL: if it is inactive, the task is to look at it. From any task."""
         active = self.active.load()
-        if active == level:
-            # If the task leaves this VTL now, it looks at it after that.
-            return
+        # If the task leaves this VTL now, it looks at it after that.
+        if active != level and self.waits.hears(level, active):
+            self.ask(level)
+
+    def look(self, level: int) -> None:
+        """The task itself will look at this VTL before it runs one again."""
         self._look.set(level)
-        self._news()
 
     def _news(self) -> None:
         """A bit of `_look` has been set: the task is to hear of it, wherever it is. From any task."""
@@ -300,7 +318,7 @@ class Vp:
                 # Taken before the look: what comes after it sets the bit anew.
                 self._look.test_and_clear(other)
                 vcpu = self.vcpus.get(other)
-                if not target and other > level and vcpu is not None and vcpu.wake_event_pending():
+                if not target and other > level and vcpu is not None and self.waits.pending(other, vcpu):
                     target = other
         if not target:
             if everything >> VINA & 1:
@@ -334,15 +352,17 @@ class Vp:
             self.partition.tlb_locks.release_all(self, source)
             if self.state_pages:
                 state_pages.take_back(self, source)
+        self.waits.entering(target)
         host, switches = self.host, self._switches
         giver, newcomer = self.vcpus[source], self.vcpus[target]
         if reason is None:
             # Above VTL 0, somebody may find itself active whom nobody has called.
-            if target and (self._passed >> target & 1 or newcomer.task is None):
+            if target and (self._passed >> target & 1 or not self._entered >> target & 1):
                 self._passed &= ~(1 << target)
                 reason = HvVtlEntryReason.HvVtlEntryInterrupt
         elif target - source > 1:
             self._passed |= self.enabled_set() & (1 << target) - (2 << source)
+        self._entered |= 1 << target
         if reason is not None:
             newcomer.hv.assist.set_entry_reason(reason)
         if target > source:
@@ -353,13 +373,11 @@ class Vp:
         host.smp_mb()
         with newcomer.mutex:
             newcomer.copy_shared_state(giver)
-        giver.vtl_inactive, newcomer.vtl_inactive = True, False
         self.active.store_release(target)
         switches.store_release(count + 2)
         # Orders the store of the active VTL before the loads of the VTL's events; pairs with the kick in `_kicked`.
         host.smp_mb()
-        if source > target and giver.wake_event_pending():
-            self._look.set(source)
+        self.waits.changed(source, giver, newcomer)
 
     # --- exits ------------------------------------------------------------------------------------------------------
 

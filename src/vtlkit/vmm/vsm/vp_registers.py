@@ -82,7 +82,7 @@ def _on_holder(
     with _out_of_guest(caller, vp):
         while True:
             vcpu, token = vp.shared_state() if scope is Scope.VP else (vp.vcpus[level], None)
-            with vcpu.mutex:
+            with vp.waits.alone(vcpu):
                 settled = not write or vcpu.engine.at_boundary
                 result = act(vcpu) if settled else HvStatus.INVALID_VP_STATE
             if not settled:

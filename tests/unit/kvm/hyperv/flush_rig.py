@@ -10,6 +10,7 @@ from vtlkit.engine.scripted import Guest, Handler, ScriptedEngine, ops
 from vtlkit.host.api import RunnableHost
 from vtlkit.hvdef.hypercalls import HvCallCode as Call
 from vtlkit.kvm.cpuid import for_vcpu
+from vtlkit.kvm.hyperv.flush_inhibit import FlushInhibitDesign
 from vtlkit.kvm.kvm_run import Intr, KvmRun
 from vtlkit.kvm.uapi import HvFeatures, hv_cpuid_entries
 from vtlkit.kvm.vcpu import Vcpu
@@ -32,11 +33,21 @@ class FlushMachine(Machine):
         host: RunnableHost | None = None,
         handlers: Mapping[int, Handler] | None = None,
         interrupts: bool = False,
+        design: FlushInhibitDesign = FlushInhibitDesign.WAITING_ON,
+        extra: Mapping[int, Guest] | None = None,
     ) -> None:
+        """`extra`: programs at other addresses."""
         programs: dict[int, Guest] = {
             PROGRAMS + 0x10 * number: self._program(number, body) for number, body in enumerate(guests)
         }
-        super().__init__(programs=programs, handlers=handlers, vcpus=len(guests), host=host)
+        programs |= extra or {}
+        super().__init__(
+            programs=programs,
+            handlers=handlers,
+            vcpus=len(guests),
+            host=host,
+            prepare=lambda vm: vm.hv.set_flush_inhibit_design(design),
+        )
         for vcpu in self.vcpus:
             entries = for_vcpu(self.vm.get_supported_cpuid(), vcpu.vcpu_id, len(guests))
             vcpu.set_cpuid2([*entries, *hv_cpuid_entries(HvFeatures())])

@@ -23,6 +23,8 @@ from vtlkit.kvm.lapic import LocalApic
 from vtlkit.kvm.memory import GuestMemory
 from vtlkit.kvm.memslots import MemoryRegion
 from vtlkit.kvm.requests import Req
+from vtlkit.kvm.statistics import VcpuStatistics
+from vtlkit.kvm.translate import TranslateAccess, TranslateFault, TranslateFlags, Translation
 from vtlkit.x86.apic import APIC_SPIV
 
 RAM_SIZE = 16 << 12
@@ -63,6 +65,7 @@ class FakeVcpu(Owner):
     def __init__(self, vm: FakeVm, vcpu_id: int, vp_index: int | None) -> None:
         super().__init__(vm.host, vcpu_id)
         self.vm = vm
+        self.statistics = VcpuStatistics()
         self.fake_engine = FakeEngine()
         self.engine = cast(Engine, self.fake_engine)
         self.regs = self.fake_engine.regs
@@ -113,6 +116,13 @@ class FakeVcpu(Owner):
         self.suspended += 1
         if self.on_suspend is not None:
             self.on_suspend()
+
+    def translate2(self, gva: int, access: TranslateAccess, flags: TranslateFlags = TranslateFlags.NONE) -> Translation:
+        """There are no page tables here."""
+        return Translation(False, fault=TranslateFault.NOT_PRESENT)
+
+    def get_msr(self, index: int) -> int | None:
+        return 0
 
     def update_intercepts(self) -> None:
         self.intercepted = self.hv.npiep

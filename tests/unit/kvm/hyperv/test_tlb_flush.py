@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.kvm.hyperv.rig import ALL_FEATURES, FakeVm
+from tests.unit.kvm.hyperv.rig import ALL_FEATURES, FakeVcpu, FakeVm
 from vtlkit.hvdef.hypercalls import HvCallCode as Call
 from vtlkit.hvdef.status import HvStatus
 from vtlkit.hvdef.vp_set import encode_vp_set
 from vtlkit.kvm.hyperv.features import HvFeatures
+from vtlkit.kvm.hyperv.flush_inhibit.waiting_on import WaitingOn
 from vtlkit.kvm.kvm_run import Hyperv
 from vtlkit.kvm.requests import Req
 
@@ -166,7 +167,7 @@ def test_an_inhibited_target_suspends_the_caller_on_the_instruction(by_set: bool
     vm.memory.write(INPUT, data)
     target.hv.set_tlb_flush_inhibit(True)
     waited_on: list[object] = []
-    cpu.on_suspend = lambda: waited_on.append(cpu.hv.waiting_on.load())
+    cpu.on_suspend = lambda: waited_on.append(cpu.hv.flush_inhibit.waits_for())
     cpu.set_parameters(control, INPUT)
     before = vars(cpu.regs).copy()
     for times in (1, 2):
@@ -175,7 +176,7 @@ def test_an_inhibited_target_suspends_the_caller_on_the_instruction(by_set: bool
         assert vars(cpu.regs) == before
         assert cpu.skipped == 0
     assert waited_on == [target.hv] * 2
-    assert cpu.hv.waiting_on.load() is None
+    assert cpu.hv.flush_inhibit.waits_for() is None
     assert all(Req.TLB_FLUSH not in vcpu.requests for vcpu in vm.vcpus)
     target.hv.set_tlb_flush_inhibit(False)
     assert cpu.hv.hypercall(3) is None
@@ -192,11 +193,18 @@ def test_an_inhibit_that_nobody_flushes_holds_nobody_up() -> None:
     assert vm.cpu.status(Call.HvCallFlushVirtualAddressSpace, INPUT) == HvStatus.SUCCESS
 
 
+def wait_on(flusher: FakeVcpu, target: FakeVcpu) -> None:
+    """As its hypercall handler says before it sleeps."""
+    word = flusher.hv.flush_inhibit
+    assert isinstance(word, WaitingOn)
+    word.waiting_on.store(target.hv)
+
+
 def test_clearing_wakes_those_who_wait_on_it_and_nobody_else() -> None:
     vm = FakeVm(4)
     first, second, third, fourth = vm.vcpus
-    first.hv.waiting_on.store(third.hv)
-    second.hv.waiting_on.store(fourth.hv)
+    wait_on(first, third)
+    wait_on(second, fourth)
     for inhibit in (True, False):
         third.hv.set_tlb_flush_inhibit(inhibit)
         assert [Req.UNBLOCK in vcpu.requests for vcpu in vm.vcpus] == [not inhibit, False, False, False]
@@ -206,7 +214,7 @@ def test_clearing_wakes_those_who_wait_on_it_and_nobody_else() -> None:
 def test_reset_ends_the_inhibit_and_init_does_not() -> None:
     vm = FakeVm(2)
     target = vm.vcpus[1].hv
-    vm.cpu.hv.waiting_on.store(target)
+    wait_on(vm.cpu, vm.vcpus[1])
     target.set_tlb_flush_inhibit(True)
     target.reset(init_event=True)
     assert target.tlb_flush_inhibit.load()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.unit.vmm.vsm.designs import tlb_flush_inhibit as tlb_flush_inhibit
 from tests.unit.vmm.vsm.test_translate import INHIBIT, READ, ask
 from tests.unit.vmm.vsm.vsm_rig import Body, Guest, Script, VsmRig, input_vtl, run_guests
 from vtlkit.engine.scripted import ops
@@ -16,6 +17,8 @@ from vtlkit.hvdef.hypercalls import HvCallCode as Call
 from vtlkit.hvdef.registers import HvRegisterName as Name
 from vtlkit.hvdef.status import HvStatus
 from vtlkit.x86.apic import DeliveryMode
+
+pytestmark = pytest.mark.usefixtures("tlb_flush_inhibit")
 
 LOCKED = 2
 CONFIG0, CONFIG1 = Name.HvRegisterVsmVpSecureConfigVtl0, Name.HvRegisterVsmVpSecureConfigVtl1

@@ -1,14 +1,15 @@
 """A partition without a machine around it, whose guests are Python generators: one per processor and VTL.
 
 A guest is a generator function over a `Guest`, which makes its hypercalls, MSR accesses and VTL switches; what it saw
-it keeps in plain Python variables of the test. The run ends when a guest calls `Guest.end`, or when all sleep
-(Deadlock).
+it keeps in variables of the test. The run ends when a guest calls `Guest.end`, or when all sleep (Deadlock).
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Protocol, TypeAlias
 
 from vtlkit.engine.api import Event, EventType, RamBlock
@@ -25,22 +26,22 @@ from vtlkit.hvdef.vsm import HV_INITIAL_VP_CONTEXT, HV_X64_SEGMENT_REGISTER, HV_
 from vtlkit.kvm.uapi import HvFeatures, Io, Kvm, KvmRun, MemoryRegion, Vcpu
 from vtlkit.vmm.vsm.partition import Partition
 from vtlkit.vmm.vsm.vp import Vp
+from vtlkit.vmm.vsm.vtl_wait import VtlWait
 from vtlkit.x86.registers import RFLAGS_FIXED, Regs, Segment
 
 RAM_SIZE: Final = 0x200000
-PROGRAMS: Final = 0x10000
-"""Where programs begin: one page per VTL, 0x10 bytes per processor."""
+PROGRAMS: Final = 0x10000  # one page per VTL, 0x10 bytes per processor
 INPUT_PAGES: Final = 0x40000  # hypercall input and output: two per processor and VTL
-SYNIC_PAGES: Final = 0xC0000
-"""VP assist page and message page: two per processor and VTL."""
-FREE: Final = 0x150000
-"""From here on RAM is the test's."""
+SYNIC_PAGES: Final = 0xC0000  # VP assist page and message page, likewise
+FREE: Final = 0x150000  # from here on RAM is the test's
 PAGE: Final = 0x1000
 CR0: Final = 0x80010033
 CR4: Final = 0x20
 EFER: Final = 0x500
 PAT_RESET: Final = 0x0007040600070406
 U32: Final = 0xFFFFFFFF
+DESIGN: Final = VtlWait(os.environ.get("VTLKIT_VTL_WAIT", VtlWait.POLL))
+"""Of a rig that names none: all tests of VSM can be run over each design."""
 ALL_FEATURES: Final = HvFeatures()
 
 Script: TypeAlias = Generator[Op, int, Any]
@@ -124,11 +125,9 @@ class Guest:
         self.messages = self.assist + PAGE
 
     def end(self) -> Script:
-        """End the run."""
         yield ops.Host(self.rig.end)
 
     def note(self, what: Any) -> None:
-        """Add to the rig's log."""
         self.rig.log.append(what)
 
     # --- hypercalls -------------------------------------------------------------------------------------------------
@@ -270,6 +269,7 @@ class VsmRig:
         host: RunnableHost | None = None,
         hyperv: HvFeatures | None = ALL_FEATURES,
         ram: int = RAM_SIZE,
+        vtl_wait: VtlWait | None = None,
     ) -> None:
         """`guests`: (VP, VTL) -> what runs there."""
         self.host = Simulator() if host is None else host
@@ -287,7 +287,8 @@ class VsmRig:
         self.ram = RamBlock(ram)
         self.kvm = Kvm(self.host, self.factory)
         region = MemoryRegion(0, 0, ram, self.ram, 0)
-        self.partition = Partition(self.kvm, [region], cpus=cpus, vtls=vtls, hyperv=hyperv, supervisor=self)
+        make = partial(Partition, self.kvm, [region], supervisor=self, vtl_wait=vtl_wait or DESIGN)
+        self.partition = make(cpus=cpus, vtls=vtls, hyperv=hyperv)
         self.tasks = 0
         for vp in range(cpus):
             if (vp, 0) in guests:
@@ -358,8 +359,7 @@ class VsmRig:
             self.factory.close()
         return self
 
-    def run_with_ports(self) -> VsmRig:
-        """As `run`, where ports are devices that nobody asks anything of."""
+    def run_with_ports(self) -> VsmRig:  # ports are devices that nobody asks anything of
         self._ports = True
         return self.run()
 

@@ -1,0 +1,115 @@
+"""Scenarios under many seeds, on several processes: who drives them need only draw.
+
+Each run is a function of its seed, so the processes share nothing, and the lowest seed that fails is the same however
+many there are.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Final
+
+from vtlkit.checker.scenarios import Scenario, catalogue, run_seed
+from vtlkit.host.sim import Simulator
+
+CHUNK: Final = 50
+"""Seeds given to a process at a time."""
+_REPLAY: Final = "replay: "
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A seed that breaks a promise. `token` replays the run; `error` is what was found, in one or more lines."""
+
+    scenario: str
+    seed: int
+    token: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """`runs` more seeds of a scenario are done; `failure` is the lowest that failed among them, and ended them."""
+
+    scenario: str
+    runs: int
+    failure: Failure | None
+
+
+def stress(names: Sequence[str], first: int, count: int, jobs: int) -> Iterator[Progress]:
+    """Run seeds `first` to `first + count` - 1 of each scenario on `jobs` processes; what comes back as it comes.
+
+    A scenario that has failed is run up to the failing seed and no further. One job is this process.
+    """
+    work = [
+        (name, start, min(CHUNK, first + count - start))
+        for start in range(first, first + count, CHUNK)
+        for name in names
+    ]
+    if jobs > 1:
+        yield from _on_processes(work, jobs)
+        return
+    failed: set[str] = set()
+    for name, start, size in work:
+        if name not in failed:
+            progress = run_chunk(name, start, size)
+            if progress.failure is not None:
+                failed.add(name)
+            yield progress
+
+
+def _on_processes(work: Sequence[tuple[str, int, int]], jobs: int) -> Iterator[Progress]:
+    with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_ignore_interrupts) as pool:
+        chunks = {pool.submit(run_chunk, *each): each for each in work}
+        try:
+            for future in as_completed(chunks):
+                if future.cancelled():
+                    continue
+                progress = future.result()
+                if progress.failure is not None:
+                    _cancel_above(chunks, progress.failure)
+                yield progress
+        finally:
+            for future in chunks:
+                future.cancel()
+
+
+def _cancel_above(chunks: dict[Future[Progress], tuple[str, int, int]], failure: Failure) -> None:
+    for future, (name, start, _) in chunks.items():
+        if name == failure.scenario and start > failure.seed:
+            future.cancel()
+
+
+def run_chunk(name: str, first: int, count: int) -> Progress:
+    """Seeds of one scenario, up to the first that fails."""
+    scenario = catalogue()[name]
+    for seed in range(first, first + count):
+        try:
+            run_seed(scenario, seed)
+        except Exception as error:  # noqa: BLE001 - whatever a scenario raises is what was looked for
+            return Progress(name, seed - first + 1, _failure(name, seed, error))
+    return Progress(name, count, None)
+
+
+def _failure(name: str, seed: int, error: Exception) -> Failure:
+    notes = [note.removeprefix(_REPLAY) for note in error.__notes__ if note.startswith(_REPLAY)]
+    return Failure(name, seed, notes[0], f"{type(error).__name__}: {error}")
+
+
+def replay(scenario: Scenario, token: str) -> None:
+    """Run a scenario again as `token` says.
+
+    Raises:
+        ValueError: it is not a replay token.
+        AssertionError, Deadlock: what the run finds.
+    """
+    scenario.body(Simulator(replay=token))
+
+
+def _ignore_interrupts() -> None:
+    """Ctrl-C is the driver's to answer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

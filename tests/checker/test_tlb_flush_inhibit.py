@@ -1,0 +1,51 @@
+"""The scenarios of the TLB-flush inhibit find a step that is left out, in either design."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.sim.test_tlb_flush_inhibit_known_bad import (
+    clear_that_looks_for_waiters_first,
+    flush_that_ignores_the_inhibit,
+    no_grace_period,
+    no_section,
+    suspend_that_looks_before_it_says_so,
+    wake_before_the_words,
+    wake_without_a_request,
+)
+from vtlkit.checker.scenarios import catalogue, run_seed
+from vtlkit.host.sim import Deadlock
+from vtlkit.kvm.hyperv.flush_inhibit.posted import Posted, PostedDesign
+from vtlkit.kvm.hyperv.flush_inhibit.waiting_on import WaitingOn
+
+SEEDS = 3000
+
+
+@pytest.mark.parametrize(
+    ("name", "where", "what", "bad"),
+    [
+        ("ours", WaitingOn, "_suspend", suspend_that_looks_before_it_says_so),
+        ("ours", WaitingOn, "set", clear_that_looks_for_waiters_first),
+        ("ours", WaitingOn, "set", wake_without_a_request),
+        ("ours", WaitingOn, "flush", flush_that_ignores_the_inhibit),
+        ("posted", PostedDesign, "grace_period", no_grace_period),
+        ("posted", PostedDesign, "section", no_section),
+        ("posted", Posted, "set", wake_before_the_words),
+        ("posted", Posted, "flush", flush_that_ignores_the_inhibit),
+        ("destroyed", WaitingOn, "_suspend", suspend_that_looks_before_it_says_so),
+    ],
+)
+def test_a_broken_step_is_found(monkeypatch: pytest.MonkeyPatch, name: str, where: Any, what: str, bad: Any) -> None:
+    scenario = catalogue()[f"tlb-flush-inhibit.{name}"]
+    monkeypatch.setattr(where, what, bad)
+
+    def caught(seed: int) -> bool:
+        try:
+            run_seed(scenario, seed)
+        except (AssertionError, Deadlock):
+            return True
+        return False
+
+    assert any(caught(seed) for seed in range(SEEDS))
