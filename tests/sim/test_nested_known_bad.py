@@ -10,7 +10,7 @@ from vtlkit.kvm import wait
 from vtlkit.kvm.nested import pending
 from vtlkit.kvm.nested.svm import Nested
 from vtlkit.kvm.vcpu import Vcpu
-from vtlkit.kvm.vendor.api import Vendor
+from vtlkit.kvm.vendor.svm import SvmVendor
 from vtlkit.x86.registers import RFLAGS_IF
 
 SEEDS = 3000
@@ -30,7 +30,7 @@ def _broken(name: str, seed: int) -> bool:
 
 
 def test_an_interrupt_that_comes_since_l1_was_asked_slips_into_l2(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Vendor, "injection_allowed", lambda self, vcpu: not self.interrupt_blocked(vcpu))
+    monkeypatch.setattr(SvmVendor, "injection_allowed", lambda self, vcpu: not self.interrupt_blocked(vcpu))
     assert breaks("nested.intercepted")
 
 

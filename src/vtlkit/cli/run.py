@@ -72,11 +72,11 @@ def run(
         ),
     ] = 2,
     hv: HvOption = "all",
-    nested: Annotated[bool, typer.Option("--nested", help="Guests may run guests of their own (SVM).")] = False,
     vendor: Annotated[
         str,
         typer.Option(parser=parse_vendor, metavar="|".join(VENDORS), help="How the hypervisor's run loop behaves."),
     ] = VENDORS[0],
+    nested: Annotated[bool, typer.Option("--nested", help="Guests may run guests of their own (SVM).")] = False,
     append: Annotated[str, typer.Option(metavar="ARGS", help="The guest's command line.")] = "",
     initrd: Annotated[str, typer.Option(metavar="FILE", help="An initial RAM disk, or multiboot module.")] = "",
     seed: Annotated[
@@ -114,10 +114,10 @@ def run(
         initrd=ramdisk,
         hyperv=_hyperv(hv),
         vendor=vendor,
-        nested=nested,
         vtl_wait=make_design(vtl_wait),
         halt_poll_ns=halt_poll * 1000,
         tlb_flush_inhibit=tlb_flush_inhibit,
+        nested=nested,
     )
     path = find_guest(guest)
     report = _open_report(json_file)

@@ -20,11 +20,11 @@ class Cap(enum.IntEnum):
 
     HALT_POLL = 182
     """One argument: the longest time, in ns (32 bits), that a halted vCPU polls before it sleeps; 0 is not at all."""
-    NESTED = 0x10001
-    """One argument: 1, guests may run guests of their own by SVM (the parameter `nested` of kvm_amd), or 0. Before the
-    first vCPU."""
     APIC_ID_GROUPS = 0x10000
     """One argument: how many high bits of a vCPU's number name its APIC namespace (`kvm.namespaces`)."""
+    NESTED = 0x10001
+    """One argument: 1 if guests may run guests of their own by SVM (the parameter `nested` of kvm_amd), 0 if not;
+    before the first vCPU."""
 
 
 def _halt_poll(vm: Vm, nanoseconds: int) -> None:
@@ -47,8 +47,8 @@ def _nested(vm: Vm, value: int) -> None:
 
 _ENABLE: Final[dict[int, tuple[int, Callable[..., None]]]] = {
     Cap.HALT_POLL: (1, _halt_poll),
-    Cap.NESTED: (1, _nested),
     Cap.APIC_ID_GROUPS: (1, _apic_id_groups),
+    Cap.NESTED: (1, _nested),
 }
 """Capability -> how many arguments it takes, and what enables it."""
 

@@ -196,25 +196,25 @@ class Kvm:
         engines: EngineFactory,
         *,
         vendor: str = DEFAULT_VENDOR,
-        tlb_flush_inhibit: FlushInhibitDesign = FlushInhibitDesign.WAITING_ON,
         nested: bool = False,
+        tlb_flush_inhibit: FlushInhibitDesign = FlushInhibitDesign.WAITING_ON,
     ) -> None:
-        """`tlb_flush_inhibit`: how its VMs hold flushes up (a module parameter); `nested`: they have Cap.NESTED.
+        """`nested`: its VMs have Cap.NESTED; `tlb_flush_inhibit`: how they hold flushes up. Module parameters both.
 
         Raises:
             KvmError: EINVAL for a vendor that there is not.
         """
+        self.nested = nested
         self.host = host
         self.engines = engines
         self.vendor = vendor_named(vendor).name
         self.tlb_flush_inhibit = tlb_flush_inhibit
-        self.nested = nested
         self._created = 0
 
     def create_vm(self, name: str | None = None) -> Vm:
         """KVM_CREATE_VM."""
         self._created += 1
         vm = Vm(self.host, self.engines, name or f"vm{self._created - 1}", vendor=self.vendor)
-        vm.hv.set_flush_inhibit_design(self.tlb_flush_inhibit)
         vm.enable_cap(Cap.NESTED, int(self.nested))
+        vm.hv.set_flush_inhibit_design(self.tlb_flush_inhibit)
         return vm

@@ -357,10 +357,10 @@ class Vcpu(VcpuTime, VcpuState):
         self.hv.set_tlb_flush_inhibit(inhibit)
 
     translate2 = translate
-    get_nested_state = get_nested_state
-    set_nested_state = set_nested_state
     get_vcpu_events = vcpu_events.get
     set_vcpu_events = vcpu_events.set
+    get_nested_state = get_nested_state
+    set_nested_state = set_nested_state
 
     def nmi(self) -> None:
         """KVM_NMI."""

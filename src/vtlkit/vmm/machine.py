@@ -61,8 +61,9 @@ _STATUS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class MachineConfig:
-    """`memory` in bytes, `vtls` from 1 to 16; without `hyperv` no Hyper-V interface; `nested`: with SVM for guests.
-    `vtl_wait`: how events for inactive VTLs are heard of; `halt_poll_ns`: how long a halted vCPU polls at most."""
+    """What the machine is made of. `memory` in bytes, `vtls` from 1 to 16; without `hyperv` no Hyper-V interface.
+    `vtl_wait`: how events for inactive VTLs are heard of; `halt_poll_ns`: how long a halted vCPU polls at most;
+    `nested`: SVM for guests."""
 
     cpus: int = 1
     memory: int = 256 << 20
@@ -127,8 +128,13 @@ class Machine:
         self._acting = self._suspended = False
         self._outcome: tuple[Outcome, int, str, str] | None = None
         self._instructions = 0
-        self.kvm = Kvm(host, engines, vendor=config.vendor, tlb_flush_inhibit=config.tlb_flush_inhibit)
-        self.kvm.nested = config.nested
+        self.kvm = Kvm(
+            host,
+            engines,
+            vendor=config.vendor,
+            nested=config.nested,
+            tlb_flush_inhibit=config.tlb_flush_inhibit,
+        )
         rom = MemoryRegion(_ROM_SLOT, firmware.ROM_GPA, firmware.ROM_SIZE, RamBlock(firmware.ROM_SIZE))
         self.partition = partition = Partition(
             self.kvm,

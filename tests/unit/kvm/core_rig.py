@@ -15,6 +15,7 @@ from vtlkit.engine.scripted import Guest, Handler, ScriptedEngine, ops
 from vtlkit.engine.scripted.ops import Op
 from vtlkit.host.api import Host, RunnableHost
 from vtlkit.host.sim import Simulator
+from vtlkit.kvm.caps import Cap
 from vtlkit.kvm.cpuid import for_vcpu
 from vtlkit.kvm.memslots import MemoryRegion
 from vtlkit.kvm.vcpu import Vcpu
@@ -139,6 +140,7 @@ class Machine:
         cpuid: bool = True,
         prepare: Callable[[Vm], None] = lambda _vm: None,
         vendor: str | None = None,
+        nested: bool = False,
     ) -> None:
         """`prepare`: what has to be done to the VM before its first vCPU."""
         self.host: RunnableHost = host if host is not None else Simulator()
@@ -146,6 +148,7 @@ class Machine:
         begin.setdefault(RESET, program or script())
         chosen = {} if vendor is None else {"vendor": vendor}
         self.vm = Vm(cast(Host, self.host), Cpus(begin, handlers or {}), "vm", **chosen)
+        self.vm.enable_cap(Cap.NESTED, int(nested))
         prepare(self.vm)
         self.vm.create_irqchip()
         self.ram = RamBlock(RAM_SIZE)

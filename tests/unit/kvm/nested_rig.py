@@ -7,11 +7,9 @@ from collections.abc import Callable, Mapping
 from tests.unit.kvm.core_rig import DONE, Machine, Script
 from vtlkit.engine.scripted import Guest, Handler, ops
 from vtlkit.engine.scripted.ops import Op
-from vtlkit.kvm.caps import Cap
 from vtlkit.kvm.kvm_run import Io
 from vtlkit.kvm.nested.registers import save_state
 from vtlkit.kvm.nested.vmcb import VMCB_SAVE_OFFSET, VmcbControl, VmcbSave
-from vtlkit.kvm.vm import Vm
 from vtlkit.x86.msr import MSR_EFER
 from vtlkit.x86.registers import CR0_PE, EFER_SVME, RFLAGS_IF
 from vtlkit.x86.svm import SvmExit
@@ -20,10 +18,6 @@ VMCB = 0x1000
 IO_MAP = 0x4000
 MSR_MAP = 0x8000
 L2_RIP = 0x2000
-
-
-def enable_nested(vm: Vm) -> None:
-    vm.enable_cap(Cap.NESTED, 1)
 
 
 class Nest(Machine):
@@ -47,7 +41,7 @@ class Nest(Machine):
                 yield from after(self)
             yield ops.Out(DONE, 1, 0)
 
-        super().__init__(program, handlers=handlers, prepare=enable_nested, vendor=vendor)
+        super().__init__(program, handlers=handlers, nested=True, vendor=vendor)
         self.cpu.nested = True
         sregs = self.cpu.get_sregs()
         sregs.cr0 |= CR0_PE

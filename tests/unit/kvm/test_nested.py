@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.kvm.core_rig import RAM_SIZE, Machine, Script, recorder, script
-from tests.unit.kvm.nested_rig import IO_MAP, L2_RIP, MSR_MAP, VMCB, Nest, enable_nested
+from tests.unit.kvm.nested_rig import IO_MAP, L2_RIP, MSR_MAP, VMCB, Nest
 from vtlkit.engine.api import Event
 from vtlkit.engine.scripted import ops
 from vtlkit.engine.scripted.ops import Op
@@ -405,9 +405,7 @@ def test_vmrun_refuses_a_control_block_that_breaks_a_rule(area: str, field: str,
 def test_vmrun_faults(address: int, hsave: int, cpl: int, svme: bool, vector: Vector) -> None:
     seen: list[int] = []
     program = script(ops.Set(address), ops.Intercepted("vmrun"))
-    machine = Machine(
-        program, handlers={v: recorder(seen, ops.Out(0x99, 1, 0)) for v in (6, 13)}, prepare=enable_nested
-    )
+    machine = Machine(program, handlers={v: recorder(seen, ops.Out(0x99, 1, 0)) for v in (6, 13)}, nested=True)
     sregs = machine.cpu.get_sregs()
     sregs.cr0 |= CR0_PE
     sregs.ss.attributes |= cpl << 5
@@ -430,7 +428,7 @@ def test_without_the_capability_there_is_no_svm() -> None:
 
 
 def test_the_capability_offers_svm_and_comes_before_the_first_vcpu() -> None:
-    machine = Machine(script(), prepare=enable_nested)
+    machine = Machine(script(), nested=True)
     entry = machine.vcpu.cpuid.find(0x8000000A)
     assert entry is not None
     assert entry.ebx
@@ -445,7 +443,7 @@ def test_the_capability_offers_svm_and_comes_before_the_first_vcpu() -> None:
 
 
 def test_a_locked_vm_cr_keeps_svm_off() -> None:
-    machine = Machine(script(), prepare=enable_nested)
+    machine = Machine(script(), nested=True)
     msrs = machine.vcpu.msrs
     assert msrs.set(msr.MSR_VM_CR, msr.VM_CR_SVMDIS | msr.VM_CR_LOCK)
     assert not msrs.set(msr.MSR_EFER, EFER_SVME)

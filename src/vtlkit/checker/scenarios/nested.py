@@ -11,7 +11,6 @@ from vtlkit.checker.scenarios.rig import DONE, EOI, NMI, RESET, Rig, Script
 from vtlkit.engine.api import Event
 from vtlkit.engine.scripted import Handler, ScriptedEngine, ops
 from vtlkit.host.api import RunnableHost
-from vtlkit.kvm.caps import Cap
 from vtlkit.kvm.kvm_run import Io
 from vtlkit.kvm.nested.registers import save_state
 from vtlkit.kvm.nested.vmcb import (
@@ -23,7 +22,6 @@ from vtlkit.kvm.nested.vmcb import (
     VmcbControl,
     VmcbSave,
 )
-from vtlkit.kvm.vm import Vm
 from vtlkit.x86.apic import DeliveryMode
 from vtlkit.x86.msr import MSR_EFER
 from vtlkit.x86.registers import CR0_PE, EFER_SVME, RFLAGS_IF
@@ -49,7 +47,7 @@ class L1(Rig):
         *,
         interrupts: bool = True,
     ) -> None:
-        super().__init__(host, [program], handlers=handlers, interrupts=interrupts, prepare=_nested)
+        super().__init__(host, [program], handlers=handlers, interrupts=interrupts, nested=True)
         self.vcpu = self.vcpus[0]
         engine = self.vcpu.engine
         assert isinstance(engine, ScriptedEngine)
@@ -97,10 +95,6 @@ class L1(Rig):
             send()
 
         return [partial(sender, send) for send in sends]
-
-
-def _nested(vm: Vm) -> None:
-    vm.enable_cap(Cap.NESTED, 1)
 
 
 def _guest(_engine: object) -> Script:

@@ -12,6 +12,7 @@ from vtlkit.engine.api import Event, RamBlock
 from vtlkit.engine.scripted import Guest, Handler, ScriptedEngine, ops
 from vtlkit.engine.scripted.ops import Op
 from vtlkit.host.api import Host, RunnableHost
+from vtlkit.kvm.caps import Cap
 from vtlkit.kvm.memslots import MemoryRegion
 from vtlkit.kvm.vcpu import Vcpu
 from vtlkit.kvm.vm import Vm
@@ -72,11 +73,13 @@ class Rig:
         prepare: Callable[[Vm], None] = lambda _vm: None,
         create: int | None = None,
         vendor: str = "svm",
+        nested: bool = False,
     ) -> None:
         """`prepare`: what has to be done to the VM before its first vCPU."""
         self.host: Host = host
         self._runnable = host
         self.vm = Vm(host, Factory(programs, handlers or {}), "vm", vendor=vendor)
+        self.vm.enable_cap(Cap.NESTED, int(nested))
         prepare(self.vm)
         if irqchip:
             self.vm.create_irqchip()

@@ -69,29 +69,27 @@ class Vendor(ABC):
 
     # --- what holds events off --------------------------------------------------------------------------------------
     #
-    # The guest's own SVM, its global interrupt flag and the guest that it runs, is the same whatever the hypervisor
-    # itself runs on: docs/design/nested.md.
+    # The rules of L2 are those of the processor that L1 sees, which has SVM, whoever's hardware runs the two.
 
-    @abstractmethod
-    def holds_interrupts(self, vcpu: Vcpu) -> bool:
-        """Whether the processor holds interrupts off by itself. The local APIC's priorities are not its business."""
-
-    @abstractmethod
-    def holds_nmis(self, vcpu: Vcpu) -> bool:
-        """Whether the processor holds NMIs off by itself."""
+    def gif(self, vcpu: Vcpu) -> bool:
+        """The global interrupt flag."""
+        return vcpu.gif
 
     def interrupt_blocked(self, vcpu: Vcpu) -> bool:
-        """Whether an interrupt would be held off now (`svm_interrupt_blocked`).
+        """Whether the processor would hold an interrupt off now (`svm_interrupt_blocked`, `vmx_interrupt_blocked`):
+        GIF, RFLAGS.IF (but for an idle VTL), blocking by STI or MOV SS. The local APIC's priorities are not its
+        business.
 
         In L2 the flag that counts may be L1's, which no rule for idle VTLs overrides; #VMEXIT heeds no shadow.
         """
-        if not vcpu.gif:
+        if not self.gif(vcpu):
             return True
-        if not vcpu.guest_mode:
-            return self.holds_interrupts(vcpu)
-        if vcpu.nested.interrupt_masked():
-            return True
-        return not vcpu.nested.exits_on(SvmExit.INTR) and vcpu.engine.interrupt_shadow
+        engine = vcpu.engine
+        if vcpu.guest_mode:
+            if vcpu.nested.interrupt_masked():
+                return True
+            return not vcpu.nested.exits_on(SvmExit.INTR) and engine.interrupt_shadow
+        return bool(vcpu.is_irq_blocked_by_rflags_if() or engine.interrupt_shadow)
 
     def interrupt_allowed(self, vcpu: Vcpu) -> bool:
         return not self.interrupt_blocked(vcpu)
@@ -102,14 +100,18 @@ class Vendor(ABC):
         return not self.interrupt_blocked(vcpu) and not vcpu.nested.exits_on(SvmExit.INTR)
 
     def nmi_blocked(self, vcpu: Vcpu) -> bool:
-        """Whether an NMI would be held off now (`svm_nmi_blocked`)."""
-        if not vcpu.gif:
+        """Whether the processor would hold an NMI off now (`svm_nmi_blocked`, `vmx_nmi_blocked`): GIF, an NMI being
+        handled, blocking by MOV SS, and by STI, which hardware may let through."""
+        engine = vcpu.engine
+        if not self.gif(vcpu):
             return True
-        return not vcpu.nested.exits_on(SvmExit.NMI) and self.holds_nmis(vcpu)
+        if vcpu.nested.exits_on(SvmExit.NMI):
+            return False
+        return bool(engine.nmi_blocked or engine.interrupt_shadow)
 
     def init_blocked(self, vcpu: Vcpu) -> bool:
         """`svm_apic_init_signal_blocked`: GIF clear; and an L1 that intercepts INIT gets a #VMEXIT with it latched."""
-        if not vcpu.gif:
+        if not self.gif(vcpu):
             return True
         if not vcpu.events.apic_events.test(PENDING_INIT) or not vcpu.nested.exits_on(SvmExit.INIT):
             return False
@@ -117,11 +119,12 @@ class Vendor(ABC):
         return True
 
     def request_interrupt_window(self, vcpu: Vcpu) -> None:
-        """`svm_enable_irq_window`: exit when the guest can take an interrupt, if its own instructions decide that.
+        """Exit when the guest can take an interrupt, if its own instructions decide that (`svm_enable_irq_window`;
+        on VMX the control "interrupt-window exiting").
 
         STGI, and the #VMEXIT after which L1's own flag counts again, make the vCPU look anyway.
         """
-        if not vcpu.gif:
+        if not self.gif(vcpu):
             return
         if vcpu.nested.exits_on(SvmExit.INTR) and not self.interrupt_blocked(vcpu):
             vcpu.make_request(Req.EVENT)
@@ -133,9 +136,11 @@ class Vendor(ABC):
             vcpu.engine.request_nmi_window(True)
 
     def request_nmi_window(self, vcpu: Vcpu) -> None:
-        """`svm_enable_nmi_window`; as for interrupts STGI looks anyway."""
-        if vcpu.gif:
+        """`svm_enable_nmi_window`, "NMI-window exiting"; as for interrupts STGI looks anyway."""
+        if self.gif(vcpu):
             vcpu.engine.request_nmi_window(True)
+
+    # --- injection --------------------------------------------------------------------------------------------------
 
     def inject_irq(self, vcpu: Vcpu, vector: int) -> None:
         vcpu.engine.inject(_INTERRUPTS[vector])

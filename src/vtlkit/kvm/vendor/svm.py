@@ -28,14 +28,5 @@ class SvmVendor(Vendor):
         """
         return vcpu.engine.run(budget, force_immediate_exit=force_immediate_exit)
 
-    def holds_interrupts(self, vcpu: Vcpu) -> bool:
-        """The rest of `svm_interrupt_blocked`: RFLAGS.IF (but for an idle VTL), the interrupt shadow."""
-        return bool(vcpu.is_irq_blocked_by_rflags_if() or vcpu.engine.interrupt_shadow)
-
-    def holds_nmis(self, vcpu: Vcpu) -> bool:
-        """The rest of `svm_nmi_blocked`: an NMI being handled, the interrupt shadow."""
-        engine = vcpu.engine
-        return bool(engine.nmi_blocked or engine.interrupt_shadow)
-
 
 SVM = SvmVendor()

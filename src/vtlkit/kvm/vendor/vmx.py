@@ -61,14 +61,9 @@ class VmxVendor(Vendor):
         vcpu.apic.timer.expired_hv_timer()
         vcpu.make_request(Req.EVENT)
 
-    def holds_interrupts(self, vcpu: Vcpu) -> bool:
-        """`vmx_interrupt_blocked`: RFLAGS.IF (but for an idle VTL), blocking by STI or MOV SS."""
-        return bool(vcpu.is_irq_blocked_by_rflags_if() or vcpu.engine.interrupt_shadow)
-
-    def holds_nmis(self, vcpu: Vcpu) -> bool:
-        """`vmx_nmi_blocked`: blocking by NMI, by MOV SS, and by STI, which hardware may let through."""
-        engine = vcpu.engine
-        return bool(engine.nmi_blocked or engine.interrupt_shadow)
+    def gif(self, vcpu: Vcpu) -> bool:
+        """Only a guest that has SVM of its own has a global interrupt flag."""
+        return vcpu.gif or not vcpu.vm.nested
 
 
 def _timer(vcpu: Vcpu) -> PreemptionTimer:
