@@ -30,6 +30,7 @@ class Nest(Machine):
         before: tuple[Op, ...] = (),
         after: Callable[[Nest], Script] | None = None,
         handlers: Mapping[int, Handler] | None = None,
+        vendor: str | None = None,
     ) -> None:
         def program(_engine: object) -> Script:
             for instruction in before:  # noqa: UP028 - RAX is sent, which a tuple does not take
@@ -40,7 +41,7 @@ class Nest(Machine):
                 yield from after(self)
             yield ops.Out(DONE, 1, 0)
 
-        super().__init__(program, handlers=handlers, nested=True)
+        super().__init__(program, handlers=handlers, nested=True, vendor=vendor)
         self.cpu.nested = True
         sregs = self.cpu.get_sregs()
         sregs.cr0 |= CR0_PE
