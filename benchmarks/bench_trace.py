@@ -30,7 +30,7 @@ import sys, time
 from pathlib import Path
 from vtlkit import guests
 from vtlkit.cli.compose import Mode, composed
-from vtlkit.vmm.machine import MachineConfig
+from vtlkit.vmm.config import MachineConfig
 
 def traced(path):
     from vtlkit.trace.sinks import open_sink

@@ -5,7 +5,8 @@ from __future__ import annotations
 from vtlkit import guests
 from vtlkit.engine.unicorn import UnicornFactory
 from vtlkit.host.sim import Simulator
-from vtlkit.vmm.machine import Machine, MachineConfig, RunResult
+from vtlkit.vmm.config import MachineConfig
+from vtlkit.vmm.machine import Machine, RunResult
 
 
 def run(seed: int) -> RunResult:

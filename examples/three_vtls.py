@@ -13,7 +13,8 @@ from collections import Counter
 from vtlkit import guests
 from vtlkit.engine.unicorn import UnicornFactory
 from vtlkit.host.sim import Simulator
-from vtlkit.vmm.machine import Machine, MachineConfig
+from vtlkit.vmm.config import MachineConfig
+from vtlkit.vmm.machine import Machine
 
 LEVELS = ("operating system", "secure kernel", "supervisor")
 

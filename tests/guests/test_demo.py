@@ -12,7 +12,8 @@ from vtlkit.engine.unicorn import UnicornFactory
 from vtlkit.host.api import RunnableHost
 from vtlkit.host.sim import Simulator
 from vtlkit.host.threads import ThreadHost
-from vtlkit.vmm.machine import Machine, MachineConfig, Outcome, RunResult
+from vtlkit.vmm.config import MachineConfig
+from vtlkit.vmm.machine import Machine, Outcome, RunResult
 
 MEMORY = 64 << 20
 SEEDS = 20
@@ -55,10 +56,10 @@ def run_on(
         engines.close()
 
 
-def run_demo(cpus: int = 2, *, seed: int | None = None, append: str = "", vtls: int = 2) -> Run:
+def run_demo(cpus: int = 2, *, seed: int | None = None, append: str = "", vtls: int = 2, vendor: str = "svm") -> Run:
     host = Simulator() if seed is None else Simulator(seed=seed)
     try:
-        return run_on(host, MachineConfig(cpus=cpus, memory=MEMORY, append=append, vtls=vtls))
+        return run_on(host, MachineConfig(cpus=cpus, memory=MEMORY, append=append, vtls=vtls, vendor=vendor))
     finally:
         host.stop()
 
@@ -132,6 +133,10 @@ def check_story(run: Run, cpus: int) -> None:
 @pytest.mark.parametrize("cpus", [1, 2, 4, 16])
 def test_the_whole_story(cpus: int) -> None:
     check_story(run_demo(cpus), cpus)
+
+
+def test_the_whole_story_on_vmx() -> None:
+    check_story(run_demo(2, vendor="vmx"), 2)
 
 
 def test_summary_counts_what_happened() -> None:

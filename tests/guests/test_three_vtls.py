@@ -6,7 +6,8 @@ import pytest
 
 from tests.guests.test_demo import Run, Story, run_on
 from vtlkit.host.sim import Simulator
-from vtlkit.vmm.machine import MachineConfig, Outcome
+from vtlkit.vmm.config import MachineConfig
+from vtlkit.vmm.machine import Outcome
 
 MEMORY = 64 << 20
 GPA = r"GPA (0x\w+)"
@@ -14,10 +15,10 @@ RIP = r"RIP 0x\w+"
 PASSED_DOWN = "nothing here is for me: VTL2 returns to VTL0, and I pass it down"
 
 
-def run_levels(cpus: int, *, vtls: int = 3, seed: int | None = None) -> Run:
+def run_levels(cpus: int, *, vtls: int = 3, seed: int | None = None, vendor: str = "svm") -> Run:
     host = Simulator() if seed is None else Simulator(seed=seed)
     try:
-        return run_on(host, MachineConfig(cpus=cpus, memory=MEMORY, vtls=vtls), image="vtls3")
+        return run_on(host, MachineConfig(cpus=cpus, memory=MEMORY, vtls=vtls, vendor=vendor), image="vtls3")
     finally:
         host.stop()
 
@@ -103,6 +104,10 @@ def check_levels(run: Run, cpus: int) -> None:
 @pytest.mark.parametrize("cpus", [1, 2, 4])
 def test_each_level_supervises_the_one_below(cpus: int) -> None:
     check_levels(run_levels(cpus), cpus)
+
+
+def test_on_vmx() -> None:
+    check_levels(run_levels(2, vendor="vmx"), 2)
 
 
 @pytest.mark.parametrize("seed", range(5))

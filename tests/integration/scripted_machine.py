@@ -10,7 +10,8 @@ from tests.unit.vmm.vsm.vsm_rig import CR0, CR4, EFER, U32, Guest, Script, Taken
 from vtlkit.engine.scripted import ScriptedEngine, ScriptedFactory, ops
 from vtlkit.host.api import RunnableHost
 from vtlkit.host.sim import Simulator
-from vtlkit.vmm.machine import Machine, MachineConfig, RunResult
+from vtlkit.vmm.config import MachineConfig
+from vtlkit.vmm.machine import Machine, RunResult
 from vtlkit.x86.registers import Segment
 
 MEMORY = 4 << 20

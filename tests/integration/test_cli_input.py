@@ -105,6 +105,7 @@ def test_features_that_can_not_be_selected(features: str, part: str) -> None:
         (["run", "demo", "--cpus", "two"], ["--cpus", "'two'"]),
         (["run", "demo", "--cpus", "٣"], ["--cpus"]),
         (["run", "demo", "--vtls", "0"], ["--vtls", "1 to 16"]),
+        (["run", "demo", "--vendor", "tdx"], ["--vendor", "'tdx'", "svm, vmx"]),
         (["run", "demo", "--vtls", "17"], ["--vtls", "1 to 16"]),
         (["run", "demo", "--memory", "0"], ["--memory", "less than 1M"]),
         (["run", "demo", "--memory", "256"], ["--memory", "less than 1M", "256M"]),

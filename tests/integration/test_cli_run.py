@@ -11,6 +11,8 @@ import pytest
 
 from tests.integration import cli_rig
 from tests.integration.cli_rig import run
+from vtlkit.cli import compose
+from vtlkit.kvm.uapi import VENDORS
 
 MODES = [[], ["--realtime"]]
 
@@ -26,6 +28,14 @@ def test_power_off_is_status_0(mode: list[str]) -> None:
 def test_a_debug_exit_has_the_guests_status(mode: list[str]) -> None:
     done = run("bench", "--append", "exit", "--quiet", *mode)
     assert (done.status, done.console, done.errors) == (1, b"", "")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_other_vendor(mode: list[str]) -> None:
+    assert tuple(VENDORS) == compose.VENDORS
+    done = run("demo", "--vendor", "vmx", *mode)
+    assert done.status == 0
+    assert "preemption_timer" in done.errors
 
 
 def test_the_value_of_a_debug_exit_is_shifted() -> None:

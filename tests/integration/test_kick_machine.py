@@ -10,7 +10,8 @@ from vtlkit.host.api import RunnableHost
 from vtlkit.host.sim import Simulator
 from vtlkit.host.threads import ThreadHost
 from vtlkit.kvm.uapi import KickDesign
-from vtlkit.vmm.machine import Machine, MachineConfig, Outcome
+from vtlkit.vmm.config import MachineConfig
+from vtlkit.vmm.machine import Machine, Outcome
 
 MEMORY = 64 << 20
 

@@ -20,9 +20,10 @@ from vtlkit.host.api import RunnableHost
 from vtlkit.host.sim import Deadlock, Simulator
 from vtlkit.host.threads import ThreadHost
 from vtlkit.vmm import firmware
+from vtlkit.vmm.config import MachineConfig
 from vtlkit.vmm.loaders import LoadError
 from vtlkit.vmm.loaders.memory import HOLE_END, HOLE_START
-from vtlkit.vmm.machine import Machine, MachineConfig, Outcome
+from vtlkit.vmm.machine import Machine, Outcome
 
 SECOND_NS = 1_000_000_000
 

@@ -17,6 +17,7 @@ from vtlkit.hvdef.registers import HvRegisterName as Name
 from vtlkit.hvdef.status import HvStatus
 from vtlkit.kvm.uapi import MpState
 from vtlkit.vmm.machine import Outcome, RunResult
+from vtlkit.vmm.vsm.vtl_wait import VtlWait
 
 SECRET = 0x5EC2E7
 CPUS = 3
@@ -24,7 +25,9 @@ PROTECT, ZERO, DENY = 1 | 0xF << 1, 1 << 5, 1 << 6
 VINA = 0x170
 
 
-def run(tmp_path: Path, host: RunnableHost, *, zero: bool = True) -> tuple[ScriptedMachine, RunResult]:
+def run(
+    tmp_path: Path, host: RunnableHost, *, zero: bool = True, design: VtlWait = VtlWait.POLL
+) -> tuple[ScriptedMachine, RunResult]:
     """VP 0 goes up to VTL 2 and resets there; VP 1 is in VTL 1, VP 2 is being started."""
 
     def upper(guest: Guest) -> Script:
@@ -65,7 +68,7 @@ def run(tmp_path: Path, host: RunnableHost, *, zero: bool = True) -> tuple[Scrip
         yield from guest.enable(1)
         yield from guest.vtl_call()
 
-    scripted = ScriptedMachine(tmp_path, vtl0, upper, host=host, cpus=CPUS, vtls=3)
+    scripted = ScriptedMachine(tmp_path, vtl0, upper, host=host, cpus=CPUS, vtls=3, vtl_wait=design)
     return scripted, scripted.run(LONG_NS)
 
 
@@ -104,4 +107,15 @@ def test_under_other_schedules(tmp_path: Path, seed: int) -> None:
 def test_on_threads(tmp_path: Path) -> None:
     with ThreadHost() as host:
         scripted, _ = run(tmp_path, host)
+    assert scripted.log == ["boot"] * 3 + [[0, 0]]
+
+
+@pytest.mark.parametrize("design", [design for design in VtlWait if design is not VtlWait.POLL], ids=str)
+@pytest.mark.parametrize("seed", [None, 1, 2])
+def test_whichever_way_inactive_vtls_are_waited_for(tmp_path: Path, design: VtlWait, seed: int | None) -> None:
+    host = Simulator() if seed is None else Simulator(seed=seed, instrument=True)
+    scripted, _ = run(tmp_path, host, design=design)
+    assert scripted.log == ["boot"] * 3 + [[0, 0]]
+    with ThreadHost() as threads:
+        scripted, _ = run(tmp_path, threads, design=design)
     assert scripted.log == ["boot"] * 3 + [[0, 0]]

@@ -19,10 +19,10 @@ from vtlkit.host.api import Host
 from vtlkit.host.sim import Deadlock, Simulator
 from vtlkit.kvm import run as run_loop
 from vtlkit.kvm.kvm_run import Intr, Io, KvmRun
+from vtlkit.kvm.lapic_timer import LapicTimer
 from vtlkit.kvm.memslots import MemoryRegion
 from vtlkit.kvm.requests import Req
 from vtlkit.kvm.vcpu import Vcpu
-from vtlkit.kvm.vendor.preemption_timer import PreemptionTimer
 from vtlkit.x86.exceptions import Vector
 from vtlkit.x86.registers import RFLAGS_IF
 
@@ -158,7 +158,7 @@ def caught(name: str, error: type[BaseException]) -> bool:
 
 
 def test_a_timer_that_stays_an_exit_while_the_vcpu_waits_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(PreemptionTimer, "leave_run", lambda _self: None)
+    monkeypatch.setattr(LapicTimer, "switch_to_sw_timer", lambda _self: None)
     assert caught("exit.timer", Deadlock)
 
 

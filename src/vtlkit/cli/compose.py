@@ -10,7 +10,7 @@ import enum
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from vtlkit.engine.api import EngineFactory
     from vtlkit.host.api import RunnableHost
     from vtlkit.trace.tracer import Tracer
-    from vtlkit.vmm.machine import Machine, MachineConfig
+    from vtlkit.vmm.config import MachineConfig
+    from vtlkit.vmm.machine import Machine
 
     TraceOf = Callable[[RunnableHost], Tracer | None]
     """Begins the trace of what runs on a host, if there is to be one."""
@@ -44,6 +45,23 @@ EngineOption = Annotated[
     typer.Option(parser=parse_engine, metavar="auto|unicorn|kvm", help="What executes guest instructions."),
 ]
 """`--engine`."""
+
+
+VENDORS: Final = ("svm", "vmx")
+"""As `vtlkit.kvm.uapi.VENDORS`, which would take too long to import for --help."""
+
+
+def parse_vendor(text: str) -> str:
+    """`--vendor`'s value. Raises typer.BadParameter for another word."""
+    if text not in VENDORS:
+        raise typer.BadParameter(f"'{text}' is not one of {', '.join(VENDORS)}")
+    return text
+
+
+VendorOption = Annotated[
+    str, typer.Option(parser=parse_vendor, metavar="svm|vmx", help="How the hypervisor's run loop behaves.")
+]
+"""`--vendor`."""
 
 
 class CannotCompose(Exception):

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from vtlkit.cli.compose import CannotCompose, EngineChoice, EngineOption, Mode, composed
+from vtlkit.cli.compose import VENDORS, CannotCompose, EngineChoice, EngineOption, Mode, VendorOption, composed
 from vtlkit.cli.console import GuestOutput
 from vtlkit.cli.designs import FlushInhibitOption
 from vtlkit.cli.hv_features import HvOption, parse_hv
@@ -30,26 +30,18 @@ if TYPE_CHECKING:
     from typing import TextIO
 
     from vtlkit.kvm.uapi import HvFeatures
-    from vtlkit.vmm.machine import Machine, MachineConfig, RunResult
+    from vtlkit.vmm.config import MachineConfig
+    from vtlkit.vmm.machine import Machine, RunResult
 
 COMMAND: Final = "vtlkit run"
 MAX_CPUS: Final = 255
 """APIC IDs 0 to 254: what xAPIC mode addresses (Intel SDM volume 3, "Local APIC ID")."""
-VENDORS: Final = ("svm", "vmx")
-"""As `vtlkit.kvm.uapi.VENDORS`, which would take too long to import for --help."""
 _DEFAULT_MEMORY: Final = 256 * MIB
 _MEMORY_HELP: Final = f"Guest memory, such as 64M or 1G.  [default: {show_size(_DEFAULT_MEMORY)}]"
 _STANDARD_OUTPUT: Final = 1
 TimeoutOption = Annotated[
     float | None, typer.Option(parser=parse_seconds, metavar="S", help="End the run after S seconds (status 124).")
 ]
-
-
-def parse_vendor(text: str) -> str:
-    """`--vendor`'s value. Raises typer.BadParameter for another word."""
-    if text not in VENDORS:
-        raise typer.BadParameter(f"'{text}' is not one of {', '.join(VENDORS)}")
-    return text
 
 
 def run(
@@ -73,10 +65,7 @@ def run(
         ),
     ] = 2,
     hv: HvOption = "all",
-    vendor: Annotated[
-        str,
-        typer.Option(parser=parse_vendor, metavar="|".join(VENDORS), help="How the hypervisor's run loop behaves."),
-    ] = VENDORS[0],
+    vendor: VendorOption = VENDORS[0],
     nested: Annotated[bool, typer.Option("--nested", help="Guests may run guests of their own (SVM).")] = False,
     append: Annotated[str, typer.Option(metavar="ARGS", help="The guest's command line.")] = "",
     initrd: Annotated[str, typer.Option(metavar="FILE", help="An initial RAM disk, or multiboot module.")] = "",
@@ -103,15 +92,14 @@ def run(
     The guest's serial port is standard output; a summary follows on standard error. A guest that writes v to port 0xf4
     ends the run with status (v << 1) | 1. Power-off is status 0, bad input 2, a triple fault 3, a time-out 124.
     """
-    from vtlkit.vmm.machine import MachineConfig
+    from vtlkit.vmm.config import MachineConfig
 
-    ramdisk = Path(initrd) if initrd else None
     config = MachineConfig(
         cpus=cpus,
         memory=memory,
         vtls=vtls,
         append=append,
-        initrd=ramdisk,
+        initrd=Path(initrd) if initrd else None,
         hyperv=_hyperv(hv),
         vendor=vendor,
         vtl_wait=make_design(vtl_wait),
@@ -119,12 +107,13 @@ def run(
         tlb_flush_inhibit=tlb_flush_inhibit,
         nested=nested,
     )
+    mode = Mode(engine, realtime, seed)
     path = find_guest(guest)
     report = _open_report(json_file)
     try:
         with TraceFile(COMMAND, trace, trace_ring) as written:
             people = None if quiet else sys.stderr
-            status = _run(path, config, Mode(engine, realtime, seed), timeout, people, report, written)
+            status = _run(path, config, mode, timeout, people, report, written)
         return written.status or status
     except CannotCompose as error:
         raise BadInput(COMMAND, str(error)) from None

@@ -58,7 +58,7 @@ class LapicTimer:
         self.pending: Cell[int] = owner.host.cell(0, f"vcpu{owner.vcpu_id}-apic-timer-pending")
         self._timer = owner.host.timer(self._apic_timer_fn, f"vcpu{owner.vcpu_id}-apic-timer")
         self._hv_timer: HvTimer | None = None
-        self._in_software = False
+        self._in_software = True
         self.hv_timer_in_use = False
         self.mode = APIC_LVT_TIMER_ONESHOT
         self.mode_mask = APIC_LVT_TIMER_MODE_MASK
@@ -192,10 +192,15 @@ class LapicTimer:
     # The hypervisor's timer
 
     def use_hv_timer(self, hv_timer: HvTimer | None) -> None:
-        """The vendor offers (or withdraws) its exit timer; it is used from the next start on."""
+        """The vendor offers (or withdraws) its exit timer; it is used inside `Vcpu.run`, where somebody exits."""
         if self.hv_timer_in_use:
             self._start_sw()
         self._hv_timer = hv_timer
+
+    @property
+    def has_hv_timer(self) -> bool:
+        """Whether the vendor offers its timer."""
+        return self._hv_timer is not None
 
     @property
     def in_software(self) -> bool:

@@ -34,9 +34,9 @@ _NEED_BOUNDARY: Final = 1 << Req.EVENT | 1 << Req.MEMORY_CHANGED | 1 << Req.USER
 def vcpu_run(vcpu: Vcpu) -> KvmRun:
     """Run until user space is needed."""
     vcpu.task = vcpu.host.current()
-    timer = vcpu.preemption_timer
-    if timer is not None:
-        timer.enter_run()
+    timer = vcpu.apic.timer
+    if timer.has_hv_timer:
+        timer.switch_to_hv_timer()
     exits.complete(vcpu)
     exit_: KvmRun | None = vcpu.vm.kicks.refused(vcpu)
     while exit_ is None:
@@ -46,8 +46,9 @@ def vcpu_run(vcpu: Vcpu) -> KvmRun:
             exit_ = _wait(vcpu)
         if exit_ is None and vcpu.engine.at_boundary and vcpu.take_signal():
             exit_ = Intr()
-    if timer is not None:
-        timer.leave_run()
+    if timer.has_hv_timer:
+        # Nobody exits outside: only a software timer is heard of there.
+        timer.switch_to_sw_timer()
     vcpu.pending_exit = exit_
     vcpu.statistics.user_exits[exit_.reason] += 1
     if vcpu.trace is not None:

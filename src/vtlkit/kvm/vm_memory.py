@@ -32,7 +32,7 @@ class VmMemory:
         raise NotImplementedError
 
     def set_user_memory_region(self, region: MemoryRegion) -> None:
-        """KVM_SET_USER_MEMORY_REGION. Blocks while another task's memory transaction is open.
+        """KVM_SET_USER_MEMORY_REGION. Blocks while another task's memory transaction is open: not for inside a `run`.
 
         Raises:
             KvmError: as `Memslots.changed`.

@@ -19,23 +19,19 @@ from typing import Final
 
 from vtlkit.engine.api import EngineFactory, RamBlock
 from vtlkit.host.api import LockRank, RunnableHost
-from vtlkit.hvdef.identifiers import HV_MAX_VTLS
 from vtlkit.kvm import uapi
-from vtlkit.kvm.uapi import FlushInhibitDesign, HvFeatures, KvmRun, MemoryRegion, Vcpu
+from vtlkit.kvm.uapi import Kvm, KvmRun, MemoryRegion, Vcpu
 from vtlkit.trace.tracer import Tracer
 from vtlkit.vmm import acpi, firmware
+from vtlkit.vmm.config import MachineConfig
 from vtlkit.vmm.devices.debugexit import exit_status
 from vtlkit.vmm.guest_ram import GuestRam
-from vtlkit.vmm.hypervisor import open_kvm
 from vtlkit.vmm.loaders import BootImage, LoadError, LoadOptions, open_image, ram_ranges, waking_vector_state
 from vtlkit.vmm.pc import Pc
 from vtlkit.vmm.report import describe_vcpu
 from vtlkit.vmm.vsm.partition import Partition
 from vtlkit.vmm.vsm.vp import Vp
-from vtlkit.vmm.vsm.vtl_wait import VtlWait
 
-MAX_CPUS: Final = 255
-MIN_MEMORY: Final = 1 << 20
 _ROM_SLOT: Final = 100
 
 
@@ -59,33 +55,6 @@ _STATUS: Final = {
     Outcome.INTERNAL_ERROR: 4,
     Outcome.DEADLOCK: 6,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class MachineConfig:
-    """What the machine is made of. `memory` in bytes, `vtls` from 1 to 16; without `hyperv` no Hyper-V interface.
-    `vtl_wait`: how events for inactive VTLs are heard of; `halt_poll_ns`: how long a halted vCPU polls at most;
-    `nested`: SVM for guests."""
-
-    cpus: int = 1
-    memory: int = 256 << 20
-    vtls: int = 2
-    append: str = ""
-    initrd: Path | None = None
-    hyperv: HvFeatures | None = field(default_factory=HvFeatures)
-    tlb_flush_inhibit: FlushInhibitDesign = FlushInhibitDesign.WAITING_ON
-    vendor: str = uapi.DEFAULT_VENDOR
-    vtl_wait: VtlWait = VtlWait.POLL
-    halt_poll_ns: int = 0
-    nested: bool = False
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.cpus <= MAX_CPUS:
-            raise ValueError(f"{self.cpus} processors: give 1 to {MAX_CPUS}")
-        if not 1 <= self.vtls <= HV_MAX_VTLS:
-            raise ValueError(f"{self.vtls} VTLs: give 1 to {HV_MAX_VTLS}")
-        if self.memory < MIN_MEMORY or self.memory % 4096:
-            raise ValueError(f"{self.memory} bytes of memory: give whole pages, at least {MIN_MEMORY >> 20} MiB")
 
 
 @dataclass(slots=True)
@@ -135,7 +104,14 @@ class Machine:
         self._acting = self._suspended = False
         self._outcome: tuple[Outcome, int, str, str] | None = None
         self._instructions = 0
-        self.kvm = open_kvm(config, host, engines, trace)
+        self.kvm = Kvm(
+            host,
+            engines,
+            vendor=config.vendor,
+            nested=config.nested,
+            tlb_flush_inhibit=config.tlb_flush_inhibit,
+            trace=trace,
+        )
         rom = MemoryRegion(_ROM_SLOT, firmware.ROM_GPA, firmware.ROM_SIZE, RamBlock(firmware.ROM_SIZE))
         self.partition = partition = Partition(
             self.kvm,

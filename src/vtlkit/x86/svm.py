@@ -63,3 +63,18 @@ class SvmExit(enum.IntEnum):
     MONITOR = 0x8A
     MWAIT = 0x8B
     XSETBV = 0x8D
+
+
+_MSR_RANGES: Final = ((0, 0), (0xC0000000, 0x800), (0xC0010000, 0x1000))
+"""(first MSR, byte offset of its bits); each range covers 0x2000 MSRs with two bits each: read, write."""
+_MSR_RANGE_SIZE: Final = 0x2000
+
+
+def msr_permission(index: int) -> tuple[int, int] | None:
+    """Byte of the MSR permission map and bit in it of a register's two bits, for reads and above it for writes; None
+    for a register that the map does not cover: it is intercepted always."""
+    for first, offset in _MSR_RANGES:
+        if first <= index < first + _MSR_RANGE_SIZE:
+            number = index - first
+            return offset + number // 4, number % 4 * 2
+    return None

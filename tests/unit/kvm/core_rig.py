@@ -149,9 +149,9 @@ class Machine:
         self.host: RunnableHost = host if host is not None else Simulator()
         begin = dict(programs or {})
         begin.setdefault(RESET, program or script())
-        chosen = {} if vendor is None else {"vendor": vendor}
         self.tracer = None if sink is None else Tracer(self.host.now_ns, self.host.context, sink)
-        self.vm = Vm(cast(Host, self.host), Cpus(begin, handlers or {}), "vm", trace=self.tracer, **chosen)
+        chosen = {} if vendor is None else {"vendor": vendor}
+        self.vm = Vm(cast(Host, self.host), Cpus(begin, handlers or {}), "vm", **chosen, trace=self.tracer)
         self.vm.enable_cap(Cap.NESTED, int(nested))
         prepare(self.vm)
         self.vm.create_irqchip()

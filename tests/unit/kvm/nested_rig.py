@@ -31,6 +31,7 @@ class Nest(Machine):
         before: tuple[Op, ...] = (),
         after: Callable[[Nest], Script] | None = None,
         handlers: Mapping[int, Handler] | None = None,
+        vendor: str | None = None,
         sink: Sink | None = None,
     ) -> None:
         def program(_engine: object) -> Script:
@@ -42,7 +43,7 @@ class Nest(Machine):
                 yield from after(self)
             yield ops.Out(DONE, 1, 0)
 
-        super().__init__(program, handlers=handlers, nested=True, sink=sink)
+        super().__init__(program, handlers=handlers, nested=True, vendor=vendor, sink=sink)
         self.cpu.nested = True
         sregs = self.cpu.get_sregs()
         sregs.cr0 |= CR0_PE

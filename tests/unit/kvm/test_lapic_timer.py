@@ -295,6 +295,7 @@ def test_hypervisor_timer_moves_to_software_before_blocking_and_back(mode: int) 
     def body() -> None:
         apic, owner, hv = machine.apics[0], machine.owners[0], FakeHvTimer()
         apic.timer.use_hv_timer(hv)
+        apic.timer.switch_to_hv_timer()
         start(machine, mode)
         apic.set_tscdeadline(COUNT)
         assert hv.armed() == COUNT

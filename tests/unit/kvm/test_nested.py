@@ -14,6 +14,9 @@ from tests.unit.kvm.nested_rig import IO_MAP, L2_RIP, MSR_MAP, VMCB, Nest
 from vtlkit.engine.api import Event
 from vtlkit.engine.scripted import ops
 from vtlkit.engine.scripted.ops import Op
+from vtlkit.hvdef.hypercalls import HvCallCode
+from vtlkit.hvdef.msrs import HV_X64_MSR_GUEST_OS_ID
+from vtlkit.kvm.cpuid import for_vcpu
 from vtlkit.kvm.errors import KvmError
 from vtlkit.kvm.events import PENDING_INIT
 from vtlkit.kvm.kvm_run import Io, Shutdown
@@ -29,9 +32,9 @@ from vtlkit.kvm.nested.vmcb import (
     VmcbControl,
     VmcbSave,
 )
-from vtlkit.kvm.uapi import Cap, Kvm, NestedState
+from vtlkit.kvm.uapi import Cap, HvFeatures, Kvm, NestedState, hv_cpuid_entries
 from vtlkit.x86 import msr
-from vtlkit.x86.apic import DeliveryMode
+from vtlkit.x86.apic import APIC_LVTT, APIC_TDCR, APIC_TMICT, DeliveryMode
 from vtlkit.x86.exceptions import Vector
 from vtlkit.x86.registers import CR0_CD, CR0_NW, CR0_PE, CR0_TS, EFER_SVME, RFLAGS_IF
 from vtlkit.x86.svm import EXCEPTION_BASE, VMEXIT_INVALID, SvmExit
@@ -500,6 +503,15 @@ def test_a_pending_entry_is_saved_with_its_event() -> None:
     nest.vcpu.set_nested_state(state)
     assert nest.cpu.injected() == Event(0, 0x71)  # type: ignore[arg-type]
     assert nest.vcpu.get_nested_state() == state
+    # The ordinary events have it, too, whichever of the two is set first.
+    events = nest.vcpu.get_vcpu_events()
+    nest.vcpu.set_vcpu_events(events)
+    assert nest.vcpu.nested.entry_pending()
+    other = Nest(script(ops.Compute(1), ops.Vmmcall()), handlers={0x71: recorder([])})
+    other.vcpu.set_vcpu_events(events)
+    other.vcpu.set_nested_state(state)
+    assert other.vcpu.nested.entry_pending()
+    assert other.vcpu.get_nested_state() == state
 
 
 @pytest.mark.parametrize(
@@ -555,3 +567,37 @@ def test_kvm_makes_all_its_vms_nested() -> None:
     assert Kvm(machine.vm.host, machine.vm.engines, nested=True).create_vm().nested
     assert not Kvm(machine.vm.host, machine.vm.engines).create_vm().nested
     assert VMCB_SAVE_OFFSET == VmcbControl.SIZE
+
+
+def test_a_vtl_switch_from_l2_is_undefined() -> None:
+    """L1 lets VMMCALL through."""
+    seen: list[int] = []
+    nest = Nest(
+        script(ops.Set(HvCallCode.HvCallVtlCall), ops.Vmmcall(), ops.Intercepted("vmrun")),
+        handlers={Vector.UD: recorder(seen, ops.Intercepted("vmrun"))},
+    )
+    entries = for_vcpu(nest.vm.get_supported_cpuid(), 0, 1) + hv_cpuid_entries(HvFeatures())
+    nest.vcpu.set_cpuid2(entries)
+    assert nest.vcpu.set_msr(HV_X64_MSR_GUEST_OS_ID, 1)
+    nest.control.intercept_4 &= ~(1 << SvmExit.VMMCALL - SvmExit.VMRUN)
+    assert nest.enter() == SvmExit.VMRUN
+    assert seen == [Vector.UD]
+
+
+def test_a_timer_under_the_vmx_run_loop_ends_l2() -> None:
+    """The slow path of the preemption timer."""
+
+    def arm() -> None:
+        apic = nest.vcpu.apic
+        apic.mmio_write(APIC_TDCR, 4, 0xB)
+        apic.mmio_write(APIC_LVTT, 4, 0x41)
+        apic.mmio_write(APIC_TMICT, 4, 2000)
+
+    nest = Nest(script(ops.Compute(1 << 40)), before=(ops.Host(arm),), vendor="vmx")
+    nest.interrupts_on()
+    nest.control.int_ctl = V_INTR_MASKING
+    nest.intercept(SvmExit.INTR)
+    codes: list[int] = []
+    nest.run(lambda: codes.append(nest.enter()))
+    assert codes == [SvmExit.INTR]
+    assert nest.vcpu.statistics.exits["preemption_timer"]

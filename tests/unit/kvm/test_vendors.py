@@ -14,7 +14,7 @@ from vtlkit.kvm.mpstate import MpState
 from vtlkit.kvm.uapi import Kvm
 from vtlkit.kvm.vendor import VENDORS, vendor_named
 from vtlkit.kvm.vm import Vm
-from vtlkit.vmm.machine import MachineConfig
+from vtlkit.vmm.config import MachineConfig
 from vtlkit.x86.registers import RFLAGS_IF
 
 NEITHER, INTERRUPT, NMI, BOTH = set[str](), {"irq"}, {"nmi"}, {"irq", "nmi"}

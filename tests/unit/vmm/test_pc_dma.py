@@ -11,8 +11,9 @@ from tests.integration.scripted_machine import MEMORY
 from vtlkit.engine.api import Access
 from vtlkit.engine.scripted import ScriptedFactory
 from vtlkit.host.sim import Simulator
+from vtlkit.vmm.config import MachineConfig
 from vtlkit.vmm.devices.fw_cfg import DmaControl, Selector
-from vtlkit.vmm.machine import Machine, MachineConfig
+from vtlkit.vmm.machine import Machine
 
 DESCRIPTOR, TARGET = 0x150000, 0x152000
 PAGE = 0x1000

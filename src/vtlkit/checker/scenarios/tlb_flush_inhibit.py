@@ -11,7 +11,7 @@ from vtlkit.checker.scenarios.rig import DONE, RESET, Rig, Script
 from vtlkit.engine.scripted import Guest, ops
 from vtlkit.host.api import Cell, RunnableHost
 from vtlkit.hvdef.hypercalls import HvCallCode
-from vtlkit.kvm.cpuid import for_vcpu
+from vtlkit.kvm.cpuid import CpuidEntry, for_vcpu
 from vtlkit.kvm.hyperv.flush_inhibit import FlushInhibitDesign
 from vtlkit.kvm.kvm_run import Intr, Io
 from vtlkit.kvm.uapi import HvFeatures, hv_cpuid_entries
@@ -22,6 +22,7 @@ _CR0, _CR4, _EFER = 0x80010033, 0x20, 0x500
 """64-bit mode, in which nothing is ever translated: programs are scripts."""
 _ROOT: Final = 0x2000
 _INPUT: Final = 0x8000
+_HYPERV: Final = hv_cpuid_entries(HvFeatures())
 _FLUSHERS: Final = 2
 _TARGET: Final = _FLUSHERS
 _ROUNDS: Final = 2
@@ -41,8 +42,9 @@ class _World:
         self.flushed: list[Cell[int]] = [host.cell(0, f"flushed{number}") for number in range(_FLUSHERS)]
         self.ended = host.cell(0, "ended")
         vm = self.rig.vm
+        entries = [*for_vcpu(vm.get_supported_cpuid(), 0, 1), *_HYPERV]
         for vcpu in self.rig.vcpus:
-            _to_long_mode(vcpu, len(self.rig.vcpus))
+            _to_long_mode(vcpu, entries)
         vm.hv.set_guest_os_id(1)
         vm.memory.write(_INPUT, struct.pack("<QQQ", 0, 0, 1 << _TARGET))
         self.target = self.rig.vcpus[_TARGET]
@@ -67,16 +69,16 @@ class _World:
         for _ in range(_ROUNDS):
             self.target.hyperv_set_tlb_flush_inhibit(True)
             translated = [entry.load() for entry in self.entries]
-            self.rig.linger(24)
+            self.rig.linger(20)
             flushed = [word.load() for word in self.flushed]
             for used, gone in zip(translated, flushed, strict=True):
                 assert used >= gone, f"translated by {translated}, and {flushed} had been flushed"
             self.target.hyperv_set_tlb_flush_inhibit(False)
-            self.rig.linger(24)
+            self.rig.linger(20)
 
     def signaller(self) -> None:
         for vcpu in self.rig.vcpus[:_FLUSHERS]:
-            self.rig.linger(48)
+            self.rig.linger(40)
             vcpu.signal()
 
 
@@ -84,9 +86,8 @@ def _idle(_engine: object) -> Script:
     yield ops.Hlt()
 
 
-def _to_long_mode(vcpu: Vcpu, count: int) -> None:
-    entries = for_vcpu(vcpu.vm.get_supported_cpuid(), vcpu.vcpu_id, count)
-    vcpu.set_cpuid2([*entries, *hv_cpuid_entries(HvFeatures())])
+def _to_long_mode(vcpu: Vcpu, cpuid: list[CpuidEntry]) -> None:
+    vcpu.set_cpuid2(cpuid)
     sregs = vcpu.get_sregs()
     sregs.cs = Segment(8, 0, 0xFFFFFFFF, 0xA9B)
     sregs.ss = Segment(0x10, 0, 0xFFFFFFFF, 0xC93)

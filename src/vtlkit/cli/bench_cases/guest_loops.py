@@ -25,6 +25,7 @@ class GuestLoop:
     word: str
     realtime: bool = False
     cpus: int = 1
+    vendor: str = "svm"
 
     def seconds(self, iterations: int) -> float:
         """What a machine takes from its start to the guest's power-off; making the machine is left out."""
@@ -33,9 +34,10 @@ class GuestLoop:
     def run(self, iterations: int) -> tuple[float, str]:
         """That, and what the guest printed."""
         from vtlkit import guests
-        from vtlkit.vmm.machine import MachineConfig, Outcome
+        from vtlkit.vmm.config import MachineConfig
+        from vtlkit.vmm.machine import Outcome
 
-        config = MachineConfig(cpus=self.cpus, memory=_MEMORY, append=f"{self.word} {iterations}")
+        config = MachineConfig(cpus=self.cpus, memory=_MEMORY, append=f"{self.word} {iterations}", vendor=self.vendor)
         printed = bytearray()
         with composed(Mode(realtime=self.realtime), config, printed.extend) as machine:
             machine.load(guests.path("bench"))

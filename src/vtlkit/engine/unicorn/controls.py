@@ -13,7 +13,7 @@ from typing import Final
 
 from vtlkit.engine.api import NO_REGISTERS, PAGE_SIZE, Intercept, RamBlock, RegisterIntercepts
 from vtlkit.engine.unicorn.binding import UC_PROT_READ, UC_PROT_WRITE, Library
-from vtlkit.x86.svm import SvmExit
+from vtlkit.x86.svm import SvmExit, msr_permission
 
 VMCB_GPA: Final = 1 << 44
 MSR_PERMISSION_GPA: Final = VMCB_GPA + PAGE_SIZE
@@ -22,10 +22,6 @@ EMPTY_TABLE_GPA: Final = MSR_PERMISSION_GPA + _MSR_PERMISSION_SIZE
 """A page of zeroes: a page table that maps nothing."""
 _MSRPM_BASE_PA: Final = 0x48
 _EXITINFO2: Final = 0x80
-
-_MSR_RANGES: Final = ((0, 0), (0xC0000000, 0x800), (0xC0010000, 0x1000))
-"""(first MSR, byte offset of its bits); each range covers 0x2000 MSRs with two bits each: read, write."""
-_MSR_RANGE_SIZE: Final = 0x2000
 
 
 _ALWAYS: Final = (
@@ -148,13 +144,11 @@ class ControlPages:
         Raises:
             ValueError: the MSR lies outside the map's ranges: it always exits.
         """
-        for first, offset in _MSR_RANGES:
-            if first <= index < first + _MSR_RANGE_SIZE:
-                number = index - first
-                at = PAGE_SIZE + offset + number // 4
-                shift = number % 4 * 2
-                bits = (1 if read else 0) | (2 if write else 0)
-                self._block.view[at] = (self._block.view[at] & ~(3 << shift)) | bits << shift
-                return
-        if not (read and write):
+        place = msr_permission(index)
+        if place is not None:
+            byte, shift = place
+            bits = (1 if read else 0) | (2 if write else 0)
+            at = PAGE_SIZE + byte
+            self._block.view[at] = (self._block.view[at] & ~(3 << shift)) | bits << shift
+        elif not (read and write):
             raise ValueError(f"MSR {index:#x} has no permission bits: it always exits")

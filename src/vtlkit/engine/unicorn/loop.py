@@ -56,12 +56,18 @@ class Loop(Hooks):
         """Instructions executed when the preemption timer has run down; if none are counted, it is at zero."""
         self._budget_end = 0
         """Instructions executed when the budget is used up, while the preemption timer runs."""
+        self._timer_set = False
+        """Whether the limit of instructions is the one that the timer and the budget make."""
         self._inside = False
         self._unwinding = False
         self._cpu: greenlet | None = None
 
     def run(self, budget: int | None, *, force_immediate_exit: bool = False) -> Exit:
         if self._timer_at is not None:
+            if budget is None and self._timer_set and not (force_immediate_exit or self._before_next()):
+                # A mere continuation: the limit stands.
+                reason = self._enter(None) if self._physical is None else self._take_turn(None)
+                return reason if reason is not INTERRUPTED else self._why_interrupted(self._timer_at)
             return self._run_timed(self._timer_at, budget, force_immediate_exit)
         if self._unfinished or self._kicked or force_immediate_exit or self._event is not None:
             early = self._before_entry(budget, force_immediate_exit)
@@ -75,6 +81,7 @@ class Loop(Hooks):
         """`run` with the preemption timer: where instructions are counted it is a budget of its own."""
         kicked = self._kicked
         self._timer_at = None
+        self._timer_set = self._counting
         try:
             if self._counting:
                 executed = self._executed + self._counter.value
@@ -89,10 +96,16 @@ class Loop(Hooks):
                 reason = self.run(None, force_immediate_exit=True)
         finally:
             self._timer_at = timer
-        if reason is not INTERRUPTED or kicked or self._unfinished:
-            return reason
-        if self._counting and self._executed + self._counter.value < timer:
-            return reason
+        return reason if reason is not INTERRUPTED or kicked else self._why_interrupted(timer)
+
+    def _before_next(self) -> bool:
+        """Whether something comes before the next instruction."""
+        return self._unfinished or self._kicked or self._event is not None
+
+    def _why_interrupted(self, timer: int) -> Exit:
+        """What a run without a kick before it has ended for."""
+        if self._unfinished or (self._counting and self._executed + self._counter.value < timer):
+            return INTERRUPTED
         return _PREEMPTION_TIMER
 
     def _before_entry(self, budget: int | None, force_immediate_exit: bool) -> Exit | None:
@@ -251,6 +264,7 @@ class Loop(Hooks):
             self._timer_at = ticks
             return
         executed = self._executed + self._counter.value
+        self._timer_set = False
         if self._timer_at is None:
             self._budget_end = executed + max(self._limit - self._counter.value, 0)
         elif ticks is None:

@@ -33,6 +33,7 @@ from vtlkit.x86.svm import (
     DR_WRITE_BASE,
     EXCEPTION_BASE,
     SvmExit,
+    msr_permission,
 )
 
 if TYPE_CHECKING:
@@ -44,9 +45,6 @@ _DEBUG_REGISTERS: Final = 16
 """`ControlRegister.register` of DR0."""
 _CR0_FREE: Final = CR0_TS | CR0_MP
 """What the selective intercept of CR0 writes lets change."""
-_MSR_RANGES: Final = ((0, 0), (0xC0000000, 0x800), (0xC0010000, 0x1000))
-"""(first MSR, byte offset of its bits) in the permission map; each range covers 0x2000 MSRs with two bits each."""
-_MSR_RANGE_SIZE: Final = 0x2000
 _ADDRESS_SIZES: Final = {16: IOIO_ADDRESS_16, 32: IOIO_ADDRESS_32, 64: IOIO_ADDRESS_64}
 
 _MNEMONICS: Final = {
@@ -142,12 +140,8 @@ class Intercepts:
         """By the permission map; an MSR that it does not cover is intercepted."""
         if self.msr_map is None:
             return False
-        for first, offset in _MSR_RANGES:
-            if first <= index < first + _MSR_RANGE_SIZE:
-                number = index - first
-                bits = self.msr_map[offset + number // 4] >> number % 4 * 2
-                return bool(bits & (2 if write else 1))
-        return True
+        place = msr_permission(index)
+        return place is None or bool(self.msr_map[place[0]] >> place[1] & (2 if write else 1))
 
     def wants_register(self, number: int, write: bool) -> bool:
         """MOV to or from CR `number`, or DR `number` - 16."""

@@ -71,6 +71,9 @@ def load_state(engine: Engine, save: VmcbSave, *, guest: bool) -> None:
     sregs.cr0, sregs.cr3, sregs.cr4 = save.cr0, save.cr3, save.cr4
     long_mode = save.efer & EFER_LME and save.cr0 & CR0_PG
     sregs.efer = save.efer & ~EFER_LMA | (EFER_LMA if long_mode else 0)
+    if long_mode and sregs.cs.long:
+        # 64-bit code has no base, whatever the block says; engines add what they are given.
+        sregs.cs.base = 0
     debug = engine.get_debugregs()
     dr6 = debug[4]
     if guest:

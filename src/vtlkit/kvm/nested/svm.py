@@ -113,6 +113,8 @@ class Nested:
         self.vmcb_gpa, self.host = gpa, host
         self._begin()
         if run_pending:
+            # KVM_SET_VCPU_EVENTS may have brought it back already.
+            vcpu.engine.cancel_injection()
             self._inject(control, vcpu.engine.regs.rip)
         vcpu.make_request(Req.EVENT)
         return True

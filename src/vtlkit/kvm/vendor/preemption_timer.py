@@ -7,7 +7,7 @@ write of the execution controls, but loaded with the longest time there is (`sof
 same means nothing.
 
 A guest's timer can be such an exit only where the engine counts instructions and they are what time is made of: on a
-deterministic host. Elsewhere `set_hv_timer` says no, and the local APIC keeps its software timer. So it does outside of
+deterministic host. Elsewhere it is not offered, and the local APIC keeps its software timer. So it does outside of
 `Vcpu.run` and while the vCPU waits: nobody exits there, and only a software timer is heard of.
 
 Belongs to the vCPU's task.
@@ -30,20 +30,20 @@ SOFT_DISABLED: Final = LIMIT - 1
 class PreemptionTimer:
     """See the module; an `HvTimer` for the local APIC."""
 
-    __slots__ = ("_deadline_ns", "_loaded_for_exit", "_longest", "_usable", "_vcpu", "soft_disabled")
+    __slots__ = ("_deadline_ns", "_longest", "_vcpu", "counting_on", "soft_disabled")
 
     def __init__(self, vcpu: Vcpu) -> None:
         engine, vm = vcpu.engine, vcpu.vm
         self._vcpu = vcpu
         self._deadline_ns: int | None = None
-        self._usable = engine.counts_preemption_timer and vcpu.host.deterministic
         self._longest = SOFT_DISABLED if engine.counts_preemption_timer else None
-        self._loaded_for_exit = False
+        self.counting_on = False
+        """An entry that continues the last one needs no new load."""
         self.soft_disabled = False
         """Loaded with the longest time there is: nobody wants its exit."""
         engine.instruction_cycles = (vm.ns_per_instruction * vm.tsc_khz, 1_000_000)
-        vcpu.apic.timer.use_hv_timer(self if self._usable else None)
-        vcpu.apic.timer.switch_to_sw_timer()
+        if engine.counts_preemption_timer and vcpu.host.deterministic:
+            vcpu.apic.timer.use_hv_timer(self)
 
     # --- for the local APIC (HvTimer) -------------------------------------------------------------------------------
 
@@ -52,46 +52,34 @@ class PreemptionTimer:
         if self._ticks_until(deadline_ns) >= LIMIT:
             return False
         self._deadline_ns = deadline_ns
+        self.counting_on = False
         return True
 
     def cancel_hv_timer(self) -> None:
         self._deadline_ns = None
+        self.counting_on = False
 
     def _ticks_until(self, deadline_ns: int) -> int:
         """Guest TSC cycles from now on, rounded up; the guest's TSC runs as the host's, apart from the offset."""
         vcpu = self._vcpu
         return max(-((vcpu.host.now_ns() - deadline_ns) * vcpu.vm.tsc_khz // 1_000_000), 0)
 
-    # --- for the run loop -------------------------------------------------------------------------------------------
-
-    def enter_run(self) -> None:
-        """`Vcpu.run` begins: the guest's timer becomes an exit."""
-        if self._usable:
-            self._vcpu.apic.timer.switch_to_hv_timer()
-
-    def leave_run(self) -> None:
-        """`Vcpu.run` ends: nobody exits outside of it, and only a software timer is heard of."""
-        if self._usable:
-            self._vcpu.apic.timer.switch_to_sw_timer()
-
     # --- for the vendor ---------------------------------------------------------------------------------------------
 
-    def load(self, force_immediate_exit: bool, continuation: bool) -> None:
-        """Before an entry (`vmx_update_hv_timer`). `continuation`: no time has been accounted since the last one."""
+    def load(self, force_immediate_exit: bool) -> None:
+        """Before an entry (`vmx_update_hv_timer`)."""
+        self.counting_on = not force_immediate_exit
         if force_immediate_exit:
             ticks: int | None = 0
         elif self._deadline_ns is not None:
-            if continuation and not (self._loaded_for_exit or self.soft_disabled):
-                return
             ticks = self._ticks_until(self._deadline_ns)
         elif self.soft_disabled:
             return
         else:
             ticks = self._longest
-        self._loaded_for_exit = force_immediate_exit
         self.soft_disabled = not force_immediate_exit and self._deadline_ns is None
         self._vcpu.engine.set_preemption_timer(ticks)
 
     def reload(self) -> None:
         """It has run down while it was soft-disabled: the next entry loads it again."""
-        self.soft_disabled = False
+        self.soft_disabled = self.counting_on = False

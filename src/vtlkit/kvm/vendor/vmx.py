@@ -34,7 +34,10 @@ class VmxVendor(Vendor):
 
         `force_immediate_exit` is a preemption timer of zero: it cannot come late, as there is nothing on its way.
         """
-        _timer(vcpu).load(force_immediate_exit, budget is None)
+        timer = vcpu.preemption_timer
+        assert timer is not None
+        if force_immediate_exit or budget is not None or not timer.counting_on:
+            timer.load(force_immediate_exit)
         return vcpu.engine.run(budget)
 
     def handle_fastpath_preemption_timer(self, vcpu: Vcpu, force_immediate_exit: bool) -> Fastpath:

@@ -317,7 +317,8 @@ def overlay(_rig: Any, vcpu: Vcpu) -> None:
 def rom(rig: Any, vcpu: Vcpu) -> None:
     block = RamBlock(0x1000)
     block.view[:8] = struct.pack("<Q", TABLE4 | P | W | U)
-    vcpu.vm.set_user_memory_region(MemoryRegion(7, RAM_SIZE, 0x1000, block, 0, KVM_MEM_READONLY))
+    # In the middle of a guest instruction user space's call, which may wait for a transaction, is not to be made.
+    vcpu.vm.memory.set_regions([MemoryRegion(7, RAM_SIZE, 0x1000, block, 0, KVM_MEM_READONLY)])
     put(rig, TABLE2, RAM_SIZE | P | W | U)
 
 
