@@ -8,7 +8,7 @@ from tests.guests.test_demo import MEMORY, check_story, run_on
 from tests.guests.test_three_vtls import check_levels
 from vtlkit.host.sim import Simulator
 from vtlkit.host.threads import ThreadHost
-from vtlkit.vmm.machine import MachineConfig
+from vtlkit.vmm.config import MachineConfig
 from vtlkit.vmm.vsm.vtl_wait import VtlWait
 
 LONG_NS = 60_000_000_000

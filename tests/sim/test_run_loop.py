@@ -106,7 +106,7 @@ def test_no_wake_event_is_lost(first: int) -> None:
     sleep_and_wake_every(SEEDS[first : first + 50])
 
 
-def check_then_prepare(vcpu: Vcpu) -> bool:
+def check_then_prepare(vcpu: Vcpu, _ready: object = None) -> bool:
     """`wait.block` in the wrong order: what comes between the check and the queue wakes nobody."""
     while True:
         ended = wait.check_block(vcpu)
@@ -118,7 +118,7 @@ def check_then_prepare(vcpu: Vcpu) -> bool:
 
 
 def test_checking_before_queueing_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wait, "block", check_then_prepare)
+    monkeypatch.setattr(wait, "_block", check_then_prepare)
     with pytest.raises(Deadlock, match="vm-vcpu0-wait"):
         sleep_and_wake_every(SEEDS)
 

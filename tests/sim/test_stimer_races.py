@@ -245,7 +245,7 @@ def test_a_look_at_an_inactive_vtl_that_does_not_serve_its_timers_is_caught(monk
 # --- known-bad variants -----------------------------------------------------------------------------------------------
 
 
-def process_then_sleep(vcpu: Vcpu) -> bool:
+def process_then_sleep(vcpu: Vcpu, _ready: object = None) -> bool:
     """Looks at the request before it is in the queue, and not again."""
     while True:
         wait.process_stimers(vcpu)
@@ -272,7 +272,7 @@ def assert_caught(monkeypatch: pytest.MonkeyPatch, owner: object, name: str, bad
 
 
 def test_processing_before_queueing_only_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert_caught(monkeypatch, wait, "block", process_then_sleep)
+    assert_caught(monkeypatch, wait, "_block", process_then_sleep)
 
 
 def test_a_callback_that_kicks_first_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

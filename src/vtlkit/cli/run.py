@@ -11,20 +11,17 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Final
 
-import typer
-
+from vtlkit.cli import run_options as options
 from vtlkit.cli.compose import VENDORS, CannotCompose, EngineChoice, EngineOption, Mode, VendorOption, composed
 from vtlkit.cli.console import GuestOutput
 from vtlkit.cli.designs import FlushInhibitOption
 from vtlkit.cli.hv_features import HvOption, parse_hv
 from vtlkit.cli.interruption import Interruption
-from vtlkit.cli.quantities import MIB, SEED_MAXIMUM, count_parser, parse_memory, parse_seconds, show_size
 from vtlkit.cli.status import BadInput, Status, complain, report_bug
 from vtlkit.cli.trace_file import TraceFile, TraceOption, TraceRingOption
 from vtlkit.cli.waiting import DEFAULT_WAIT, HaltPollOption, VtlWaitOption, make_design
-from vtlkit.hvdef.identifiers import HV_MAX_VTLS
 
 if TYPE_CHECKING:
     from typing import TextIO
@@ -34,58 +31,30 @@ if TYPE_CHECKING:
     from vtlkit.vmm.machine import Machine, RunResult
 
 COMMAND: Final = "vtlkit run"
-MAX_CPUS: Final = 255
-"""APIC IDs 0 to 254: what xAPIC mode addresses (Intel SDM volume 3, "Local APIC ID")."""
-_DEFAULT_MEMORY: Final = 256 * MIB
-_MEMORY_HELP: Final = f"Guest memory, such as 64M or 1G.  [default: {show_size(_DEFAULT_MEMORY)}]"
 _STANDARD_OUTPUT: Final = 1
-TimeoutOption = Annotated[
-    float | None, typer.Option(parser=parse_seconds, metavar="S", help="End the run after S seconds (status 124).")
-]
 
 
 def run(
-    guest: Annotated[
-        str,
-        typer.Argument(metavar="GUEST", help="A multiboot, PVH or ELF64 image, or one of ours: demo, vtls3, bench."),
-    ],
-    cpus: Annotated[
-        int, typer.Option(parser=count_parser(1, MAX_CPUS), metavar="N", help=f"Virtual processors, 1 to {MAX_CPUS}.")
-    ] = 1,
-    memory: Annotated[
-        int, typer.Option(parser=parse_memory, metavar="SIZE", help=_MEMORY_HELP, show_default=False)
-    ] = _DEFAULT_MEMORY,
+    guest: options.Guest,
+    cpus: options.Cpus = 1,
+    memory: options.Memory = options.DEFAULT_MEMORY,
     engine: EngineOption = EngineChoice.AUTO,
-    vtls: Annotated[
-        int,
-        typer.Option(
-            parser=count_parser(1, HV_MAX_VTLS),
-            metavar="N",
-            help=f"Virtual Trust Levels that the guest may enable, 1 to {HV_MAX_VTLS}.",
-        ),
-    ] = 2,
+    vtls: options.Vtls = 2,
     hv: HvOption = "all",
     vendor: VendorOption = VENDORS[0],
-    nested: Annotated[bool, typer.Option("--nested", help="Guests may run guests of their own (SVM).")] = False,
-    append: Annotated[str, typer.Option(metavar="ARGS", help="The guest's command line.")] = "",
-    initrd: Annotated[str, typer.Option(metavar="FILE", help="An initial RAM disk, or multiboot module.")] = "",
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            parser=count_parser(0, SEED_MAXIMUM), metavar="N", help="Draw the order of virtual processors from seed N."
-        ),
-    ] = None,
-    realtime: Annotated[
-        bool, typer.Option("--realtime", help="Run on threads and in real time, not reproducibly.")
-    ] = False,
-    timeout: TimeoutOption = None,
+    nested: options.Nested = False,
+    append: options.Append = "",
+    initrd: options.Initrd = "",
+    seed: options.Seed = None,
+    realtime: options.Realtime = False,
+    timeout: options.Timeout = None,
     vtl_wait: VtlWaitOption = DEFAULT_WAIT,
     halt_poll: HaltPollOption = 0,
     tlb_flush_inhibit: FlushInhibitOption = "ours",
     trace: TraceOption = "",
     trace_ring: TraceRingOption = None,
-    json_file: Annotated[str, typer.Option("--json", metavar="FILE", help="Write the summary as JSON.")] = "",
-    quiet: Annotated[bool, typer.Option("--quiet", help="No summary on standard error.")] = False,
+    json_file: options.JsonFile = "",
+    quiet: options.Quiet = False,
 ) -> int:
     """Run a guest image.
 

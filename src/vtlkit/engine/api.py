@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar, Final, Protocol
+from typing import ClassVar, Protocol
 
 from vtlkit.engine.exits import (
     ControlRegister,
@@ -43,7 +43,14 @@ from vtlkit.engine.exits import (
     Shutdown,
     Wrmsr,
 )
-from vtlkit.engine.intercepts import NO_REGISTERS, Intercept, PortBitmap, RegisterIntercepts
+from vtlkit.engine.intercepts import (
+    NO_REGISTERS,
+    PORT_BITMAP_SIZE,
+    Intercept,
+    PortBitmap,
+    RegisterIntercepts,
+    touches_port,
+)
 from vtlkit.engine.ram import PAGE_SIZE, Access, RamBlock
 from vtlkit.x86.registers import RFLAGS_IF, Sregs
 
@@ -380,17 +387,6 @@ class Engine(ABC):
 def instructions_in(ticks: int, cycles: tuple[int, int]) -> int:
     """How many instructions of so many TSC cycles each (a fraction) take at least `ticks`."""
     return -(-ticks * cycles[1] // cycles[0])
-
-
-PORT_BITMAP_SIZE: Final = 0x10000 // 8
-
-
-def touches_port(bitmap: PortBitmap | None, port: int, size: int) -> bool:
-    """Whether an access of `size` bytes at `port` touches a port whose bit is set; none is set beyond the last."""
-    if bitmap is None:
-        return False
-    bits = int.from_bytes(bitmap[port >> 3 : (port >> 3) + 2], "little") >> (port & 7)
-    return bool(bits & ((1 << size) - 1))
 
 
 class EngineFactory(Protocol):

@@ -55,3 +55,12 @@ class PortBitmap(Protocol):
 
 
 NO_REGISTERS: Final = RegisterIntercepts()
+PORT_BITMAP_SIZE: Final = 0x10000 // 8
+
+
+def touches_port(bitmap: PortBitmap | None, port: int, size: int) -> bool:
+    """Whether an access of `size` bytes at `port` touches a port whose bit is set; none is set beyond the last."""
+    if bitmap is None:
+        return False
+    bits = int.from_bytes(bitmap[port >> 3 : (port >> 3) + 2], "little") >> (port & 7)
+    return bool(bits & ((1 << size) - 1))
