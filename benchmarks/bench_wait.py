@@ -106,6 +106,7 @@ def waking(host: RunnableHost) -> dict[tuple[int, int], Body]:
             entered.append(time.perf_counter())
             yield ops.Compute()
 
+        assert isinstance(guest.rig, VsmRig)
         guest.rig.handlers[1, VECTOR] = handler
 
         def wake() -> None:
