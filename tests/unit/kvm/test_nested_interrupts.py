@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 import pytest
 
 from tests.unit.kvm.core_rig import Script, recorder, script
@@ -21,10 +19,6 @@ from vtlkit.x86 import msr
 from vtlkit.x86.apic import DeliveryMode
 from vtlkit.x86.registers import EFER_SVME, RFLAGS_IF
 from vtlkit.x86.svm import SvmExit
-
-PIC_MASK: Final = 0x21
-"""A port that the hypervisor answers itself."""
-SPEAKER: Final = 0x61
 
 
 def pend(nest: Nest, vector: int = 0x41) -> None:

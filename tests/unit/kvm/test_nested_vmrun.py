@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-from typing import Final
 
 import pytest
 
@@ -31,11 +30,6 @@ from vtlkit.x86.apic import APIC_LVTT, APIC_TDCR, APIC_TMICT
 from vtlkit.x86.exceptions import Vector
 from vtlkit.x86.registers import CR0_NW, CR0_PE, EFER_SVME
 from vtlkit.x86.svm import EXCEPTION_BASE, VMEXIT_INVALID, SvmExit
-
-PIC_MASK: Final = 0x21
-"""A port that the hypervisor answers itself."""
-SPEAKER: Final = 0x61
-
 
 # --- VMRUN itself -----------------------------------------------------------------------------------------------------
 
