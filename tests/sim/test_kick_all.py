@@ -16,12 +16,15 @@ from vtlkit.engine.scripted import ops
 from vtlkit.host.api import RunnableHost
 from vtlkit.host.sim import Simulator
 from vtlkit.host.threads import ThreadHost
+from vtlkit.kvm.hyperv.flush_inhibit import FlushInhibitDesign
 from vtlkit.kvm.kick_all import KickDesign
 from vtlkit.kvm.kvm_run import Intr, Io, KvmRun, SystemEventExit
 from vtlkit.kvm.mpstate import MpState
 from vtlkit.kvm.requests import Req
 from vtlkit.kvm.vcpu import Mode, Vcpu
+from vtlkit.kvm.vcpu_events import EventsValid
 from vtlkit.kvm.wait import Ended, check_block
+from vtlkit.kvm.wait_state import WaitResult, WaitType
 from vtlkit.x86.apic import DeliveryMode
 from vtlkit.x86.registers import RFLAGS_IF
 
@@ -100,18 +103,50 @@ def of_an_inactive_vtl(host: RunnableHost) -> Place:
     return Place(machine, machine.vcpu, sleeping(machine.vcpu), machine.vcpu.nmi)
 
 
-def suspended_on_a_flush(host: RunnableHost) -> Place:
-    machine = FlushMachine([lambda machine, number: machine.flush(number, 0b10), lambda *_: nothing()], host=host)
+def in_a_completion_that_blocks(host: RunnableHost) -> Place:
+    machine = Machine(host=host)
+    vcpu = machine.vcpu
+    events = vcpu.get_vcpu_events()
+    events.hv_vtl_block = True
+    vcpu.set_vcpu_events(events, EventsValid.HV_VTL_BLOCK)
+    return Place(machine, vcpu, sleeping(vcpu), vcpu.nmi)
+
+
+def halt_polling(host: RunnableHost) -> Place:
+    """For longer than the test takes."""
+    place = halted(host)
+    vcpu = place.vcpu
+    vcpu.vm.halt_poll_max_ns = vcpu.waiting.poll.window_ns = 1 << 60
+    place.reached = lambda: vcpu.mp_state is MpState.HALTED
+    return place
+
+
+def suspended_on_a_flush(host: RunnableHost, design: FlushInhibitDesign = FlushInhibitDesign.WAITING_ON) -> Place:
+    guests = [lambda machine, number: machine.flush(number, 0b10), lambda *_: nothing()]
+    machine = FlushMachine(guests, host=host, design=design)
     target = machine.vcpus[1]
     target.hyperv_set_tlb_flush_inhibit(True)
     return Place(machine, machine.vcpu, sleeping(machine.vcpu), lambda: target.hyperv_set_tlb_flush_inhibit(False))
+
+
+def suspended_as_posted(host: RunnableHost) -> Place:
+    return suspended_on_a_flush(host, FlushInhibitDesign.POSTED)
 
 
 def nothing() -> Script:
     yield ops.Compute()
 
 
-PLACES = (in_the_guest, halted, not_started, of_an_inactive_vtl, suspended_on_a_flush)
+PLACES = (
+    in_the_guest,
+    halted,
+    halt_polling,
+    not_started,
+    of_an_inactive_vtl,
+    in_a_completion_that_blocks,
+    suspended_on_a_flush,
+    suspended_as_posted,
+)
 
 
 def run_until_done(vcpu: Vcpu, exits: list[KvmRun]) -> None:
@@ -353,3 +388,66 @@ def test_a_signal_ends_the_wait_for_the_resume(make_host: Callable[[], RunnableH
 
     machine.run(user, other)
     assert woken.load() == 2
+
+
+# --- the wait call ----------------------------------------------------------------------------------------------------
+
+
+def waits_that_begin_again(host: RunnableHost, design: KickDesign) -> None:
+    """A task that calls `wait` again and again; the kick returns all the same, and a wait after the resume waits."""
+    machine = Machine(host=host)
+    vcpu, vm = machine.vcpu, machine.vm
+    vm.set_kick_design(design)
+    through = host.cell(False, "kicked-and-resumed")
+    results: list[WaitResult] = []
+
+    def user() -> None:
+        while not through.load():
+            results.append(vcpu.wait(WaitType.INACTIVE_VTL))
+        while vcpu.wait(WaitType.INACTIVE_VTL) is WaitResult.INTR:
+            pass
+
+    def kicker() -> None:
+        for _ in range(host.choose(30, "linger")):
+            through.load()
+        vm.kick_all_running_vcpus()
+        vm.resume_all_kicked_vcpus()
+        through.store(True)
+        vcpu.signal()
+        wait_for(machine, lambda: bool(results))
+        vcpu.nmi()
+
+    machine.run(user, kicker)
+
+
+@in_every_design
+def test_a_wait_call_is_kicked_as_run_is(design: KickDesign) -> None:
+    for seed in range(400):
+        waits_that_begin_again(Simulator(seed=seed, instrument=True), design)
+    for _ in range(10):
+        waits_that_begin_again(ThreadHost(), design)
+
+
+@on_both_hosts
+def test_a_busy_loop_of_wait_calls_is_counted_and_stops_nobody(make_host: Callable[[], RunnableHost]) -> None:
+    machine = Machine(host=make_host())
+    vcpu, vm = machine.vcpu, machine.vm
+    kicked = machine.host.cell(False, "kicked")
+
+    def user() -> None:
+        wait_for(machine, kicked.load)
+        while vcpu.wait(WaitType.INACTIVE_VTL) is WaitResult.INTR:
+            pass
+
+    def kicker() -> None:
+        vm.kick_all_running_vcpus()
+        kicked.store(True)
+        queue.prepare()
+        machine.host.schedule(machine.host.now_ns() + 1_000_000)
+        queue.finish()
+        assert vcpu.statistics.kicked_entries > 0
+        vm.resume_all_kicked_vcpus()
+        vcpu.nmi()
+
+    queue = machine.host.wait_queue("kicker")
+    machine.run(user, kicker)
