@@ -28,7 +28,7 @@ KICKS_REMEMBERED: Final = 4096
 class Latency:
     """How long something took, each time that it happened."""
 
-    samples: array[int] = field(default_factory=lambda: array("q"))
+    samples: array[int] = field(default_factory=lambda: array("Q"))
 
     def add(self, ns: int) -> None:
         # A deterministic host's clock may still lack an exit whose time another task's event does not know.
