@@ -169,7 +169,8 @@ class _Reading:
             self.summary.kick_to_exit.add(event.time_ns - kick[0])
 
     def _wakeup(self, event: events.KvmVcpuWakeup, vcpu: str) -> None:
-        self.summary.blocked.add(event.ns)
+        if event.waited:
+            self.summary.blocked.add(event.ns)
         kick = self._kicks.pop(event.woken_by, None)
         if kick is not None:
             self.summary.wake.add(event.time_ns - kick[0])
