@@ -149,12 +149,8 @@ def _let_in(vcpus: Iterable[Vcpu]) -> None:
 def wait_until_resumed(vcpu: Vcpu) -> None:
     """Sleep while the vCPU is kicked, until `Vcpu.signal`. For the task that runs it, outside `run`, after INTR."""
     requests = vcpu.requests
-    if vcpu.trace is not None:
-        vcpu.trace.block("KICKED")
     vcpu.host.wait_event(
         vcpu.wait_queue,
         lambda: not requests.test(Req.USERSPACE_KICK) or vcpu.signal_pending(),
         interruptible=False,
     )
-    if vcpu.trace is not None:
-        vcpu.trace.wakeup()

@@ -91,7 +91,7 @@ class KvmUserspaceExit(Event):
 @dataclass(frozen=True, slots=True)
 class KvmVcpuBlock(Event):
     """The vCPU goes to sleep. `state`: its MP state; or WAIT_HALT, WAIT_INACTIVE_VTL: a wait call; COMPLETION: of a VTL
-    switch; SUSPENDED: at an instruction that cannot be executed now; KICKED: until a kick of all is resumed."""
+    switch; SUSPENDED: at an instruction that cannot be executed now."""
 
     name: ClassVar[str] = "kvm_vcpu_block"
     form: ClassVar[str] = "vcpu {vcpu} state {state}"
