@@ -58,7 +58,7 @@ def test_a_trace_holds_what_happened(traced: Path) -> None:
     kicks = {event.id for event in trace if isinstance(event, events.KvmVcpuKick)}
     woken = {event.woken_by for event in trace if isinstance(event, events.KvmVcpuWakeup)}
     assert woken
-    assert woken <= kicks
+    assert woken <= kicks, "a wake without its cause"
     times = [event.time_ns for event in trace if event.vm == "vtl0" and event.vcpu == 0 and event.task == "vp0"]
     assert times == sorted(times)
 

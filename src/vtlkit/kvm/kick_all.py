@@ -151,6 +151,8 @@ class KickAll:
 def _let_in(vcpus: Iterable[Vcpu]) -> None:
     for vcpu in vcpus:
         vcpu.requests.clear(Req.USERSPACE_KICK)
+        if vcpu.trace is not None:
+            vcpu.trace.kick()
         vcpu.wait_queue.wake()
 
 

@@ -247,7 +247,12 @@ def test_the_wait_for_a_resume_is_in_the_trace_only_if_there_is_one_to_wait_for(
 
     story.machine.run(user, resumer)
     (sleep, wake) = story.events(events.KvmVcpuBlock, events.KvmVcpuWakeup)
-    assert (isinstance(sleep, events.KvmVcpuBlock) and sleep.state, type(wake)) == ("KICKED", events.KvmVcpuWakeup)
+    assert isinstance(sleep, events.KvmVcpuBlock)
+    assert isinstance(wake, events.KvmVcpuWakeup)
+    assert sleep.state == "KICKED"
+    cause = story.events(events.KvmVcpuKick)[-1]
+    assert isinstance(cause, events.KvmVcpuKick)
+    assert (cause.source, cause.id) == ("task1", wake.woken_by)
 
 
 def test_changes_of_memory() -> None:
