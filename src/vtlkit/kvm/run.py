@@ -36,10 +36,11 @@ _FLUSH: Final = 1 << Req.TLB_FLUSH
 def vcpu_run(vcpu: Vcpu) -> KvmRun:
     """Run until user space is needed."""
     vcpu.task = vcpu.host.current()
+    # Before the timer moves: a bad answer ends the call here.
+    exits.complete(vcpu)
     timer = vcpu.apic.timer
     if timer.has_hv_timer:
         timer.switch_to_hv_timer()
-    exits.complete(vcpu)
     exit_: KvmRun | None = vcpu.vm.kicks.refused(vcpu)
     while exit_ is None:
         if vcpu_running(vcpu):
