@@ -158,11 +158,6 @@ class ApicNamespaces:
         """
         return self.at(group).group << self._shift | apic_id
 
-    def tsc_changed(self) -> None:
-        """`HvVm.tsc_changed` of all: they have one TSC."""
-        for namespace in self._all:
-            namespace.hv.tsc_changed()
-
     def reset(self) -> None:
         """`HvVm.reset` of all."""
         for namespace in self._all:

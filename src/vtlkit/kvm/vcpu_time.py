@@ -67,6 +67,6 @@ class VcpuTime:
         if move_tsc:
             self.tsc_offset = (self.tsc_offset + value - self.tsc_adjust) & _U64
         self.tsc_adjust = value
-        if self is self.vm.vcpus[0]:
+        if self.hv.vcpu is self.hv.hv_vm.first_vcpu():
             # The reference counter follows the first vCPU's TSC.
-            self.vm.namespaces.tsc_changed()
+            self.hv.hv_vm.tsc_changed()

@@ -11,6 +11,7 @@ and `_sequence` are protected by the lock of the `HvVm`.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import Final
 
 from vtlkit.engine.api import Access
@@ -36,11 +37,12 @@ _SCALE_OFFSET = HV_REFERENCE_TSC_PAGE.OFFSETS["TscScale"]
 class ReferenceTime:
     """Reference time of one VM, in units of 100 ns since `origin_ns` of the partition's clock."""
 
-    __slots__ = ("_floor", "_origin_ns", "_parameters", "_sequence", "_vcpu", "_vm", "page", "register")
+    __slots__ = ("_first", "_floor", "_origin_ns", "_parameters", "_sequence", "_vm", "page", "register")
 
-    def __init__(self, vm: VmOwner, origin_ns: int) -> None:
+    def __init__(self, vm: VmOwner, origin_ns: int, first: Callable[[], VcpuOwner]) -> None:
+        """`first`: the vCPU whose TSC the page is about, for good; asked for once the page is enabled."""
         self._vm = vm
-        self._vcpu: VcpuOwner | None = None
+        self._first = first
         self._origin_ns = origin_ns
         self._parameters: Cell[tuple[int, int] | None] = vm.host.cell(None, "hv-reference-tsc")
         """(scale, offset) while the page is enabled and usable."""
@@ -81,12 +83,6 @@ class ReferenceTime:
 
     def _tsc(self) -> int:
         return self._first().guest_tsc()
-
-    def _first(self) -> VcpuOwner:
-        """The vCPU whose TSC the page is about; it stays that one when vCPUs are destroyed at the end of a run."""
-        if self._vcpu is None:
-            self._vcpu = self._vm.vcpus[0]
-        return self._vcpu
 
     def set_register(self, value: int) -> int | None:
         """Write the MSR, the lock being held; where the page shall lie."""

@@ -31,7 +31,7 @@ from vtlkit.kvm.hyperv.flush_inhibit import FlushInhibitDesign, FlushInhibits, f
 from vtlkit.kvm.hyperv.hypercall_page import CodePageOffsets, hypercall_page
 from vtlkit.kvm.hyperv.layouts import VSM_CALLS
 from vtlkit.kvm.hyperv.overlays import OverlayPage, Overlays, Precedence
-from vtlkit.kvm.hyperv.owner import VmOwner
+from vtlkit.kvm.hyperv.owner import VcpuOwner, VmOwner
 from vtlkit.kvm.hyperv.reference_time import ReferenceTime
 from vtlkit.kvm.hyperv.vp_set import ALL_VPS
 
@@ -76,7 +76,8 @@ class HvVm:
         self.stored_msrs: dict[int, int] = {}
         self.debug_options: Cell[int] = vm.host.cell(0, "hv-debug-options")
         """HV_X64_MSR_DEBUG_DEVICE_OPTIONS, one register for all VTLs of a partition (`share_registers`)."""
-        self.reference_time = ReferenceTime(vm, time_origin_ns)
+        self._first: VcpuOwner | None = None
+        self.reference_time = ReferenceTime(vm, time_origin_ns, self.first_vcpu)
         self.overlays: Overlays = (
             Overlays(vm.host, vm.memory, self.lock) if shares_memory_with is None else shares_memory_with.overlays
         )
@@ -116,6 +117,8 @@ class HvVm:
             if not 0 <= index < MAX_VPS:
                 raise KvmError(errno.EINVAL, f"VP index {index} is not below {MAX_VPS}")
             self._vps.store_release(_Vps({**vps, index: hv}))
+            if self._first is None:
+                self._first = hv.vcpu
             if self._code_page_offsets is None:
                 page, self._code_page_offsets = hypercall_page(hv.vcpu.engine.hypercall_instruction)
                 self._hypercall_page.write(0, page)
@@ -134,6 +137,11 @@ class HvVm:
             hv.vp_index = index
             self._vps.store_release(_Vps(vps))
         return True
+
+    def first_vcpu(self) -> VcpuOwner:
+        """The one that was made first, even after it has been destroyed; there is one. Reference time is its TSC's."""
+        assert self._first is not None, "no vCPU yet"
+        return self._first
 
     def vp(self, index: int) -> HvVcpu | None:
         """The virtual processor with this index. From any task."""
@@ -196,7 +204,7 @@ class HvVm:
         return True
 
     def tsc_changed(self) -> None:
-        """The rate or the offset of vCPU 0's TSC changed: the reference TSC page gets new parameters."""
+        """The rate or the offset of the first vCPU's TSC changed: the reference TSC page gets new parameters."""
         with self.lock:
             self.reference_time.tsc_changed()
 
