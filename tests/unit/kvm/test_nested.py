@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.unit.kvm.core_rig import RAM_SIZE, Machine, Script, recorder, script
 from tests.unit.kvm.nested_rig import IO_MAP, L2_RIP, MSR_MAP, VMCB, Nest
-from vtlkit.engine.api import Event
+from vtlkit.engine.api import PORT_BITMAP_SIZE, Cpuid, Event, Exit, PortIntercept
 from vtlkit.engine.scripted import ops
 from vtlkit.engine.scripted.ops import Op
 from vtlkit.hvdef.hypercalls import HvCallCode
@@ -19,8 +19,9 @@ from vtlkit.hvdef.msrs import HV_X64_MSR_GUEST_OS_ID
 from vtlkit.kvm.cpuid import for_vcpu
 from vtlkit.kvm.errors import KvmError
 from vtlkit.kvm.events import PENDING_INIT
-from vtlkit.kvm.kvm_run import Io, Shutdown
+from vtlkit.kvm.kvm_run import InterceptedMsr, Io, Shutdown
 from vtlkit.kvm.mpstate import MpState
+from vtlkit.kvm.nested.intercepts import Intercepts, nested_exit
 from vtlkit.kvm.nested.vmcb import (
     EVENTINJ_TYPE_SHIFT,
     EVENTINJ_VALID,
@@ -32,11 +33,12 @@ from vtlkit.kvm.nested.vmcb import (
     VmcbControl,
     VmcbSave,
 )
-from vtlkit.kvm.uapi import Cap, HvFeatures, Kvm, NestedState, hv_cpuid_entries
+from vtlkit.kvm.requests import Req
+from vtlkit.kvm.uapi import Cap, HvFeatures, Kvm, NestedState, UserIntercepts, hv_cpuid_entries
 from vtlkit.x86 import msr
 from vtlkit.x86.apic import APIC_LVTT, APIC_TDCR, APIC_TMICT, DeliveryMode
 from vtlkit.x86.exceptions import Vector
-from vtlkit.x86.registers import CR0_CD, CR0_NW, CR0_PE, CR0_TS, EFER_SVME, RFLAGS_IF
+from vtlkit.x86.registers import CR0_CD, CR0_NW, CR0_PE, CR0_TS, EFER_LMA, EFER_SVME, RFLAGS_IF, RFLAGS_VM, Segment
 from vtlkit.x86.svm import EXCEPTION_BASE, VMEXIT_INVALID, SvmExit
 
 PIC_MASK: Final = 0x21
@@ -146,9 +148,56 @@ def test_the_io_map_counts_as_it_is_when_the_port_is_accessed() -> None:
     assert nest.save.rip == L2_RIP + 2
 
 
+@pytest.mark.parametrize("others", [False, True])
+def test_a_port_that_nobody_wants_any_more_is_accessed(others: bool) -> None:
+    """Another processor of L1 clears the bit while this one is on its way out: the access is made again."""
+
+    def clear(reason: Exit) -> None:
+        if isinstance(reason, PortIntercept):
+            nest.ram.view[IO_MAP + PIC_MASK // 8] = 0
+            left.append(reason)
+
+    left: list[Exit] = []
+    nest = Nest(script(ops.In(PIC_MASK, 1), ops.Vmmcall()))
+    nest.intercept(SvmExit.IOIO)
+    nest.ram.view[IO_MAP + PIC_MASK // 8] = 1 << PIC_MASK % 8
+    if others:
+        nest.vcpu.set_user_intercepts(UserIntercepts(port_reads=bytes(PORT_BITMAP_SIZE), cpuid_all=True))
+    nest.cpu.on_exit = clear
+    assert nest.enter() == SvmExit.VMMCALL
+    assert len(left) == 1
+    assert nest.save.rax & 0xFF == 0, "the PIC has answered"
+
+
+@pytest.mark.parametrize(("long_mode", "last"), [(True, (1 << 64) - 1), (False, (1 << 32) - 1)])
+def test_the_last_instruction_of_the_address_space(long_mode: bool, last: int) -> None:
+    """nRIP, and EXITINFO2 of a port, are behind it: at the beginning."""
+    nest = Nest(script())
+    nest.vcpu.engine.regs.rip = last
+    sregs = nest.cpu.get_sregs()
+    sregs.efer, sregs.cs = (EFER_LMA, Segment(8, 0, 0xFFFFFFFF, 0xA9B)) if long_mode else (0, sregs.cs)
+    nest.cpu.set_sregs(sregs)
+    control = VmcbControl(intercept_3=0xFFFFFFFF)
+    intercepts = Intercepts(control, None, b"\xff" * PORT_BITMAP_SIZE)
+    exits = [
+        nested_exit(nest.vcpu, intercepts, reason) for reason in (Cpuid(1), PortIntercept(1, 5, 1, False, False, False))
+    ]
+    assert [exit_ and exit_.next_rip for exit_ in exits] == [0, 0]
+    assert exits[1] is not None
+    assert exits[1].info_2 == 0
+
+
 @pytest.mark.parametrize(
     ("number", "write", "code"),
-    [(0, False, 0x00), (3, False, 0x03), (4, False, 0x04), (0, True, 0x10), (3, True, 0x13)],
+    [
+        (0, False, 0x00),
+        (2, False, 0x02),
+        (3, False, 0x03),
+        (4, False, 0x04),
+        (0, True, 0x10),
+        (2, True, 0x12),
+        (3, True, 0x13),
+    ],
 )
 def test_control_registers_one_by_one(number: int, write: bool, code: int) -> None:
     move: Op = ops.MovToCr(number) if write else ops.MovFromCr(number)
@@ -273,6 +322,32 @@ def test_what_blocks_an_interrupt(masking: bool, l1_if: bool, l2_if: bool, inter
 
 
 @pytest.mark.parametrize("intercepted", [False, True])
+def test_gif_holds_a_virtual_interrupt_off(intercepted: bool) -> None:
+    """L1 lets L2 execute CLGI; whatever makes the vCPU look meanwhile, STGI lets it in."""
+
+    def look() -> None:
+        looks.append((nest.vcpu.nested.virtual_interrupt(), len(seen)))
+        nest.vcpu.make_request(Req.EVENT)
+
+    looks: list[tuple[int, int]] = []
+    seen: list[int] = []
+    nest = Nest(
+        script(
+            *(ops.Intercepted("clgi"), ops.Sti(), ops.Compute(2), ops.Host(look), ops.Rdtsc(), ops.Host(look)),
+            *(ops.Rdtsc(), ops.Compute(2), ops.Intercepted("stgi"), ops.Compute(2), ops.Vmmcall()),
+        ),
+        handlers={0x81: recorder(seen)},
+    )
+    nest.control.int_ctl = V_IRQ | 0xF << V_INTR_PRIO_SHIFT
+    nest.control.int_vector = 0x81
+    if intercepted:
+        nest.intercept(SvmExit.VINTR)
+    assert nest.enter() == (SvmExit.VINTR if intercepted else SvmExit.VMMCALL)
+    assert looks == [(-1, 0), (-1, 0)]
+    assert seen == ([] if intercepted else [0x81])
+
+
+@pytest.mark.parametrize("intercepted", [False, True])
 def test_l2_halts_and_a_virtual_interrupt_wakes_it(intercepted: bool) -> None:
     seen: list[int] = []
     nest = Nest(script(ops.Sti(), ops.Hlt(), ops.Vmmcall()), handlers={0x81: recorder(seen)})
@@ -359,6 +434,41 @@ def test_clgi_holds_everything_until_stgi() -> None:
     assert machine.enter() == SvmExit.VMMCALL
     assert order == ["0 before", "2 after"]
     assert sorted(seen) == [2, 0x41]
+
+
+def test_switching_svm_off_lets_in_what_gif_held_up() -> None:
+    """EFER.SVME := 0 sets GIF, as STGI would."""
+    seen: list[int] = []
+    order: list[list[int]] = []
+    machine = Nest(
+        script(ops.Vmmcall()),
+        before=(
+            *(ops.Intercepted("clgi"), ops.Host(lambda: pend(machine)), ops.Cpuid()),
+            *(ops.Set(msr.MSR_EFER, "rcx"), ops.Set(0, "rdx"), ops.Set(0), ops.Wrmsr(), ops.Compute(1)),
+            *(ops.Host(lambda: order.append(seen.copy())), ops.Set(EFER_SVME), ops.Wrmsr()),
+        ),
+        handlers={0x41: recorder(seen)},
+    )
+    machine.interrupts_on()
+    assert machine.enter() == SvmExit.VMMCALL
+    assert order == [[0x41]]
+
+
+@pytest.mark.parametrize("masking", [False, True])
+def test_what_an_l2_of_an_inactive_vtl_would_take(masking: bool) -> None:
+    """By the flag that counts: with V_INTR_MASKING that is L1's, whatever L2's own is."""
+    nest = Nest(script(ops.Out(0x98, 1, 0), ops.Vmmcall()))
+    nest.interrupts_on()
+    nest.control.int_ctl = V_INTR_MASKING if masking else 0
+    nest.intercept(SvmExit.INTR)
+    nest.store()
+    nest.vcpu.run()
+    nest.vcpu.complete_exit()
+    pend(nest)
+    nest.vcpu.vtl_inactive = True
+    found: list[tuple[bool, bool]] = []
+    nest.run(lambda: found.append((nest.vcpu.wake_event_pending(), nest.vcpu.interrupt_deliverable())))
+    assert found == [(True, masking)]
 
 
 # --- VMRUN itself -----------------------------------------------------------------------------------------------------
@@ -514,6 +624,27 @@ def test_a_pending_entry_is_saved_with_its_event() -> None:
     assert other.vcpu.get_nested_state() == state
 
 
+def test_no_state_is_set_in_the_middle_of_an_access() -> None:
+    nest = Nest(script(ops.In(0x98, 1), ops.Vmmcall()))
+    nest.store()
+    assert isinstance(nest.vcpu.run(), Io)
+    for state in (nest.vcpu.get_nested_state(), NestedState()):
+        with pytest.raises(KvmError) as caught:
+            nest.vcpu.set_nested_state(state)
+        assert caught.value.errno == errno.EBUSY
+        assert nest.vcpu.guest_mode
+
+
+@pytest.mark.parametrize("host", [VmcbSave(cr0=CR0_PE), VmcbSave(cr0=CR0_PE | 1 << 32, efer=EFER_SVME)])
+def test_l1s_registers_are_ones_that_can_have_executed_vmrun(host: VmcbSave) -> None:
+    nest = Nest(script(ops.Vmmcall()))
+    for part in (host, VmcbSave(efer=EFER_SVME), VmcbSave(cr0=CR0_PE, efer=EFER_SVME, rflags=RFLAGS_VM)):
+        with pytest.raises(KvmError) as caught:
+            nest.vcpu.set_nested_state(NestedState(True, True, False, VMCB, nest.control.pack(), part.pack()))
+        assert caught.value.errno == errno.EINVAL
+        assert not nest.vcpu.guest_mode
+
+
 @pytest.mark.parametrize(
     "state",
     [
@@ -582,6 +713,15 @@ def test_a_vtl_switch_from_l2_is_undefined() -> None:
     nest.control.intercept_4 &= ~(1 << SvmExit.VMMCALL - SvmExit.VMRUN)
     assert nest.enter() == SvmExit.VMRUN
     assert seen == [Vector.UD]
+
+
+def test_user_space_sees_what_it_intercepts_of_l2_too() -> None:
+    """RDMSR of the TSC, which is answered with L2's offset otherwise."""
+    nest = Nest(script(ops.Set(msr.MSR_IA32_TSC, "rcx"), ops.Rdmsr(), ops.Vmmcall()))
+    nest.vcpu.set_user_intercepts(UserIntercepts(msr_reads=frozenset({msr.MSR_IA32_TSC})))
+    nest.store()
+    assert nest.vcpu.run() == InterceptedMsr(1, msr.MSR_IA32_TSC, False)
+    assert nest.vcpu.guest_mode
 
 
 def test_a_timer_under_the_vmx_run_loop_ends_l2() -> None:

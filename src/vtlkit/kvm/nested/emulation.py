@@ -34,6 +34,9 @@ def handle(vcpu: Vcpu, reason: api.Exit) -> bool:
         _answer(vcpu, nested.tsc(), reason.length)
         return True
     if isinstance(reason, api.Rdmsr) and vcpu.engine.regs.rcx & _U32 == MSR_IA32_TSC:
+        wanted = vcpu.user_intercepts
+        if wanted is not None and MSR_IA32_TSC in wanted.msr_reads:
+            return False
         _answer(vcpu, nested.tsc(), reason.length)
         return True
     if isinstance(reason, api.ControlRegister):

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 _U16: Final = 0xFFFF
 _U32: Final = 0xFFFFFFFF
+_U64: Final = 0xFFFFFFFFFFFFFFFF
 _DEBUG_REGISTERS: Final = 16
 """`ControlRegister.register` of DR0."""
 _CR0_FREE: Final = CR0_TS | CR0_MP
@@ -99,7 +100,7 @@ _ENGINE: Final = {
 """What L1 can ask for and the hypervisor does not for itself."""
 _ENGINE_BITS: Final = sum(1 << (code - SvmExit.INTR) for code in _ENGINE)
 _CR_EMULATED: Final = 1 << 0 | 1 << 4 | 1 << 8
-_CR_KNOWN: Final = _CR_EMULATED | 1 << 3
+_CR_KNOWN: Final = _CR_EMULATED | 1 << 2 | 1 << 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +179,12 @@ def nested_exit(vcpu: Vcpu, intercepts: Intercepts, reason: api.Exit) -> NestedE
 
 
 def _instruction(vcpu: Vcpu, code: int, length: int, info_1: int = 0, info_2: int = 0) -> NestedExit:
-    return NestedExit(code, info_1, info_2, vcpu.engine.regs.rip + length)
+    return NestedExit(code, info_1, info_2, _next_rip(vcpu, length))
+
+
+def _next_rip(vcpu: Vcpu, length: int) -> int:
+    """Where RIP is behind an instruction of `length` bytes, which may be the last of the address space."""
+    return vcpu.engine.regs.rip + length & (_U64 if vcpu.is_64bit() else _U32)
 
 
 def _plain(code: SvmExit) -> Callable[[Vcpu, Intercepts, api.Instruction], NestedExit | None]:
@@ -210,7 +216,7 @@ def _port(vcpu: Vcpu, intercepts: Intercepts, reason: api.PortIntercept) -> Nest
         return None
     info = reason.port << IOIO_PORT_SHIFT | reason.size << IOIO_SIZE_SHIFT | _ADDRESS_SIZES[vcpu.engine.code_bits()]
     info |= (0 if reason.write else IOIO_IN) | (IOIO_STRING if reason.string else 0) | (IOIO_REP if reason.rep else 0)
-    return _instruction(vcpu, SvmExit.IOIO, reason.length, info, vcpu.engine.regs.rip + reason.length)
+    return _instruction(vcpu, SvmExit.IOIO, reason.length, info, _next_rip(vcpu, reason.length))
 
 
 def _control_register(vcpu: Vcpu, intercepts: Intercepts, reason: api.ControlRegister) -> NestedExit | None:
