@@ -6,7 +6,7 @@ docs/design/kick.md; the races are in the scenarios of `vtlkit.checker.scenarios
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -16,6 +16,7 @@ from vtlkit.engine.scripted import ops
 from vtlkit.host.api import RunnableHost
 from vtlkit.host.sim import Simulator
 from vtlkit.host.threads import ThreadHost
+from vtlkit.kvm.caps import Cap
 from vtlkit.kvm.kick_all import KickDesign
 from vtlkit.kvm.kvm_run import Intr, Io, KvmRun, SystemEventExit
 from vtlkit.kvm.mpstate import MpState
@@ -26,6 +27,7 @@ from vtlkit.x86.apic import DeliveryMode
 from vtlkit.x86.registers import RFLAGS_IF
 
 VECTOR = 0x41
+POLL_NS = 100_000_000
 HOSTS: tuple[Callable[[], RunnableHost], ...] = (Simulator, ThreadHost)
 
 on_both_hosts = pytest.mark.parametrize("make_host", HOSTS)
@@ -79,6 +81,21 @@ def halted(host: RunnableHost) -> Place:
     return Place(machine, machine.vcpu, sleeping(machine.vcpu), interrupt)
 
 
+def polling(host: RunnableHost) -> Place:
+    """Halted, and long in looking whether its event is about to come."""
+    place = halted(host)
+    place.machine.vm.enable_cap(Cap.HALT_POLL, POLL_NS)
+    place.vcpu.waiting.poll.window_ns = POLL_NS
+    place.reached = lambda: place.vcpu.mp_state is MpState.HALTED
+    return place
+
+
+def in_a_blocking_completion(host: RunnableHost) -> Place:
+    machine = Machine(host=host)
+    machine.vcpu.set_vcpu_events(replace(machine.vcpu.get_vcpu_events(), hv_vtl_block=True))
+    return Place(machine, machine.vcpu, sleeping(machine.vcpu), machine.vcpu.nmi)
+
+
 def not_started(host: RunnableHost) -> Place:
     def program(_engine: object) -> Script:
         yield ops.Out(DONE, 1, 0)
@@ -111,7 +128,15 @@ def nothing() -> Script:
     yield ops.Compute()
 
 
-PLACES = (in_the_guest, halted, not_started, of_an_inactive_vtl, suspended_on_a_flush)
+PLACES = (
+    in_the_guest,
+    halted,
+    polling,
+    not_started,
+    of_an_inactive_vtl,
+    in_a_blocking_completion,
+    suspended_on_a_flush,
+)
 
 
 def run_until_done(vcpu: Vcpu, exits: list[KvmRun]) -> None:

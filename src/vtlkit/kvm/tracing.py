@@ -13,17 +13,19 @@ from vtlkit.engine.api import Access, Event, EventType
 from vtlkit.kvm import kvm_run
 from vtlkit.kvm.kvm_run import KvmRun
 from vtlkit.kvm.mpstate import MpState
+from vtlkit.kvm.nested.virtual_interrupts import event_word
 from vtlkit.x86.apic import DeliveryMode, Shorthand
 from vtlkit.x86.exceptions import PFERR_FETCH, PFERR_PRESENT, PFERR_WRITE, Vector
+from vtlkit.x86.svm import SvmExit
 
 if TYPE_CHECKING:
     from vtlkit.kvm.ipi import Irq
+    from vtlkit.kvm.nested.intercepts import NestedExit
+    from vtlkit.kvm.nested.vmcb import VmcbControl, VmcbSave
     from vtlkit.kvm.vcpu import Vcpu
     from vtlkit.trace.tracer import VcpuTrace
 
 _NOTHING: Final = (0, 0, 0, 0)
-_EXITINTINFO_EV: Final = 1 << 11
-_EXITINTINFO_V: Final = 1 << 31
 _U32: Final = 0xFFFFFFFF
 _EINTR: Final = 4
 _KVM_EXIT: Final = {
@@ -70,9 +72,9 @@ def exit_info(reason: api.Exit) -> tuple[int, int, int, int]:
     if isinstance(reason, api.MmioRead | api.MmioWrite):
         return PFERR_WRITE if isinstance(reason, api.MmioWrite) else 0, reason.gpa, 0, 0
     if isinstance(reason, api.MemoryFault):
-        return _error_code(reason), reason.gpa, *_vectoring(reason.vectoring)
+        return _error_code(reason), reason.gpa, *event_word(reason.vectoring)
     if isinstance(reason, api.ExceptionExit):
-        return reason.error_code or 0, reason.address, *_vectoring(reason.vectoring)
+        return reason.error_code or 0, reason.address, *event_word(reason.vectoring)
     if isinstance(reason, api.Wrmsr):
         return 1, 0, 0, 0
     return _NOTHING
@@ -81,13 +83,6 @@ def exit_info(reason: api.Exit) -> tuple[int, int, int, int]:
 def _error_code(fault: api.MemoryFault) -> int:
     kind = {Access.WRITE: PFERR_WRITE, Access.EXECUTE: PFERR_FETCH}.get(fault.access, 0)
     return kind | (PFERR_PRESENT if fault.mapped else 0)
-
-
-def _vectoring(event: Event | None) -> tuple[int, int]:
-    if event is None:
-        return 0, 0
-    info = _EXITINTINFO_V | event.type << 8 | event.vector
-    return (info, 0) if event.error_code is None else (info | _EXITINTINFO_EV, event.error_code)
 
 
 def userspace_exit(vcpu: Vcpu, exit_: KvmRun) -> None:
@@ -158,6 +153,23 @@ def hypercall(vcpu: Vcpu) -> None:
         trace.hv_hypercall(regs.rcx, regs.rdx, regs.r8)
     else:
         trace.hv_hypercall(_pair(regs.rdx, regs.rax), _pair(regs.rbx, regs.rcx), _pair(regs.rdi, regs.rsi))
+
+
+def nested_vmenter(vcpu: Vcpu, control: VmcbControl, save: VmcbSave) -> None:
+    """VMRUN has been accepted, and L2's state loaded."""
+    assert vcpu.trace is not None
+    nested = vcpu.nested
+    vcpu.trace.nested_vmenter(
+        nested.host.rip, nested.vmcb_gpa, save.rip, (control.int_ctl, control.event_inj), save.cr3
+    )
+
+
+def nested_vmexit(vcpu: Vcpu, exit_: NestedExit, cut_short: Event | None) -> None:
+    """#VMEXIT from L2 to L1. `cut_short`: EXITINTINFO's event."""
+    assert vcpu.trace is not None
+    code = exit_.code
+    reason = SvmExit(code).name.lower() if code in SvmExit.__members__.values() else f"{code:#x}"
+    vcpu.trace.nested_vmexit(reason, (exit_.info_1, exit_.info_2), event_word(cut_short))
 
 
 def ipi(trace: VcpuTrace, irq: Irq) -> None:

@@ -239,6 +239,39 @@ class KvmHvHypercall(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class KvmNestedVmenter(Event):
+    """L1 enters L2. `rip`: L1's, behind VMRUN; `vmcb`: where L2's control block is."""
+
+    name: ClassVar[str] = "kvm_nested_vmenter"
+    form: ClassVar[str] = (
+        "rip: {rip:016x} vmcb: {vmcb:016x} nested_rip: {nested_rip:016x} int_ctl: {int_ctl:08x} "
+        "event_inj: {event_inj:08x} nested_npt=n guest_cr3: {guest_cr3:016x}"
+    )
+    rip: int
+    vmcb: int
+    nested_rip: int
+    int_ctl: int
+    event_inj: int
+    guest_cr3: int
+
+
+@dataclass(frozen=True, slots=True)
+class KvmNestedVmexitInject(Event):
+    """L2 is left for L1, which is told so."""
+
+    name: ClassVar[str] = "kvm_nested_vmexit_inject"
+    form: ClassVar[str] = (
+        "reason: {reason} ext_inf1: {info1:016x} ext_inf2: {info2:016x} "
+        "ext_int: {int_info:08x} ext_int_err: {int_info_err:08x}"
+    )
+    reason: str
+    info1: int
+    info2: int
+    int_info: int
+    int_info_err: int
+
+
+@dataclass(frozen=True, slots=True)
 class KvmPageFault(Event):
     """An access that the vCPU's memory map does not permit; `error_code` as the processor's."""
 

@@ -243,6 +243,14 @@ class VcpuTrace:
             output_gpa,
         )
 
+    def nested_vmenter(self, rip: int, vmcb: int, nested_rip: int, words: tuple[int, int], guest_cr3: int) -> None:
+        """`words`: int_ctl and EVENTINJ."""
+        self._emit(events.KvmNestedVmenter, rip, vmcb, nested_rip, *words, guest_cr3)
+
+    def nested_vmexit(self, reason: str, info: tuple[int, int], words: tuple[int, int]) -> None:
+        """`words`: EXITINTINFO and its error code."""
+        self._emit(events.KvmNestedVmexitInject, reason, *info, *words)
+
     def page_fault(self, rip: int, address: int, error_code: int) -> None:
         self._emit(events.KvmPageFault, rip, address, error_code)
 

@@ -10,6 +10,7 @@ from vtlkit.engine.scripted.ops import Op
 from vtlkit.kvm.kvm_run import Io
 from vtlkit.kvm.nested.registers import save_state
 from vtlkit.kvm.nested.vmcb import VMCB_SAVE_OFFSET, VmcbControl, VmcbSave
+from vtlkit.trace.sinks import Sink
 from vtlkit.x86.msr import MSR_EFER
 from vtlkit.x86.registers import CR0_PE, EFER_SVME, RFLAGS_IF
 from vtlkit.x86.svm import SvmExit
@@ -31,6 +32,7 @@ class Nest(Machine):
         after: Callable[[Nest], Script] | None = None,
         handlers: Mapping[int, Handler] | None = None,
         vendor: str | None = None,
+        sink: Sink | None = None,
     ) -> None:
         def program(_engine: object) -> Script:
             for instruction in before:  # noqa: UP028 - RAX is sent, which a tuple does not take
@@ -41,7 +43,7 @@ class Nest(Machine):
                 yield from after(self)
             yield ops.Out(DONE, 1, 0)
 
-        super().__init__(program, handlers=handlers, nested=True, vendor=vendor)
+        super().__init__(program, handlers=handlers, nested=True, vendor=vendor, sink=sink)
         self.cpu.nested = True
         sregs = self.cpu.get_sregs()
         sregs.cr0 |= CR0_PE

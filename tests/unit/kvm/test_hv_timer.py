@@ -3,7 +3,6 @@ same times as with a software timer."""
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -17,11 +16,9 @@ from vtlkit.engine.scripted import ops
 from vtlkit.engine.scripted.ops import Op
 from vtlkit.host.sim import Simulator
 from vtlkit.host.threads import ThreadHost
-from vtlkit.hvdef.hypercalls import HvCallCode
 from vtlkit.kvm import run as run_loop
 from vtlkit.kvm.device_pages import VcpuDevices
-from vtlkit.kvm.errors import KvmError
-from vtlkit.kvm.kvm_run import Hyperv, Intr, Io
+from vtlkit.kvm.kvm_run import Intr, Io
 from vtlkit.kvm.lapic_timer import LapicTimer
 from vtlkit.kvm.requests import Req
 from vtlkit.kvm.vendor import preemption_timer
@@ -205,25 +202,6 @@ def test_there_is_none_outside_of_run() -> None:
         assert machine.vcpu.wake_event_pending()
 
     machine.run(body)
-
-
-def test_there_is_none_after_a_run_that_refuses_an_answer() -> None:
-    """Nobody is inside, and user space may poll before it tries again."""
-    guest = timed(plain(*counting(ONESHOT, 20_000), ops.In(DONE, 1)), "vmx")
-    vcpu = guest.machine.vcpu
-    kicks: list[int] = []
-
-    def body() -> None:
-        assert isinstance(vcpu.run(), Io)
-        vcpu.pending_exit = Hyperv(HvCallCode.HvCallEnablePartitionVtl, 0, 0, 0, False, block=True)
-        with pytest.raises(KvmError) as caught:
-            vcpu.run()
-        assert caught.value.errno == errno.EINVAL
-        vcpu.listen(lambda: kicks.append(guest.machine.host.now_ns()))
-        guest.machine.host.consume_ns(30_000)
-
-    guest.machine.run(body)
-    assert len(kicks) == 1
 
 
 def test_a_deadline_that_the_timer_cannot_hold_is_a_software_timer() -> None:

@@ -8,6 +8,7 @@ from itertools import pairwise
 import pytest
 
 from tests.unit.kvm.core_rig import DONE, RESET, Machine, Script, engine_of, recorder, script
+from tests.unit.kvm.nested_rig import L2_RIP, VMCB, Nest
 from vtlkit.checker.scenarios.rig import EOI
 from vtlkit.engine.api import Access
 from vtlkit.engine.scripted import Guest, ops
@@ -16,6 +17,9 @@ from vtlkit.host.sim import Simulator
 from vtlkit.host.threads import ThreadHost
 from vtlkit.kvm.kvm_run import Intr, Io
 from vtlkit.kvm.memslots import MemoryRegion
+from vtlkit.kvm.vcpu import Vcpu
+from vtlkit.kvm.wait import suspend
+from vtlkit.kvm.wait_state import WaitType
 from vtlkit.trace import events
 from vtlkit.trace.events import Event
 from vtlkit.trace.sinks import RingSink
@@ -174,6 +178,56 @@ def test_times_of_a_deterministic_run_are_those_of_the_guest() -> None:
     assert len(lengths) == 1
     (length,) = lengths
     assert length >= 100 * vm.ns_per_instruction + vm.ns_per_exit
+
+
+def test_a_nested_guest() -> None:
+    ring = RingSink(1000)
+    nest = Nest(script(ops.Vmmcall()), sink=ring)
+    nest.enter()
+    assert nest.tracer is not None
+    nest.tracer.flush()
+    enter, leave = (
+        event for event in ring.events if isinstance(event, events.KvmNestedVmenter | events.KvmNestedVmexitInject)
+    )
+    assert isinstance(enter, events.KvmNestedVmenter)
+    assert (enter.vmcb, enter.nested_rip) == (VMCB, L2_RIP)
+    assert isinstance(leave, events.KvmNestedVmexitInject)
+    assert leave.reason == "vmmcall"
+
+
+def test_a_poll_that_was_worth_it_is_a_wake_without_a_sleep() -> None:
+    story = Story(ops.Hlt())
+    story.machine.vm.halt_poll_max_ns = 100_000
+    story.machine.vcpu.waiting.poll.window_ns = 100_000
+    timer = story.machine.host.timer(story.accept, "alarm")
+    timer.start(5_000)
+    story.run()
+    (wakeup,) = story.events(events.KvmVcpuWakeup)
+    assert isinstance(wakeup, events.KvmVcpuWakeup)
+    assert (wakeup.waited, wakeup.valid, wakeup.woken_by) == (False, True, 1)
+    assert not story.events(events.KvmVcpuBlock)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "state"),
+    [
+        (lambda vcpu: vcpu.wait(WaitType.HALT, 0), "WAIT_HALT"),
+        (lambda vcpu: vcpu.wait(WaitType.INACTIVE_VTL, 0), "WAIT_INACTIVE_VTL"),
+        (suspend, "SUSPENDED"),
+    ],
+    ids=["halt", "inactive", "suspended"],
+)
+def test_why_a_vcpu_sleeps(prepare: Callable[[Vcpu], object], state: str) -> None:
+    story = Story()
+    vcpu = story.machine.vcpu
+    timer = story.machine.host.timer(vcpu.signal, "end")
+    timer.start(5_000)
+    story.machine.run(lambda: prepare(vcpu))
+    block, wakeup = story.events(events.KvmVcpuBlock, events.KvmVcpuWakeup)
+    assert isinstance(block, events.KvmVcpuBlock)
+    assert block.state == state
+    assert isinstance(wakeup, events.KvmVcpuWakeup)
+    assert wakeup.woken_by == 1
 
 
 def test_changes_of_memory() -> None:

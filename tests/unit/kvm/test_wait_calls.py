@@ -1,14 +1,9 @@
-"""What is peculiar to the wait call, the blocking completion and the descriptor; save and restore while blocked."""
+"""What is peculiar to the wait call and to the completion that blocks; save and restore of a vCPU that waits."""
 
 from __future__ import annotations
 
-import asyncio
 import errno
-import os
-import select
-import threading
 from collections.abc import Callable
-from contextlib import contextmanager
 
 import pytest
 
@@ -18,13 +13,11 @@ from tests.unit.kvm.wait_designs import WAKEUP, set_block
 from vtlkit.engine.api import Event, EventType
 from vtlkit.engine.scripted import ops
 from vtlkit.host.sim import Deadlock
-from vtlkit.host.threads import ThreadHost
 from vtlkit.hvdef.hypercalls import HvCallCode
 from vtlkit.kvm.errors import KvmError
 from vtlkit.kvm.hyperv.features import HvFeatures
 from vtlkit.kvm.kvm_run import Hyperv, Intr, Io, KvmRun
 from vtlkit.kvm.mpstate import MpState
-from vtlkit.kvm.pollable import Pollable
 from vtlkit.kvm.uapi import hv_cpuid_entries
 from vtlkit.kvm.vcpu import Vcpu
 from vtlkit.kvm.vcpu_events import EventsValid, VcpuEvents
@@ -32,8 +25,8 @@ from vtlkit.kvm.wait_state import WaitFlags, WaitResult, WaitType
 from vtlkit.x86.registers import RFLAGS_IF, Segment
 
 
-def quiet(**options: object) -> Machine:
-    return Machine(script(ops.Out(DONE, 1, 0)), handlers={v: recorder([]) for v in (2, VECTOR)}, **options)  # type: ignore[arg-type]
+def quiet() -> Machine:
+    return Machine(script(ops.Out(DONE, 1, 0)), handlers={v: recorder([]) for v in (2, VECTOR)})
 
 
 # --- the wait call ----------------------------------------------------------------------------------------------------
@@ -327,133 +320,3 @@ def test_events_that_no_vcpu_has_are_refused(events: VcpuEvents) -> None:
         machine.vcpu.set_vcpu_events(events)
     assert caught.value.errno == errno.EINVAL
     assert machine.vcpu.get_vcpu_events() == VcpuEvents()
-
-
-# --- the descriptor ---------------------------------------------------------------------------------------------------
-
-
-def readable(vcpu: Vcpu) -> bool:
-    return bool(select.select([vcpu], [], [], 0)[0])
-
-
-@contextmanager
-def without_eventfd(monkeypatch: pytest.MonkeyPatch, missing: bool):  # type: ignore[no-untyped-def]
-    with monkeypatch.context() as patched:
-        if missing:
-            patched.delattr(os, "eventfd")
-        yield
-
-
-@pytest.mark.parametrize("pipe", [False, True])
-def test_when_it_is_readable(monkeypatch: pytest.MonkeyPatch, pipe: bool) -> None:
-    with without_eventfd(monkeypatch, pipe):
-        machine = quiet()
-        vcpu = machine.vcpu
-        vcpu.vtl_inactive = True
-        assert vcpu.fileno() == vcpu.fileno()
-    assert readable(vcpu), "until the first look"
-    assert not vcpu.wake_event_pending()
-    assert not readable(vcpu)
-    vcpu.apic.set_tpr(0xF)
-    interrupt(machine)
-    assert readable(vcpu), "a kick is heard, whatever it is about"
-    assert not vcpu.wake_event_pending()
-    assert not readable(vcpu)
-    vcpu.apic.set_tpr(0)
-    for _ in range(2):
-        assert vcpu.wake_event_pending()
-        assert readable(vcpu), "for as long as the event is pending"
-    number = vcpu.fileno()
-    vcpu.close()
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        os.fstat(number)
-    vcpu.kick()
-
-
-def test_a_run_makes_it_readable_as_no_kick_tells_what_came_meanwhile() -> None:
-    machine = quiet()
-    vcpu = machine.vcpu
-    vcpu.fileno()
-    assert not vcpu.wake_event_pending()
-    machine.run(lambda: vcpu.run())
-    assert readable(vcpu)
-    vcpu.close()
-
-
-def test_a_full_pipe_blocks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    with without_eventfd(monkeypatch, True):
-        pollable = Pollable()
-    for _ in range(20_000):
-        pollable.ring()
-    assert select.select([pollable], [], [], 0)[0]
-    pollable.silence()
-    assert not select.select([pollable], [], [], 0)[0]
-    pollable.close()
-    pollable.ring()
-
-
-def _by_select(vcpu: Vcpu) -> None:
-    while not vcpu.wake_event_pending():
-        select.select([vcpu], [], [])
-
-
-def _by_poll(vcpu: Vcpu) -> None:
-    poller = select.poll()
-    poller.register(vcpu, select.POLLIN)
-    while not vcpu.wake_event_pending():
-        assert poller.poll()
-
-
-def _by_epoll(edge: int) -> Callable[[Vcpu], None]:
-    def wait(vcpu: Vcpu) -> None:
-        with select.epoll() as poller:
-            poller.register(vcpu, select.EPOLLIN | edge)
-            while not vcpu.wake_event_pending():
-                assert poller.poll()
-
-    return wait
-
-
-def _by_asyncio(vcpu: Vcpu) -> None:
-    async def wait() -> None:
-        loop = asyncio.get_running_loop()
-        woken = asyncio.Event()
-
-        def look() -> None:
-            if vcpu.wake_event_pending():
-                loop.remove_reader(vcpu)
-                woken.set()
-
-        loop.add_reader(vcpu, look)
-        await woken.wait()
-
-    asyncio.run(wait())
-
-
-@pytest.mark.parametrize(
-    "wait", [_by_select, _by_poll, _by_epoll(0), _by_epoll(select.EPOLLET), _by_asyncio], ids=range(5)
-)
-@pytest.mark.parametrize("early", [False, True])
-def test_who_polls_hears_of_it(wait: Callable[[Vcpu], None], early: bool) -> None:
-    """A thread of user space's own polls; the senders are tasks of the host: spurious kicks, then an interrupt."""
-    for _ in range(10):
-        host = ThreadHost()
-        machine = quiet(host=host)
-        vcpu = machine.vcpu
-        vcpu.vtl_inactive = True
-        thread = threading.Thread(target=wait, args=(vcpu,), daemon=True)
-
-        def senders(machine: Machine = machine, vcpu: Vcpu = vcpu) -> None:
-            for _ in range(3):
-                vcpu.kick()
-                machine.host.relax()
-            interrupt(machine)
-
-        if not early:
-            thread.start()
-        machine.run(senders)
-        if early:
-            thread.start()
-        thread.join(60)
-        assert not thread.is_alive(), "the event was slept through"
-        vcpu.close()

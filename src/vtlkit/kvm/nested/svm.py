@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from vtlkit.engine import api
 from vtlkit.engine.api import NO_REGISTERS, Event, EventType, Intercept, RegisterIntercepts
+from vtlkit.kvm import tracing
 from vtlkit.kvm.errors import GuestMemoryError
 from vtlkit.kvm.nested import checks, emulation, pending
 from vtlkit.kvm.nested.intercepts import Intercepts, NestedExit
@@ -86,6 +87,8 @@ class Nested:
             return
         engine.interrupt_shadow = bool(control.int_state & INTERRUPT_SHADOW)
         load_state(engine, save, guest=True)
+        if vcpu.trace is not None:
+            tracing.nested_vmenter(vcpu, control, save)
         self._begin()
         self._inject(control, save.rip)
 
@@ -159,6 +162,8 @@ class Nested:
         control = self.control
         control.int_state = control.int_state & ~INTERRUPT_SHADOW | engine.interrupt_shadow
         self._write_exit(exit_, save)
+        if vcpu.trace is not None:
+            tracing.nested_vmexit(vcpu, exit_, exit_.vectoring or self._cut_short())
         self._end()
         vcpu.gif = False
         vcpu.make_request(Req.EVENT)
