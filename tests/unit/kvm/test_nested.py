@@ -10,14 +10,16 @@ from hypothesis import strategies as st
 
 from tests.unit.kvm.core_rig import Script, recorder, script
 from tests.unit.kvm.nested_rig import IO_MAP, L2_RIP, MSR_MAP, VMCB, Nest
-from vtlkit.engine.api import PORT_BITMAP_SIZE, Cpuid, Event, Exit, PortIntercept
+from vtlkit.engine.api import PORT_BITMAP_SIZE, Cpuid, Event, EventType, Exit, PortIntercept
 from vtlkit.engine.scripted import ops
 from vtlkit.engine.scripted.ops import Op
 from vtlkit.kvm.kvm_run import InterceptedMsr
 from vtlkit.kvm.nested.intercepts import Intercepts, nested_exit
+from vtlkit.kvm.nested.virtual_interrupts import event_word
 from vtlkit.kvm.nested.vmcb import VmcbControl
 from vtlkit.kvm.uapi import UserIntercepts
 from vtlkit.x86 import msr
+from vtlkit.x86.exceptions import Vector
 from vtlkit.x86.registers import CR0_CD, CR0_NW, CR0_TS, EFER_LMA, RFLAGS_IF, Segment
 from vtlkit.x86.svm import EXCEPTION_BASE, SvmExit
 
@@ -75,6 +77,7 @@ def test_exceptions_end_l2_by_the_mask(vector: int, mask: int) -> None:
     code = nest.enter()
     if mask >> vector & 1:
         assert (code, nest.control.exit_info_1, taken) == (EXCEPTION_BASE + vector, error or 0, [])
+        assert nest.control.next_rip == (L2_RIP + 1 if vector in (Vector.BP, Vector.OF, Vector.BR) else 0)
         assert nest.save.rip == L2_RIP
     else:
         assert (code, taken) == (SvmExit.VMMCALL, [vector])
@@ -221,3 +224,13 @@ def test_user_space_sees_what_it_intercepts_of_l2_too() -> None:
     nest.store()
     assert nest.vcpu.run() == InterceptedMsr(1, msr.MSR_IA32_TSC, False)
     assert nest.vcpu.guest_mode
+
+
+def test_what_was_cut_short_is_named_by_its_kind() -> None:
+    """INT3 and INTO are exceptions, INT n of the same vectors is none."""
+    for vector in (Vector.BP, Vector.OF):
+        kinds = [
+            event_word(Event(EventType.SOFTWARE, vector, instruction_length=length))[0] >> 8 & 7 for length in (1, 2)
+        ]
+        assert kinds == [EventType.EXCEPTION, EventType.SOFTWARE]
+    assert event_word(Event(EventType.SOFTWARE, 0x41, instruction_length=1))[0] >> 8 & 7 == EventType.SOFTWARE

@@ -120,7 +120,8 @@ def test_l2_halts_and_a_virtual_interrupt_wakes_it(intercepted: bool) -> None:
 def test_the_virtual_tpr_holds_virtual_interrupts_off(tpr: int, taken: bool) -> None:
     seen: list[int] = []
     nest = Nest(script(ops.MovToCr(8), ops.Sti(), ops.Compute(2), ops.Vmmcall()), handlers={0x81: recorder(seen)})
-    nest.save.rax = tpr
+    # Where code is not 64-bit the upper half is nobody's.
+    nest.save.rax = 1 << 32 | tpr
     nest.control.int_ctl = V_IRQ | 0x8 << V_INTR_PRIO_SHIFT | V_INTR_MASKING
     nest.control.int_vector = 0x81
     assert nest.enter() == SvmExit.VMMCALL

@@ -99,6 +99,8 @@ _ENGINE: Final = {
 }
 """What L1 can ask for and the hypervisor does not for itself."""
 _ENGINE_BITS: Final = sum(1 << (code - SvmExit.INTR) for code in _ENGINE)
+_BY_INSTRUCTIONS: Final = (Vector.BP, Vector.OF, Vector.BR)
+"""Exceptions of INT3, INTO and BOUND, whose exits have an nRIP (APM volume 2, section 15.7.1)."""
 _CR_EMULATED: Final = 1 << 0 | 1 << 4 | 1 << 8
 _CR_KNOWN: Final = _CR_EMULATED | 1 << 2 | 1 << 3
 
@@ -250,11 +252,15 @@ def _other(vcpu: Vcpu, intercepts: Intercepts, reason: api.Other) -> NestedExit 
     return None
 
 
-def _exception(_vcpu: Vcpu, intercepts: Intercepts, reason: api.ExceptionExit) -> NestedExit | None:
+def _exception(vcpu: Vcpu, intercepts: Intercepts, reason: api.ExceptionExit) -> NestedExit | None:
     if not intercepts.wants_exception(reason.vector):
         return None
     address = reason.address if reason.vector == Vector.PF else 0
-    return NestedExit(EXCEPTION_BASE + reason.vector, reason.error_code or 0, address, vectoring=reason.vectoring)
+    next_rip = 0
+    if reason.vector in _BY_INSTRUCTIONS:
+        code = vcpu.engine.instruction_bytes()
+        next_rip = _next_rip(vcpu, vcpu.engine.instruction_length(code) if code else 1)
+    return NestedExit(EXCEPTION_BASE + reason.vector, reason.error_code or 0, address, next_rip, reason.vectoring)
 
 
 def _shutdown(_vcpu: Vcpu, intercepts: Intercepts, _reason: api.Shutdown) -> NestedExit | None:
