@@ -6,7 +6,7 @@ docs/design/kick.md; the races are in the scenarios of `vtlkit.checker.scenarios
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import pytest
 
@@ -16,18 +16,18 @@ from vtlkit.engine.scripted import ops
 from vtlkit.host.api import RunnableHost
 from vtlkit.host.sim import Simulator
 from vtlkit.host.threads import ThreadHost
-from vtlkit.kvm.caps import Cap
+from vtlkit.kvm.hyperv.flush_inhibit import FlushInhibitDesign
 from vtlkit.kvm.kick_all import KickDesign
 from vtlkit.kvm.kvm_run import Intr, Io, KvmRun, SystemEventExit
 from vtlkit.kvm.mpstate import MpState
 from vtlkit.kvm.requests import Req
 from vtlkit.kvm.vcpu import Mode, Vcpu
+from vtlkit.kvm.vcpu_events import EventsValid
 from vtlkit.kvm.wait import Ended, check_block
 from vtlkit.x86.apic import DeliveryMode
 from vtlkit.x86.registers import RFLAGS_IF
 
 VECTOR = 0x41
-POLL_NS = 100_000_000
 HOSTS: tuple[Callable[[], RunnableHost], ...] = (Simulator, ThreadHost)
 
 on_both_hosts = pytest.mark.parametrize("make_host", HOSTS)
@@ -81,21 +81,6 @@ def halted(host: RunnableHost) -> Place:
     return Place(machine, machine.vcpu, sleeping(machine.vcpu), interrupt)
 
 
-def polling(host: RunnableHost) -> Place:
-    """Halted, and long in looking whether its event is about to come."""
-    place = halted(host)
-    place.machine.vm.enable_cap(Cap.HALT_POLL, POLL_NS)
-    place.vcpu.waiting.poll.window_ns = POLL_NS
-    place.reached = lambda: place.vcpu.mp_state is MpState.HALTED
-    return place
-
-
-def in_a_blocking_completion(host: RunnableHost) -> Place:
-    machine = Machine(host=host)
-    machine.vcpu.set_vcpu_events(replace(machine.vcpu.get_vcpu_events(), hv_vtl_block=True))
-    return Place(machine, machine.vcpu, sleeping(machine.vcpu), machine.vcpu.nmi)
-
-
 def not_started(host: RunnableHost) -> Place:
     def program(_engine: object) -> Script:
         yield ops.Out(DONE, 1, 0)
@@ -117,11 +102,34 @@ def of_an_inactive_vtl(host: RunnableHost) -> Place:
     return Place(machine, machine.vcpu, sleeping(machine.vcpu), machine.vcpu.nmi)
 
 
-def suspended_on_a_flush(host: RunnableHost) -> Place:
-    machine = FlushMachine([lambda machine, number: machine.flush(number, 0b10), lambda *_: nothing()], host=host)
+def in_a_completion_that_blocks(host: RunnableHost) -> Place:
+    machine = Machine(host=host)
+    vcpu = machine.vcpu
+    events = vcpu.get_vcpu_events()
+    events.hv_vtl_block = True
+    vcpu.set_vcpu_events(events, EventsValid.HV_VTL_BLOCK)
+    return Place(machine, vcpu, sleeping(vcpu), vcpu.nmi)
+
+
+def halt_polling(host: RunnableHost) -> Place:
+    """For longer than the test takes."""
+    place = halted(host)
+    vcpu = place.vcpu
+    vcpu.vm.halt_poll_max_ns = vcpu.waiting.poll.window_ns = 1 << 60
+    place.reached = lambda: vcpu.mp_state is MpState.HALTED
+    return place
+
+
+def suspended_on_a_flush(host: RunnableHost, design: FlushInhibitDesign = FlushInhibitDesign.WAITING_ON) -> Place:
+    guests = [lambda machine, number: machine.flush(number, 0b10), lambda *_: nothing()]
+    machine = FlushMachine(guests, host=host, design=design)
     target = machine.vcpus[1]
     target.hyperv_set_tlb_flush_inhibit(True)
     return Place(machine, machine.vcpu, sleeping(machine.vcpu), lambda: target.hyperv_set_tlb_flush_inhibit(False))
+
+
+def suspended_as_posted(host: RunnableHost) -> Place:
+    return suspended_on_a_flush(host, FlushInhibitDesign.POSTED)
 
 
 def nothing() -> Script:
@@ -131,11 +139,12 @@ def nothing() -> Script:
 PLACES = (
     in_the_guest,
     halted,
-    polling,
+    halt_polling,
     not_started,
     of_an_inactive_vtl,
-    in_a_blocking_completion,
+    in_a_completion_that_blocks,
     suspended_on_a_flush,
+    suspended_as_posted,
 )
 
 

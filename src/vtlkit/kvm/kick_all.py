@@ -123,16 +123,24 @@ class KickAll:
         return True
 
     def refused(self, vcpu: Vcpu) -> Intr | None:
-        """INTR for a `run` that begins while the vCPU is kicked. May block for a moment: a caller that tries again and
-        again gives way to those that it waits for."""
+        """INTR for a `run` that begins while the vCPU is kicked, and has no instruction to finish first. As below."""
+        if (vcpu.requests.test(Req.USERSPACE_KICK) or self._kicker_waits()) and vcpu.engine.at_boundary:
+            self._turn_away(vcpu)
+            return Intr()
+        return None
+
+    def refuses_wait(self, vcpu: Vcpu) -> bool:
+        """The same for a call that waits and executes nothing. May block for a moment."""
         if not vcpu.requests.test(Req.USERSPACE_KICK) and not self._kicker_waits():
-            return None
-        if not vcpu.engine.at_boundary:
-            return None
+            return False
+        self._turn_away(vcpu)
+        return True
+
+    def _turn_away(self, vcpu: Vcpu) -> None:
+        """A caller that tries again and again gives way to those that it waits for."""
         self.has_to_leave(vcpu)
         vcpu.statistics.kicked_entries += 1
         vcpu.host.relax()
-        return Intr()
 
     def _kicker_waits(self) -> bool:
         """Whether a vCPU whose request the exit before has taken may not come in again yet: nothing would make it
@@ -149,6 +157,8 @@ def _let_in(vcpus: Iterable[Vcpu]) -> None:
 def wait_until_resumed(vcpu: Vcpu) -> None:
     """Sleep while the vCPU is kicked, until `Vcpu.signal`. For the task that runs it, outside `run`, after INTR."""
     requests = vcpu.requests
+    if not requests.test(Req.USERSPACE_KICK):
+        return
     if vcpu.trace is not None:
         vcpu.trace.block("KICKED")
     vcpu.host.wait_event(

@@ -60,12 +60,15 @@ class GuestMemory:
         self._followers: list[Follower] = []
 
     def follow(self, follower: Follower) -> int:
-        """Keep the log for `follower` too; returns the position of one that knows everything up to now."""
+        """Keep the log for `follower` too; returns the position of one that knows everything up to now. The caller
+        holds the lock if others may be changing memory."""
         self._followers.append(follower)
         return len(self.log)
 
     def unfollow(self, follower: Follower) -> None:
-        self._followers.remove(follower)
+        # Others may be going through the followers to cut the log: one that they skip would miss changes.
+        with self.lock:
+            self._followers.remove(follower)
 
     def trim(self) -> None:
         """Drop what every follower has applied. The caller holds the lock."""

@@ -175,10 +175,12 @@ class Vcpu(VcpuTime, VcpuState):
             self.trace.kick()
         if not self.wait_queue.wake():
             self.kick_running()
-        if self._listener is not None:
-            self._listener()
-        if self._ring is not None:
-            self._ring()
+        # Loaded once each: user space may stop listening meanwhile.
+        listener, ring = self._listener, self._ring
+        if listener is not None:
+            listener()
+        if ring is not None:
+            ring()
 
     def listen(self, listener: Callable[[], None] | None) -> None:
         """Call `listener` whenever the vCPU is kicked, as a poll hears of it: in the sender's context, so it must not
@@ -332,9 +334,9 @@ class Vcpu(VcpuTime, VcpuState):
         """KVM_RUN: run the guest until user space is needed. Blocks. The caller answers the last exit first."""
         with self.mutex, self.running, inside(self.section):
             exit_ = run_loop.vcpu_run(self)
-        if self._ring is not None:
+        if (ring := self._ring) is not None:
             # Whoever polls is to look: no kick will tell of what came meanwhile.
-            self._ring()
+            ring()
         return exit_
 
     def wait(self, kind: int, flags: int = 0) -> WaitResult:

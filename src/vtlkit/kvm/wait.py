@@ -241,8 +241,11 @@ def wait_for_event(vcpu: Vcpu) -> bool:
 
 def wait(vcpu: Vcpu, kind: int, flags: int) -> WaitResult:
     """`Vcpu.wait`: changes no state of the vCPU. The caller holds the mutex."""
+    arguments = check_arguments(kind, flags)
+    if vcpu.vm.kicks.refuses_wait(vcpu):
+        return WaitResult.INTR
     state = vcpu.waiting
-    state.type, state.flags = check_arguments(kind, flags)
+    state.type, state.flags = arguments
     try:
         while not block(vcpu, has_events):
             if vcpu.take_signal() or vcpu.vm.kicks.has_to_leave(vcpu):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Callable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -16,13 +15,10 @@ from vtlkit.engine.unicorn import UnicornFactory
 from vtlkit.host.api import RunnableHost
 from vtlkit.host.sim import Simulator
 from vtlkit.host.threads import ThreadHost
-from vtlkit.hvdef.hypercalls import HvCallCode
-from vtlkit.kvm.errors import KvmError
-from vtlkit.kvm.kvm_run import Hyperv, Intr, Io, Mmio
+from vtlkit.kvm.kvm_run import Intr, Io, Mmio
 from vtlkit.kvm.memslots import MemoryRegion
 from vtlkit.kvm.uapi import Kvm, Vcpu
 from vtlkit.testing.guest_builder import CODE, FREE, RAM_SIZE, Guest
-from vtlkit.x86.apic import APIC_LVTT, APIC_TDCR, APIC_TMICT
 from vtlkit.x86.exceptions import Vector
 from vtlkit.x86.registers import RFLAGS_IF
 
@@ -234,24 +230,3 @@ def test_a_forced_exit_costs_one_exit_of_time() -> None:
         machine.host.now_ns()
         == machine.cpu.executed * vm.ns_per_instruction + statistics.all_exits().total() * vm.ns_per_exit
     )
-
-
-def test_a_run_that_refuses_an_answer_leaves_the_timer_where_it_is_heard_of() -> None:
-    """Nobody is inside to hear of an exit at a time, and user space may poll before it tries again."""
-    machine = Machine(script(ops.In(DONE, 1)))
-    vcpu = machine.vcpu
-    kicks: list[int] = []
-
-    def body() -> None:
-        assert isinstance(vcpu.run(), Io)
-        for register, value in ((APIC_TDCR, 0xB), (APIC_LVTT, 0xEE), (APIC_TMICT, 20_000)):
-            vcpu.apic.mmio_write(register, 4, value)
-        vcpu.pending_exit = Hyperv(HvCallCode.HvCallEnablePartitionVtl, 0, 0, 0, False, block=True)
-        with pytest.raises(KvmError) as caught:
-            vcpu.run()
-        assert caught.value.errno == errno.EINVAL
-        vcpu.listen(lambda: kicks.append(machine.host.now_ns()))
-        machine.host.consume_ns(30_000)
-
-    machine.run(body)
-    assert len(kicks) == 1

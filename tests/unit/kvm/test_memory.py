@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -235,6 +236,38 @@ def test_the_log_is_cut_behind_the_last_follower() -> None:
     memory.unfollow(slow)
     quick.catch_up(0)
     assert memory.log == []
+
+
+def test_a_follower_that_goes_while_the_log_is_cut_hides_no_other() -> None:
+    """A vCPU is destroyed while another one cuts the log: the one in the list behind it has not heard of the change."""
+    host = ThreadHost()
+    memory = GuestMemory(host, "vm")
+
+    class Opening(Follower):
+        """In the middle of the look at all positions the first one goes, if it can."""
+
+        @property
+        def position(self) -> int:
+            if memory.lock.held() and leaver.ident is None:
+                leaver.start()
+                leaver.join(0.1)
+            return int(self.__dict__["position"])
+
+        @position.setter
+        def position(self, value: int) -> None:
+            self.__dict__["position"] = value
+
+    goes, quick, behind = Follower(memory), Opening(memory), Follower(memory)
+    leaver = threading.Thread(target=lambda: memory.unfollow(goes))
+    memory.map_overlay(0, OVERLAYS)
+    with memory.lock:
+        goes.position = quick.position = 1
+        memory.trim()
+    leaver.join()
+    assert (behind.position, len(memory.log)) == (0, 1), "it has heard of nothing"
+    behind.catch_up(1)
+    assert (behind.told, memory.log) == ({0}, [])
+    host.shutdown()
 
 
 def test_a_new_follower_need_not_hear_the_past() -> None:

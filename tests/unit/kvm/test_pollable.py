@@ -149,3 +149,31 @@ def test_who_polls_hears_of_it(wait: Callable[[Vcpu], None], early: bool) -> Non
         thread.join(60)
         assert not thread.is_alive(), "the event was slept through"
         vcpu.close()
+
+
+def fading(name: str) -> property:
+    """An attribute that is None once it has been looked at."""
+
+    def get(vcpu: Vcpu) -> Callable[[], None] | None:
+        heard: Callable[[], None] | None = vcpu.__dict__.pop(name, None)
+        return heard
+
+    return property(get, lambda vcpu, value: vcpu.__dict__.__setitem__(name, value))
+
+
+class Leaving(Vcpu):
+    """User space stops listening, or destroys the vCPU, between any two looks of a sender."""
+
+    _listener = fading("_listener")
+    _ring = fading("_ring")
+
+
+def test_a_kick_may_overlap_the_end_of_the_listening() -> None:
+    vcpu = quiet().vcpu
+    heard: list[str] = []
+    vcpu.__class__ = Leaving
+    vcpu._listener = lambda: heard.append("listener")
+    vcpu._ring = lambda: heard.append("ring")
+    vcpu.kick()
+    vcpu.kick()
+    assert heard == ["listener", "ring"]

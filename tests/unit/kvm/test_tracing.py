@@ -230,6 +230,26 @@ def test_why_a_vcpu_sleeps(prepare: Callable[[Vcpu], object], state: str) -> Non
     assert wakeup.woken_by == 1
 
 
+def test_the_wait_for_a_resume_is_in_the_trace_only_if_there_is_one_to_wait_for() -> None:
+    story = Story(ops.Out(DONE, 1, 0))
+    vm, vcpu = story.machine.vm, story.machine.vcpu
+
+    def user() -> None:
+        vcpu.wait_until_resumed()
+        assert story.events(events.KvmVcpuBlock, events.KvmVcpuWakeup) == []
+        vm.kick_all_running_vcpus()
+        vcpu.wait_until_resumed()
+
+    def resumer() -> None:
+        while not vcpu.wait_queue.waiters():
+            story.machine.host.relax()
+        vm.resume_all_kicked_vcpus()
+
+    story.machine.run(user, resumer)
+    (sleep, wake) = story.events(events.KvmVcpuBlock, events.KvmVcpuWakeup)
+    assert (isinstance(sleep, events.KvmVcpuBlock) and sleep.state, type(wake)) == ("KICKED", events.KvmVcpuWakeup)
+
+
 def test_changes_of_memory() -> None:
     story = Story()
     vm, ram = story.machine.vm, story.machine.ram

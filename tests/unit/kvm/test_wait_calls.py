@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.unit.kvm.core_rig import DONE, RESET, Machine, recorder, script
+from tests.unit.kvm.test_inactive_wait import with_timer
 from tests.unit.kvm.test_wait import VECTOR, interrupt, nmi
 from tests.unit.kvm.wait_designs import WAKEUP, set_block
 from vtlkit.engine.api import Event, EventType
@@ -224,6 +225,25 @@ def test_other_completions_do_not_block() -> None:
             assert isinstance(vcpu.run(), Io)
 
         machine.run(user)
+
+
+def test_a_refused_answer_leaves_the_timer_to_the_host() -> None:
+    """Outside `run` nobody exits: who polls would sleep through the tick."""
+    machine = calling(HvCallCode.HvCallEnablePartitionVtl)
+    timer = with_timer(machine)
+    vcpu = machine.vcpu
+
+    def user() -> None:
+        answer(vcpu)
+        with pytest.raises(KvmError):
+            vcpu.run()
+
+    machine.run(user)
+    assert timer.armed[-1] is None, "the vendor's timer counts on"
+    heard: list[int] = []
+    vcpu.listen(lambda: heard.append(machine.host.now_ns()))
+    machine.host.run(until=50_000)
+    assert heard == [40_000]
 
 
 def test_a_reset_ends_it() -> None:

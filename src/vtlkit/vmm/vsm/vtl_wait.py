@@ -72,7 +72,8 @@ class Waits:
 
     @contextmanager
     def alone(self, vcpu: Vcpu) -> Iterator[None]:
-        """Hold the vCPU's mutex, which nobody who waits for its VTL holds meanwhile. Any task. Blocks."""
+        """Hold the vCPU's mutex, which nobody who waits for its VTL holds meanwhile; the vCPU is as if nobody did. Any
+        task. Blocks."""
         with vcpu.mutex:
             yield
 

@@ -49,7 +49,8 @@ class Waiter:
         """See `Waits.answer`."""
 
     def leave(self) -> None:
-        """The VTL becomes active, and the task is out: undo what makes the vCPU wait."""
+        """The VTL becomes active, or somebody else is to have its vCPU: undo what makes the vCPU wait. The task is out,
+        and the caller holds the mutex."""
 
     # --- the task ---------------------------------------------------------------------------------------------------
 
@@ -62,7 +63,7 @@ class Waiter:
             self._sitting.store(True)
             # Pairs with `keep_out`.
             host.smp_mb()
-            woken = not self._reasons.load() and self.sit()
+            woken = not self._reasons.load() and self._sit()
             if woken:
                 # Before it is out: who has got it out forgets this after that.
                 self.woken.store(True)
@@ -70,6 +71,11 @@ class Waiter:
             self._queue.wake()
             if woken:
                 self._vp.ask(self.level)
+
+    def _sit(self) -> bool:
+        # Out of the hypervisor by a kick of all: it would only say so again.
+        self.vcpu.wait_until_resumed()
+        return self.sit()
 
     def _has_to_move(self) -> bool:
         return self._ended.load() or not (self._reasons.load() or self.woken.load())
@@ -97,7 +103,9 @@ class Waiter:
         self._out = not wanted
         if not wanted:
             self.keep_out()
-            self.leave()
+            # Another processor may be writing the vCPU.
+            with self.vcpu.mutex:
+                self.leave()
             return
         if self._task is None:
             self._task = self._host.spawn(self._wait, self._name, daemon=True)
@@ -238,6 +246,9 @@ class Blocking(Waits):
             waiter.keep_out()
         try:
             with vcpu.mutex:
+                if waiter is not None:
+                    # A start makes it runnable, which must not be taken for what the waiter has to undo.
+                    waiter.leave()
                 yield
         finally:
             if waiter is not None:
