@@ -40,7 +40,7 @@ class Intercept(enum.Flag):
 
 @dataclass(frozen=True, slots=True)
 class RegisterIntercepts:
-    """MOVs to and from control (0, 3, 4) and debug registers that exit one by one: a bit per register number."""
+    """MOVs to and from control (0, 2, 3, 4) and debug registers that exit one by one: a bit per register number."""
 
     cr_read: int = 0
     cr_write: int = 0

@@ -194,6 +194,10 @@ def _port_out(vcpu: Vcpu, exit_: api.PortOut) -> KvmRun | None:
     return kvm_run.Io(exit_.port, exit_.size, True, exit_.value)
 
 
+def _port_intercept(_vcpu: Vcpu, _exit: api.PortIntercept) -> None:
+    """Whoever wanted to see the access wants it no more, as L1's map may be changed meanwhile: it is made again."""
+
+
 def _mmio_read(_vcpu: Vcpu, exit_: api.MmioRead) -> KvmRun | None:
     return kvm_run.Mmio(exit_.gpa, exit_.size, False)
 
@@ -230,6 +234,7 @@ HANDLERS: Final[dict[type[api.Exit], Callable[[Vcpu, Any], KvmRun | None]]] = {
     api.Rdtsc: _rdtsc,
     api.PortIn: _port_in,
     api.PortOut: _port_out,
+    api.PortIntercept: _port_intercept,
     api.MmioRead: _mmio_read,
     api.MmioWrite: _mmio_write,
     api.MemoryFault: memory_fault,

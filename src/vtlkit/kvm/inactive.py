@@ -52,4 +52,6 @@ def interrupt_deliverable(vcpu: Vcpu) -> bool:
         vendor = vcpu.vendor
         if vcpu.events.nmi_pending and not vendor.nmi_blocked(vcpu):
             return True
-        return vcpu.engine.interrupt_flag and vendor.interrupt_allowed(vcpu) and events.has_interrupt(vcpu)
+        # Where L1 masks for its L2 the vendor asks the flag that counts, and L2's own is about virtual interrupts.
+        flag = vcpu.engine.interrupt_flag or (vcpu.guest_mode and vcpu.nested.masks_interrupts())
+        return flag and vendor.interrupt_allowed(vcpu) and events.has_interrupt(vcpu)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from vtlkit.engine import api
-from vtlkit.engine.api import EventType, Intercept
+from vtlkit.engine.api import EventType, Intercept, touches_port
 from vtlkit.kvm import kvm_run
 from vtlkit.kvm.control_registers import machine_status_word, written_value
 from vtlkit.kvm.cpuid import for_guest
@@ -88,7 +88,10 @@ def _exception_exit(vcpu: Vcpu, intercepts: UserIntercepts, reason: api.Exceptio
     return _exception(vcpu, reason.vector, reason.error_code, parameter)
 
 
-def _port(vcpu: Vcpu, _intercepts: UserIntercepts, reason: api.PortIntercept) -> KvmRun:
+def _port(vcpu: Vcpu, intercepts: UserIntercepts, reason: api.PortIntercept) -> KvmRun | None:
+    ports = intercepts.port_writes if reason.write else intercepts.port_reads
+    if not touches_port(ports, reason.port, reason.size):
+        return None
     return kvm_run.InterceptedIo(
         reason.length,
         reason.port,

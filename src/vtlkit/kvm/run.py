@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from vtlkit.engine import api as engine_api
-from vtlkit.kvm import events, exits, tracing, windows
+from vtlkit.kvm import events, exits, intercepted, tracing, windows
 from vtlkit.kvm.hyperv.flush_inhibit import outside
 from vtlkit.kvm.kvm_run import Intr, KvmRun, Shutdown, SystemEvent, SystemEventExit
 from vtlkit.kvm.mpstate import MpState
@@ -189,7 +189,9 @@ def _enter_guest(vcpu: Vcpu) -> KvmRun | None:
         return None
     reason = _run_guest(vcpu, budget_ns, force_immediate_exit)
     if reason is None:
-        return None
+        # What an entry was forced for may be a trap to tell.
+        wanted = vcpu.user_intercepts
+        return None if wanted is None else intercepted.after(vcpu, wanted, None)
     if vcpu.pauses_alone and type(reason) in exits.MAY_WAKE:
         exits.pause_again(vcpu)
     vcpu.statistics.exits[reason.name] += 1

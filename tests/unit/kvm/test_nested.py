@@ -10,11 +10,17 @@ from hypothesis import strategies as st
 
 from tests.unit.kvm.core_rig import Script, recorder, script
 from tests.unit.kvm.nested_rig import IO_MAP, L2_RIP, MSR_MAP, VMCB, Nest
-from vtlkit.engine.api import Event
+from vtlkit.engine.api import PORT_BITMAP_SIZE, Cpuid, Event, EventType, Exit, PortIntercept
 from vtlkit.engine.scripted import ops
 from vtlkit.engine.scripted.ops import Op
+from vtlkit.kvm.kvm_run import InterceptedMsr
+from vtlkit.kvm.nested.intercepts import Intercepts, nested_exit
+from vtlkit.kvm.nested.virtual_interrupts import event_word
+from vtlkit.kvm.nested.vmcb import VmcbControl
+from vtlkit.kvm.uapi import UserIntercepts
 from vtlkit.x86 import msr
-from vtlkit.x86.registers import CR0_CD, CR0_NW, CR0_TS, RFLAGS_IF
+from vtlkit.x86.exceptions import Vector
+from vtlkit.x86.registers import CR0_CD, CR0_NW, CR0_TS, EFER_LMA, RFLAGS_IF, Segment
 from vtlkit.x86.svm import EXCEPTION_BASE, SvmExit
 
 PIC_MASK: Final = 0x21
@@ -71,6 +77,7 @@ def test_exceptions_end_l2_by_the_mask(vector: int, mask: int) -> None:
     code = nest.enter()
     if mask >> vector & 1:
         assert (code, nest.control.exit_info_1, taken) == (EXCEPTION_BASE + vector, error or 0, [])
+        assert nest.control.next_rip == (L2_RIP + 1 if vector in (Vector.BP, Vector.OF, Vector.BR) else 0)
         assert nest.save.rip == L2_RIP
     else:
         assert (code, taken) == (SvmExit.VMMCALL, [vector])
@@ -126,7 +133,10 @@ def test_the_io_map_counts_as_it_is_when_the_port_is_accessed() -> None:
 
 @pytest.mark.parametrize(
     ("number", "write", "code"),
-    [(0, False, 0x00), (3, False, 0x03), (4, False, 0x04), (0, True, 0x10), (3, True, 0x13)],
+    [
+        *((0, False, 0x00), (2, False, 0x02), (3, False, 0x03), (4, False, 0x04)),
+        *((0, True, 0x10), (2, True, 0x12), (3, True, 0x13)),
+    ],
 )
 def test_control_registers_one_by_one(number: int, write: bool, code: int) -> None:
     move: Op = ops.MovToCr(number) if write else ops.MovFromCr(number)
@@ -166,3 +176,61 @@ def test_l1_goes_on_with_its_own_registers() -> None:
     assert found == [(VMCB, 0x6000, 0, False)]
     assert (nest.save.rax, nest.save.rsp) == (7, 9)
     assert nest.cpu.regs.rbx == 11, "the other general registers are nobody's in particular"
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_a_port_that_nobody_wants_any_more_is_accessed(others: bool) -> None:
+    """Another processor of L1 clears the bit while this one is on its way out: the access is made again."""
+
+    def clear(reason: Exit) -> None:
+        if isinstance(reason, PortIntercept):
+            nest.ram.view[IO_MAP + PIC_MASK // 8] = 0
+            left.append(reason)
+
+    left: list[Exit] = []
+    nest = Nest(script(ops.In(PIC_MASK, 1), ops.Vmmcall()))
+    nest.intercept(SvmExit.IOIO)
+    nest.ram.view[IO_MAP + PIC_MASK // 8] = 1 << PIC_MASK % 8
+    if others:
+        nest.vcpu.set_user_intercepts(UserIntercepts(port_reads=bytes(PORT_BITMAP_SIZE), cpuid_all=True))
+    nest.cpu.on_exit = clear
+    assert nest.enter() == SvmExit.VMMCALL
+    assert len(left) == 1
+    assert nest.save.rax & 0xFF == 0, "the PIC has answered"
+
+
+@pytest.mark.parametrize(("long_mode", "last"), [(True, (1 << 64) - 1), (False, (1 << 32) - 1)])
+def test_the_last_instruction_of_the_address_space(long_mode: bool, last: int) -> None:
+    """nRIP, and EXITINFO2 of a port, are behind it: at the beginning."""
+    nest = Nest(script())
+    nest.vcpu.engine.regs.rip = last
+    sregs = nest.cpu.get_sregs()
+    sregs.efer, sregs.cs = (EFER_LMA, Segment(8, 0, 0xFFFFFFFF, 0xA9B)) if long_mode else (0, sregs.cs)
+    nest.cpu.set_sregs(sregs)
+    control = VmcbControl(intercept_3=0xFFFFFFFF)
+    intercepts = Intercepts(control, None, b"\xff" * PORT_BITMAP_SIZE)
+    exits = [
+        nested_exit(nest.vcpu, intercepts, reason) for reason in (Cpuid(1), PortIntercept(1, 5, 1, False, False, False))
+    ]
+    assert [exit_ and exit_.next_rip for exit_ in exits] == [0, 0]
+    assert exits[1] is not None
+    assert exits[1].info_2 == 0
+
+
+def test_user_space_sees_what_it_intercepts_of_l2_too() -> None:
+    """RDMSR of the TSC, which is answered with L2's offset otherwise."""
+    nest = Nest(script(ops.Set(msr.MSR_IA32_TSC, "rcx"), ops.Rdmsr(), ops.Vmmcall()))
+    nest.vcpu.set_user_intercepts(UserIntercepts(msr_reads=frozenset({msr.MSR_IA32_TSC})))
+    nest.store()
+    assert nest.vcpu.run() == InterceptedMsr(1, msr.MSR_IA32_TSC, False)
+    assert nest.vcpu.guest_mode
+
+
+def test_what_was_cut_short_is_named_by_its_kind() -> None:
+    """INT3 and INTO are exceptions, INT n of the same vectors is none."""
+    for vector in (Vector.BP, Vector.OF):
+        kinds = [
+            event_word(Event(EventType.SOFTWARE, vector, instruction_length=length))[0] >> 8 & 7 for length in (1, 2)
+        ]
+        assert kinds == [EventType.EXCEPTION, EventType.SOFTWARE]
+    assert event_word(Event(EventType.SOFTWARE, 0x41, instruction_length=1))[0] >> 8 & 7 == EventType.SOFTWARE

@@ -15,6 +15,7 @@ from vtlkit.kvm.nested.vmcb import (
     V_INTR_PRIO_SHIFT,
     V_IRQ,
 )
+from vtlkit.kvm.requests import Req
 from vtlkit.x86 import msr
 from vtlkit.x86.apic import DeliveryMode
 from vtlkit.x86.registers import EFER_SVME, RFLAGS_IF
@@ -119,7 +120,8 @@ def test_l2_halts_and_a_virtual_interrupt_wakes_it(intercepted: bool) -> None:
 def test_the_virtual_tpr_holds_virtual_interrupts_off(tpr: int, taken: bool) -> None:
     seen: list[int] = []
     nest = Nest(script(ops.MovToCr(8), ops.Sti(), ops.Compute(2), ops.Vmmcall()), handlers={0x81: recorder(seen)})
-    nest.save.rax = tpr
+    # Where code is not 64-bit the upper half is nobody's.
+    nest.save.rax = 1 << 32 | tpr
     nest.control.int_ctl = V_IRQ | 0x8 << V_INTR_PRIO_SHIFT | V_INTR_MASKING
     nest.control.int_vector = 0x81
     assert nest.enter() == SvmExit.VMMCALL
@@ -187,3 +189,64 @@ def test_clgi_holds_everything_until_stgi() -> None:
     assert machine.enter() == SvmExit.VMMCALL
     assert order == ["0 before", "2 after"]
     assert sorted(seen) == [2, 0x41]
+
+
+@pytest.mark.parametrize("intercepted", [False, True])
+def test_gif_holds_a_virtual_interrupt_off(intercepted: bool) -> None:
+    """L1 lets L2 execute CLGI; whatever makes the vCPU look meanwhile, STGI lets it in."""
+
+    def look() -> None:
+        looks.append((nest.vcpu.nested.virtual_interrupt(), len(seen)))
+        nest.vcpu.make_request(Req.EVENT)
+
+    looks: list[tuple[int, int]] = []
+    seen: list[int] = []
+    nest = Nest(
+        script(
+            *(ops.Intercepted("clgi"), ops.Sti(), ops.Compute(2), ops.Host(look), ops.Rdtsc(), ops.Host(look)),
+            *(ops.Rdtsc(), ops.Compute(2), ops.Intercepted("stgi"), ops.Compute(2), ops.Vmmcall()),
+        ),
+        handlers={0x81: recorder(seen)},
+    )
+    nest.control.int_ctl = V_IRQ | 0xF << V_INTR_PRIO_SHIFT
+    nest.control.int_vector = 0x81
+    if intercepted:
+        nest.intercept(SvmExit.VINTR)
+    assert nest.enter() == (SvmExit.VINTR if intercepted else SvmExit.VMMCALL)
+    assert looks == [(-1, 0), (-1, 0)]
+    assert seen == ([] if intercepted else [0x81])
+
+
+def test_switching_svm_off_lets_in_what_gif_held_up() -> None:
+    """EFER.SVME := 0 sets GIF, as STGI would."""
+    seen: list[int] = []
+    order: list[list[int]] = []
+    machine = Nest(
+        script(ops.Vmmcall()),
+        before=(
+            *(ops.Intercepted("clgi"), ops.Host(lambda: pend(machine)), ops.Cpuid()),
+            *(ops.Set(msr.MSR_EFER, "rcx"), ops.Set(0, "rdx"), ops.Set(0), ops.Wrmsr(), ops.Compute(1)),
+            *(ops.Host(lambda: order.append(seen.copy())), ops.Set(EFER_SVME), ops.Wrmsr()),
+        ),
+        handlers={0x41: recorder(seen)},
+    )
+    machine.interrupts_on()
+    assert machine.enter() == SvmExit.VMMCALL
+    assert order == [[0x41]]
+
+
+@pytest.mark.parametrize("masking", [False, True])
+def test_what_an_l2_of_an_inactive_vtl_would_take(masking: bool) -> None:
+    """By the flag that counts: with V_INTR_MASKING that is L1's, whatever L2's own is."""
+    nest = Nest(script(ops.Out(0x98, 1, 0), ops.Vmmcall()))
+    nest.interrupts_on()
+    nest.control.int_ctl = V_INTR_MASKING if masking else 0
+    nest.intercept(SvmExit.INTR)
+    nest.store()
+    nest.vcpu.run()
+    nest.vcpu.complete_exit()
+    pend(nest)
+    nest.vcpu.vtl_inactive = True
+    found: list[tuple[bool, bool]] = []
+    nest.run(lambda: found.append((nest.vcpu.wake_event_pending(), nest.vcpu.interrupt_deliverable())))
+    assert found == [(True, masking)]

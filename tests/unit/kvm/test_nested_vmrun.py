@@ -14,6 +14,7 @@ from vtlkit.hvdef.hypercalls import HvCallCode
 from vtlkit.hvdef.msrs import HV_X64_MSR_GUEST_OS_ID
 from vtlkit.kvm.cpuid import for_vcpu
 from vtlkit.kvm.errors import KvmError
+from vtlkit.kvm.kvm_run import Io
 from vtlkit.kvm.mpstate import MpState
 from vtlkit.kvm.nested.vmcb import (
     EVENTINJ_TYPE_SHIFT,
@@ -28,7 +29,7 @@ from vtlkit.kvm.uapi import Cap, HvFeatures, Kvm, NestedState, hv_cpuid_entries
 from vtlkit.x86 import msr
 from vtlkit.x86.apic import APIC_LVTT, APIC_TDCR, APIC_TMICT
 from vtlkit.x86.exceptions import Vector
-from vtlkit.x86.registers import CR0_NW, CR0_PE, EFER_SVME
+from vtlkit.x86.registers import CR0_NW, CR0_PE, EFER_SVME, RFLAGS_VM
 from vtlkit.x86.svm import EXCEPTION_BASE, VMEXIT_INVALID, SvmExit
 
 # --- VMRUN itself -----------------------------------------------------------------------------------------------------
@@ -271,3 +272,24 @@ def test_a_timer_under_the_vmx_run_loop_ends_l2() -> None:
     nest.run(lambda: codes.append(nest.enter()))
     assert codes == [SvmExit.INTR]
     assert nest.vcpu.statistics.exits["preemption_timer"]
+
+
+def test_no_state_is_set_in_the_middle_of_an_access() -> None:
+    nest = Nest(script(ops.In(0x98, 1), ops.Vmmcall()))
+    nest.store()
+    assert isinstance(nest.vcpu.run(), Io)
+    for state in (nest.vcpu.get_nested_state(), NestedState()):
+        with pytest.raises(KvmError) as caught:
+            nest.vcpu.set_nested_state(state)
+        assert caught.value.errno == errno.EBUSY
+        assert nest.vcpu.guest_mode
+
+
+@pytest.mark.parametrize("host", [VmcbSave(cr0=CR0_PE), VmcbSave(cr0=CR0_PE | 1 << 32, efer=EFER_SVME)])
+def test_l1s_registers_are_ones_that_can_have_executed_vmrun(host: VmcbSave) -> None:
+    nest = Nest(script(ops.Vmmcall()))
+    for part in (host, VmcbSave(efer=EFER_SVME), VmcbSave(cr0=CR0_PE, efer=EFER_SVME, rflags=RFLAGS_VM)):
+        with pytest.raises(KvmError) as caught:
+            nest.vcpu.set_nested_state(NestedState(True, True, False, VMCB, nest.control.pack(), part.pack()))
+        assert caught.value.errno == errno.EINVAL
+        assert not nest.vcpu.guest_mode

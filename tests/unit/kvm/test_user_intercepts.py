@@ -160,6 +160,24 @@ def test_traps_leave_one_by_one_before_the_next_instruction() -> None:
     assert run_to_end(machine) == []
 
 
+def test_one_instruction_may_trap_twice() -> None:
+    """The second is told by an entry that executes nothing: a forced exit, whatever that is on the vendor."""
+    machine = Machine(script(ops.Write(0xFEE000B0, 4, 0), ops.Compute(5), ops.Out(DONE, 1, 0)))
+    vcpu = machine.vcpu
+    vcpu.set_user_intercepts(UserIntercepts(eoi=True, apic_writes=frozenset({0xB0})))
+    vcpu.apic.accept_irq(DeliveryMode.FIXED, 0x41, 1, False)
+    assert vcpu.apic.get_interrupt() == 0x41
+    exits: list[tuple[Any, int]] = []
+    # Should it never be told.
+    machine.host.timer(vcpu.signal, "watchdog").start(1_000_000)
+
+    def user() -> None:
+        exits.extend((vcpu.run(), vcpu.engine.regs.rip & 0xF) for _ in range(2))
+
+    machine.run(user)
+    assert exits == [(kvm_run.InterceptedEoi(0x41), 1), (kvm_run.InterceptedApicWrite(0xB0, 0), 1)]
+
+
 def test_what_user_space_does_to_the_local_apic_does_not_trap() -> None:
     """It is told what the guest does. An INIT that it has been told of it may send itself, by the guest's ICR."""
     machine = Machine(script(ops.Compute(1), ops.Out(DONE, 1, 0)), vcpus=2)

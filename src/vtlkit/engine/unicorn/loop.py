@@ -240,7 +240,7 @@ class Loop(Hooks):
             kind, address, size = self._fault
             self._fault = None
             return self._memory_fault(kind, address, size)
-        if self._behind_shadow and not error:
+        if self._behind_shadow and not (error or self._unwinding):
             self._behind_shadow = False
             self._request_high.value |= INTERRUPT_NMI >> 8
             if not self._kicked:

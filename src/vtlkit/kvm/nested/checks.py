@@ -36,6 +36,7 @@ from vtlkit.x86.registers import (
     CR4_PAE,
     EFER_LME,
     EFER_SVME,
+    RFLAGS_VM,
     SEGMENT_DB,
     SEGMENT_L,
 )
@@ -85,6 +86,11 @@ def save_valid(vcpu: Vcpu, save: VmcbSave) -> bool:
     if not cr0 & CR0_PG:
         return True
     return not save.cr3 >> vcpu.cpuid.maxphyaddr() and (not cr4 & CR4_PAE or _pdptes_valid(vcpu, save.cr3))
+
+
+def host_valid(vcpu: Vcpu, save: VmcbSave) -> bool:
+    """L1's registers as a saved state names them: in these VMRUN can have been executed (`svm_set_nested_state`)."""
+    return bool(save.cr0 & CR0_PE) and not save.rflags & RFLAGS_VM and save_valid(vcpu, save)
 
 
 def _pdptes_valid(vcpu: Vcpu, cr3: int) -> bool:

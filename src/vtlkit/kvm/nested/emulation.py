@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from vtlkit.engine import api
+from vtlkit.kvm.control_registers import written_value
 from vtlkit.kvm.nested.intercepts import nested_exit
 from vtlkit.kvm.nested.vmcb import V_TPR_MASK
 from vtlkit.kvm.requests import Req
@@ -34,6 +35,9 @@ def handle(vcpu: Vcpu, reason: api.Exit) -> bool:
         _answer(vcpu, nested.tsc(), reason.length)
         return True
     if isinstance(reason, api.Rdmsr) and vcpu.engine.regs.rcx & _U32 == MSR_IA32_TSC:
+        wanted = vcpu.user_intercepts
+        if wanted is not None and MSR_IA32_TSC in wanted.msr_reads:
+            return False
         _answer(vcpu, nested.tsc(), reason.length)
         return True
     if isinstance(reason, api.ControlRegister):
@@ -58,7 +62,7 @@ def _virtual_tpr(vcpu: Vcpu, reason: api.ControlRegister) -> bool:
     if not reason.write:
         setattr(engine.regs, register, control.int_ctl & V_TPR_MASK)
     else:
-        value = getattr(engine.regs, register)
+        value = written_value(vcpu, reason)
         if value >> 4:
             vcpu.queue_exception(Vector.GP, 0)
             return True

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 _U16: Final = 0xFFFF
 _U32: Final = 0xFFFFFFFF
+_U64: Final = 0xFFFFFFFFFFFFFFFF
 _DEBUG_REGISTERS: Final = 16
 """`ControlRegister.register` of DR0."""
 _CR0_FREE: Final = CR0_TS | CR0_MP
@@ -98,8 +99,10 @@ _ENGINE: Final = {
 }
 """What L1 can ask for and the hypervisor does not for itself."""
 _ENGINE_BITS: Final = sum(1 << (code - SvmExit.INTR) for code in _ENGINE)
+_BY_INSTRUCTIONS: Final = (Vector.BP, Vector.OF, Vector.BR)
+"""Exceptions of INT3, INTO and BOUND, whose exits have an nRIP (APM volume 2, section 15.7.1)."""
 _CR_EMULATED: Final = 1 << 0 | 1 << 4 | 1 << 8
-_CR_KNOWN: Final = _CR_EMULATED | 1 << 3
+_CR_KNOWN: Final = _CR_EMULATED | 1 << 2 | 1 << 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +181,12 @@ def nested_exit(vcpu: Vcpu, intercepts: Intercepts, reason: api.Exit) -> NestedE
 
 
 def _instruction(vcpu: Vcpu, code: int, length: int, info_1: int = 0, info_2: int = 0) -> NestedExit:
-    return NestedExit(code, info_1, info_2, vcpu.engine.regs.rip + length)
+    return NestedExit(code, info_1, info_2, _next_rip(vcpu, length))
+
+
+def _next_rip(vcpu: Vcpu, length: int) -> int:
+    """Where RIP is behind an instruction of `length` bytes, which may be the last of the address space."""
+    return vcpu.engine.regs.rip + length & (_U64 if vcpu.is_64bit() else _U32)
 
 
 def _plain(code: SvmExit) -> Callable[[Vcpu, Intercepts, api.Instruction], NestedExit | None]:
@@ -210,7 +218,7 @@ def _port(vcpu: Vcpu, intercepts: Intercepts, reason: api.PortIntercept) -> Nest
         return None
     info = reason.port << IOIO_PORT_SHIFT | reason.size << IOIO_SIZE_SHIFT | _ADDRESS_SIZES[vcpu.engine.code_bits()]
     info |= (0 if reason.write else IOIO_IN) | (IOIO_STRING if reason.string else 0) | (IOIO_REP if reason.rep else 0)
-    return _instruction(vcpu, SvmExit.IOIO, reason.length, info, vcpu.engine.regs.rip + reason.length)
+    return _instruction(vcpu, SvmExit.IOIO, reason.length, info, _next_rip(vcpu, reason.length))
 
 
 def _control_register(vcpu: Vcpu, intercepts: Intercepts, reason: api.ControlRegister) -> NestedExit | None:
@@ -244,11 +252,15 @@ def _other(vcpu: Vcpu, intercepts: Intercepts, reason: api.Other) -> NestedExit 
     return None
 
 
-def _exception(_vcpu: Vcpu, intercepts: Intercepts, reason: api.ExceptionExit) -> NestedExit | None:
+def _exception(vcpu: Vcpu, intercepts: Intercepts, reason: api.ExceptionExit) -> NestedExit | None:
     if not intercepts.wants_exception(reason.vector):
         return None
     address = reason.address if reason.vector == Vector.PF else 0
-    return NestedExit(EXCEPTION_BASE + reason.vector, reason.error_code or 0, address, vectoring=reason.vectoring)
+    next_rip = 0
+    if reason.vector in _BY_INSTRUCTIONS:
+        code = vcpu.engine.instruction_bytes()
+        next_rip = _next_rip(vcpu, vcpu.engine.instruction_length(code) if code else 1)
+    return NestedExit(EXCEPTION_BASE + reason.vector, reason.error_code or 0, address, next_rip, reason.vectoring)
 
 
 def _shutdown(_vcpu: Vcpu, intercepts: Intercepts, _reason: api.Shutdown) -> NestedExit | None:

@@ -11,8 +11,9 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vtlkit.kvm.errors import KvmError
+from vtlkit.kvm.errors import KvmError, require_boundary
 from vtlkit.kvm.nested.vmcb import VmcbControl, VmcbSave
+from vtlkit.kvm.requests import Req
 from vtlkit.x86.msr import MSR_EFER
 from vtlkit.x86.registers import EFER_SVME
 
@@ -51,15 +52,17 @@ def set_nested_state(vcpu: Vcpu, state: NestedState) -> None:
     """KVM_SET_NESTED_STATE, after the registers of L2, its CPUID and EFER have been set.
 
     Raises:
-        KvmError: EINVAL, a state that no vCPU of this VM can be in, or whose permission maps are not there; nothing
-            changed.
+        KvmError: EINVAL, a state that no vCPU of this VM can be in, or whose permission maps are not there; EBUSY in
+            the middle of an I/O instruction; nothing changed.
     """
+    require_boundary(vcpu.engine)
     nested = vcpu.nested
     if (state.guest_mode or not state.gif) and not vcpu.vm.nested:
         raise KvmError(errno.EINVAL, "nested guests are not enabled in this VM")
     if not state.guest_mode:
         nested.forget()
         vcpu.gif = state.gif
+        vcpu.make_request(Req.EVENT)
         return
     if not vcpu.engine.get_msr(MSR_EFER) & EFER_SVME:
         raise KvmError(errno.EINVAL, "there is no L2 without EFER.SVME: set the registers first")

@@ -108,7 +108,9 @@ class Nested:
     def restore(self, gpa: int, control: VmcbControl, host: VmcbSave, *, run_pending: bool) -> bool:
         """Be in L2, whose registers the engine has; False if L1 could not have entered it, and nothing has changed."""
         vcpu = self._vcpu
-        if gpa & _PAGE_MASK or not checks.controls_valid(vcpu, control) or not self._take(control):
+        if gpa & _PAGE_MASK or not checks.host_valid(vcpu, host):
+            return False
+        if not checks.controls_valid(vcpu, control) or not self._take(control):
             return False
         self.vmcb_gpa, self.host = gpa, host
         self._begin()
@@ -245,6 +247,8 @@ class Nested:
             self._vcpu.make_request(Req.TRIPLE_FAULT)
         else:
             self._vcpu.gif = True
+            # What GIF held up, as STGI.
+            self._vcpu.make_request(Req.EVENT)
 
     def _close_windows(self) -> None:
         """Windows asked for on behalf of the one who does not run now; EVENT asks for those of the other."""
@@ -318,14 +322,14 @@ class Nested:
         return self._vcpu.guest_mode and self.intercepts.wants(code)
 
     def virtual_interrupt(self) -> int:
-        """Vector of the virtual interrupt that L2 could take by its flag, shadow and TPR; -1 if there is none."""
+        """Vector of the virtual interrupt that L2 could take by GIF, its flag, shadow and TPR; -1 if there is none."""
         engine = self._vcpu.engine
-        vector = virtual_vector(self.control)
-        return vector if vector >= 0 and engine.interrupt_flag and not engine.interrupt_shadow else -1
+        ready = self.has_virtual_interrupt() and engine.interrupt_flag and not engine.interrupt_shadow
+        return virtual_vector(self.control) if ready else -1
 
     def has_virtual_interrupt(self) -> bool:
-        """Whether V_IRQ only waits for RFLAGS.IF and the shadow."""
-        return virtual_vector(self.control) >= 0
+        """Whether V_IRQ only waits for RFLAGS.IF and the shadow. An L2 may clear GIF; STGI has the vCPU look again."""
+        return self._vcpu.gif and virtual_vector(self.control) >= 0
 
     def inject_virtual(self) -> None:
         """V_IRQ into L2 if it can be taken and nothing else is on its way, else a window for it."""

@@ -48,7 +48,10 @@ def event_word(event: Event | None) -> tuple[int, int]:
     """EXITINTINFO of an event whose delivery was cut short, and its error code; zeros for none."""
     if event is None:
         return 0, 0
-    word = EVENTINJ_VALID | event.type << EVENTINJ_TYPE_SHIFT | event.vector
+    # INT3 and INTO are exceptions here; INT n of those vectors is longer.
+    single = event.type is EventType.SOFTWARE and event.instruction_length == 1
+    kind = EventType.EXCEPTION if single and event.vector in _SOFTWARE_EXCEPTIONS else event.type
+    word = EVENTINJ_VALID | kind << EVENTINJ_TYPE_SHIFT | event.vector
     if event.error_code is None:
         return word, 0
     return word | EVENTINJ_EV, event.error_code

@@ -10,6 +10,8 @@ from vtlkit.testing.engine_conformance.suite import Bench, Need, case
 from vtlkit.testing.guest_builder import CODE
 
 _MOVES: Final = (
+    (b"\x0f\x20\xd0", RegisterIntercepts(cr_read=1 << 2), 2, False),
+    (b"\x0f\x22\xd0", RegisterIntercepts(cr_write=1 << 2), 2, True),
     (b"\x0f\x20\xd8", RegisterIntercepts(cr_read=1 << 3), 3, False),
     (b"\x0f\x22\xd8", RegisterIntercepts(cr_write=1 << 3), 3, True),
     (b"\x0f\x20\xe0", RegisterIntercepts(cr_read=1 << 4), 4, False),
@@ -24,7 +26,7 @@ _OTHERS: Final = (
     (b"\x0f\x08", Intercept.INVALIDATE_CACHES, "invd"),
     (b"\x0f\x09", Intercept.INVALIDATE_CACHES, "wbinvd"),
 )
-_ELSEWHERE: Final = RegisterIntercepts(cr_read=1 << 2, dr_read=1 << 1, dr_write=1 << 1)
+_ELSEWHERE: Final = RegisterIntercepts(cr_read=1 << 5, dr_read=1 << 1, dr_write=1 << 1)
 _HLT: Final = b"\xf4"
 
 

@@ -271,6 +271,24 @@ def abandoned_accesses(bench: Bench) -> None:
 
 
 @case()
+def an_access_in_a_shadow_is_abandoned(bench: Bench) -> None:
+    """An NMI waits for the end of the shadow that covers the access: no reason to go on with what is forgotten."""
+    for first in (ops.In(0x60, 4), ops.Read(IO, 8)):
+        running = bench.start(ops.Cpuid(), first, ops.Write(DATA, 4, 7), name=f"abandoned {first}")
+        engine = running.engine
+        engine.map_exit(IO, 4096)
+        exit_ = running.run(api.Cpuid)
+        engine.skip(exit_.length)
+        engine.rflags |= RFLAGS_IF
+        engine.interrupt_shadow = True
+        engine.request_nmi_window(True)
+        running.run(api.PortIn if isinstance(first, ops.In) else api.MmioRead)
+        engine.abandon()
+        assert engine.at_boundary
+        assert running.read(DATA, 4) == 0
+
+
+@case()
 def abandon_takes_the_event_along(bench: Bench) -> None:
     """INIT: what was to be injected is gone, a kick too."""
     running = bench.start(ops.Compute(2))
