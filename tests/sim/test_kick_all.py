@@ -24,7 +24,6 @@ from vtlkit.kvm.requests import Req
 from vtlkit.kvm.vcpu import Mode, Vcpu
 from vtlkit.kvm.vcpu_events import EventsValid
 from vtlkit.kvm.wait import Ended, check_block
-from vtlkit.kvm.wait_state import WaitResult, WaitType
 from vtlkit.x86.apic import DeliveryMode
 from vtlkit.x86.registers import RFLAGS_IF
 
@@ -388,66 +387,3 @@ def test_a_signal_ends_the_wait_for_the_resume(make_host: Callable[[], RunnableH
 
     machine.run(user, other)
     assert woken.load() == 2
-
-
-# --- the wait call ----------------------------------------------------------------------------------------------------
-
-
-def waits_that_begin_again(host: RunnableHost, design: KickDesign) -> None:
-    """A task that calls `wait` again and again; the kick returns all the same, and a wait after the resume waits."""
-    machine = Machine(host=host)
-    vcpu, vm = machine.vcpu, machine.vm
-    vm.set_kick_design(design)
-    through = host.cell(False, "kicked-and-resumed")
-    results: list[WaitResult] = []
-
-    def user() -> None:
-        while not through.load():
-            results.append(vcpu.wait(WaitType.INACTIVE_VTL))
-        while vcpu.wait(WaitType.INACTIVE_VTL) is WaitResult.INTR:
-            pass
-
-    def kicker() -> None:
-        for _ in range(host.choose(30, "linger")):
-            through.load()
-        vm.kick_all_running_vcpus()
-        vm.resume_all_kicked_vcpus()
-        through.store(True)
-        vcpu.signal()
-        wait_for(machine, lambda: bool(results))
-        vcpu.nmi()
-
-    machine.run(user, kicker)
-
-
-@in_every_design
-def test_a_wait_call_is_kicked_as_run_is(design: KickDesign) -> None:
-    for seed in range(400):
-        waits_that_begin_again(Simulator(seed=seed, instrument=True), design)
-    for _ in range(10):
-        waits_that_begin_again(ThreadHost(), design)
-
-
-@on_both_hosts
-def test_a_busy_loop_of_wait_calls_is_counted_and_stops_nobody(make_host: Callable[[], RunnableHost]) -> None:
-    machine = Machine(host=make_host())
-    vcpu, vm = machine.vcpu, machine.vm
-    kicked = machine.host.cell(False, "kicked")
-
-    def user() -> None:
-        wait_for(machine, kicked.load)
-        while vcpu.wait(WaitType.INACTIVE_VTL) is WaitResult.INTR:
-            pass
-
-    def kicker() -> None:
-        vm.kick_all_running_vcpus()
-        kicked.store(True)
-        queue.prepare()
-        machine.host.schedule(machine.host.now_ns() + 1_000_000)
-        queue.finish()
-        assert vcpu.statistics.kicked_entries > 0
-        vm.resume_all_kicked_vcpus()
-        vcpu.nmi()
-
-    queue = machine.host.wait_queue("kicker")
-    machine.run(user, kicker)
