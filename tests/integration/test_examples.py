@@ -18,6 +18,7 @@ EXPECTED = {
         "VTL2 VP0: audit: 6 tags attested; attempts of VTL1: 2, of VTL0: 1",
         "lines said by VTL0: 15, by VTL1: 16, by VTL2: 14",
     ],
+    "poll_inactive_vtl.py": ["VTL1 has nothing to do", "VTL1's vCPU: woken, with few looks"],
     "compare_seeds.py": ["seed 1: power-off", "the same again: True", " different runs"],
 }
 

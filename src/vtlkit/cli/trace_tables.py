@@ -14,6 +14,8 @@ from vtlkit.trace.summary import Latency, Summary
 
 _BAR: Final = 40
 """Columns of the longest bar."""
+_COLUMNS: Final = 4
+"""vCPUs that fit side by side into the 80 columns of a terminal."""
 _EIGHTHS: Final = " ▏▎▍▌▋▊▉█"
 
 
@@ -84,9 +86,14 @@ def _exits(summary: Summary) -> Table:
 
 
 def _woke(summary: Summary) -> Table:
-    """A row for each source of wakes, a column for each vCPU that was woken."""
+    """A row for each source of wakes, a column for each vCPU that was woken; for many a row each, most first."""
     sources = sorted({source for source, _ in summary.woke})
     targets = sorted({target for _, target in summary.woke})
+    if len(targets) > _COLUMNS:
+        table = _table("Who woke whom", "woken by", "woken", "count")
+        for (source, target), count in sorted(summary.woke.items(), key=lambda item: (-item[1], item[0])):
+            table.add_row(source, target, f"{count:,}")
+        return table
     table = _table("Who woke whom", "woken by", *targets)
     for source in sources:
         table.add_row(

@@ -42,6 +42,7 @@ from vtlkit.engine.exits import (
     Rdtsc,
     Shutdown,
     Wrmsr,
+    instructions_in,
 )
 from vtlkit.engine.intercepts import (
     NO_REGISTERS,
@@ -382,11 +383,6 @@ class Engine(ABC):
     @abstractmethod
     def close(self) -> None:
         """Free what the engine holds. Nothing may be called after."""
-
-
-def instructions_in(ticks: int, cycles: tuple[int, int]) -> int:
-    """How many instructions of so many TSC cycles each (a fraction) take at least `ticks`."""
-    return -(-ticks * cycles[1] // cycles[0])
 
 
 class EngineFactory(Protocol):

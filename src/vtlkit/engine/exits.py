@@ -263,3 +263,8 @@ class InternalError(Exit):
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
+
+
+def instructions_in(ticks: int, cycles: tuple[int, int]) -> int:
+    """How many instructions of so many TSC cycles each (a fraction) take at least `ticks`."""
+    return -(-ticks * cycles[1] // cycles[0])

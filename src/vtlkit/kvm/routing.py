@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from vtlkit.host.api import Cell, Host
+from vtlkit.hvdef.synic import HV_SYNIC_SINT_COUNT
 from vtlkit.kvm.errors import KvmError
 from vtlkit.kvm.ioapic import IoApic, PinNotifier
 from vtlkit.kvm.ipi import IpiBus, Irq
@@ -242,6 +243,8 @@ class IrqRouting:
             self._check_msi(route.address)
         elif self._hv_sint is None:
             raise KvmError(errno.EINVAL, f"GSI {route.gsi} is routed to a SINT, but there is no SynIC")
+        elif not 0 <= route.sint < HV_SYNIC_SINT_COUNT:
+            raise KvmError(errno.EINVAL, f"GSI {route.gsi} is routed to SINT {route.sint} of {HV_SYNIC_SINT_COUNT}")
 
     def _check_msi(self, address: int) -> None:
         if self._bus.x2apic_format and address >> _HIGH_SHIFT & ~MSI_ADDR_EXT_DEST & _U32_MASK:

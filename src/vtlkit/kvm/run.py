@@ -29,6 +29,8 @@ _REQUESTS_HANDLED: Final = ~(1 << Req.EVENT)
 """EVENT alone, by far the most frequent request, is looked at where events are injected."""
 _NEED_BOUNDARY: Final = 1 << Req.EVENT | 1 << Req.MEMORY_CHANGED | 1 << Req.USER_INTERCEPTS | 1 << Req.USERSPACE_KICK
 """Handled between two instructions only."""
+_FLUSH: Final = 1 << Req.TLB_FLUSH
+"""Handled inside one too, whose other accesses are translated anew."""
 
 
 def vcpu_run(vcpu: Vcpu) -> KvmRun:
@@ -62,8 +64,14 @@ def complete_only(vcpu: Vcpu) -> KvmRun | None:
     exits.complete(vcpu)
     exit_: KvmRun | None = None
     while exit_ is None and not vcpu.engine.at_boundary:
+        vcpu.mode.store(exits.IN_GUEST_MODE)
+        # As in `_enter_guest`: who flushes sees that there is a guest to wait for, or is seen here.
+        vcpu.host.smp_mb()
+        if vcpu.check_request(Req.TLB_FLUSH):
+            vcpu.engine.flush_tlb()
         with outside(vcpu.section):
             reason = (vcpu.vendor.vcpu_run if vcpu.trace is None else tracing.vcpu_run)(vcpu, None, True)
+            vcpu.mode.store(exits.OUTSIDE_GUEST_MODE)
         vcpu.sync_clock()
         if (
             type(reason) is not _PREEMPTION_TIMER
@@ -175,7 +183,7 @@ def _enter_guest(vcpu: Vcpu) -> KvmRun | None:
     elif (requests := vcpu.requests.load()) and (
         # Only what asked for a forced exit may wait for it: it may come late, and who made another request has seen a
         # vCPU outside of the guest.
-        not force_immediate_exit or (requests & _REQUESTS_HANDLED and engine.at_boundary)
+        not force_immediate_exit or requests & (_REQUESTS_HANDLED if engine.at_boundary else _FLUSH)
     ):
         mode.store(exits.OUTSIDE_GUEST_MODE)
         return None

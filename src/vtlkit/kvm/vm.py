@@ -282,7 +282,9 @@ class Vm(VmMemory):
         Raises:
             KvmError: EINVAL if there is no such group.
         """
-        return self._by_id.get(self.namespaces.vcpu_id(group, vcpu.apic.apic_id))
+        number = self.namespaces.vcpu_id(group, vcpu.apic.apic_id)
+        # Without groups a vCPU may have an APIC ID of its own, which another's number may be.
+        return vcpu if group == vcpu.apic_group else self._by_id.get(number)
 
     def send_ipi(self, vp_indices: int, vector: int) -> None:
         """`ApicNamespace.send_ipi` of group 0; so for those that follow."""

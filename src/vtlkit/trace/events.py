@@ -19,6 +19,7 @@ from vtlkit.trace.template import Template, Value
 
 NO_VCPU: Final = -1
 """`Event.vcpu` of what concerns a whole VM."""
+_LIMIT: Final = 1 << 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,4 +374,8 @@ def from_values(name: str, values: dict[str, Any]) -> Event:
         raise MalformedEvent(f"there is no event '{name[:40]}'")
     if values.keys() != kinds.keys() or any(type(values[field]) is not kind for field, kind in kinds.items()):
         raise MalformedEvent(f"'{name}' does not have such fields")
+    for value in values.values():
+        # No tracepoint writes such: a terminal would obey the text, and no time or register is so large.
+        if not (value.isprintable() if isinstance(value, str) else NO_VCPU <= value < _LIMIT):
+            raise MalformedEvent(f"'{name}' has a value that no event has")
     return CLASSES[name](**values)

@@ -43,7 +43,8 @@ def _packets(file: BinaryIO) -> Iterator[TracePacket]:
     while tag := file.read(1):
         try:
             packet = proto.parse_length_prefixed(TracePacket, file) if tag == _PACKET_TAG else None
-        except (DecodeError, ValueError):
+        except (DecodeError, ValueError, OverflowError, MemoryError):
+            # The last two: a length that is larger than any file.
             packet = None
         if packet is None:
             raise UnreadableTrace(_CUT_OFF)

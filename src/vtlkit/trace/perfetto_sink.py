@@ -217,8 +217,8 @@ class PerfettoSink:
         if vcpu == NO_VCPU:
             return self._new_track(name, f"{vm} memory", _LAST)
         if vtl is None:
-            return self._new_track(name, name, vcpu * _MAX_VTLS)
-        return self._new_track(name, f"VP {vcpu} VTL {vtl[1]}", vcpu * _MAX_VTLS + int(vtl[1]))
+            return self._new_track(name, name, _rank(vcpu, 0))
+        return self._new_track(name, f"VP {vcpu} VTL {vtl[1]}", _rank(vcpu, int(vtl[1])))
 
     def _source_track(self, source: str) -> int:
         found = self._tracks.get(source)
@@ -232,3 +232,8 @@ class PerfettoSink:
         packet.track_descriptor.name = title
         packet.track_descriptor.sibling_order_rank = rank
         return uuid
+
+
+def _rank(vcpu: int, vtl: int) -> int:
+    """A vCPU's place among the tracks, which has 31 bits; the number of one in an APIC ID group can be larger."""
+    return min(vcpu * _MAX_VTLS + vtl, _LAST)

@@ -99,7 +99,7 @@ class FtraceSink:
         task = event.task
         pid = self._pids.setdefault(task, len(self._pids) + 1)
         if isinstance(event, KvmEntry | KvmVcpuBlock):
-            self._cpus[task] = event.vcpu
+            self._cpus[task] = max(event.vcpu, 0)
         cpu = self._cpus.get(task, max(event.vcpu, 0))
         seconds, ns = divmod(event.time_ns, 1_000_000_000)
         flags = "..h.." if task.startswith(INTERRUPT) else "....."

@@ -28,7 +28,7 @@ KICKS_REMEMBERED: Final = 4096
 class Latency:
     """How long something took, each time that it happened."""
 
-    samples: array[int] = field(default_factory=lambda: array("q"))
+    samples: array[int] = field(default_factory=lambda: array("Q"))
 
     def add(self, ns: int) -> None:
         # A deterministic host's clock may still lack an exit whose time another task's event does not know.
@@ -169,7 +169,8 @@ class _Reading:
             self.summary.kick_to_exit.add(event.time_ns - kick[0])
 
     def _wakeup(self, event: events.KvmVcpuWakeup, vcpu: str) -> None:
-        self.summary.blocked.add(event.ns)
+        if event.waited:
+            self.summary.blocked.add(event.ns)
         kick = self._kicks.pop(event.woken_by, None)
         if kick is not None:
             self.summary.wake.add(event.time_ns - kick[0])

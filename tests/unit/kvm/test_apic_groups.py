@@ -97,6 +97,21 @@ def test_without_groups_the_whole_number_is_the_processors() -> None:
     assert (vcpu.apic.apic_id, vcpu.hv.vp_index, vcpu.apic_group) == (0x12345, 1, 0)
 
 
+def test_without_groups_each_vcpu_is_its_own_sibling_whatever_its_apic_id() -> None:
+    vm = bare_vm()
+    vcpus = [vm.create_vcpu(1, apic_id=5), vm.create_vcpu(5, apic_id=1), vm.create_vcpu(2, apic_id=7)]
+    assert [vm.sibling(vcpu, 0) for vcpu in vcpus] == vcpus
+    refused(errno.EINVAL, lambda: vm.sibling(vcpus[0], 1))
+
+
+@pytest.mark.parametrize("design", uapi.FlushInhibitDesign)
+def test_the_design_of_the_flush_inhibit_is_that_of_every_group(design: uapi.FlushInhibitDesign) -> None:
+    vm = uapi.Kvm(Simulator(), Cpus({RESET: script()}, {}), tlb_flush_inhibit=design).create_vm()
+    vm.enable_cap(Cap.APIC_ID_GROUPS, 2)
+    assert [namespace.hv.flush_inhibits.design for namespace in vm.namespaces] == [design] * 4
+    assert (vm.create_vcpu(1 << 30).section is None) == (design is uapi.FlushInhibitDesign.WAITING_ON)
+
+
 @BOTH_FORMS
 def test_every_processor_finds_itself_in_every_namespace(form: Form) -> None:
     machine = world(form)

@@ -92,6 +92,8 @@ def test_msi_route_fires_on_the_rising_line() -> None:
         [MsiRoute(0, MSI_BASE, 0x40), MsiRoute(0, MSI_BASE, 0x41)],
         [MsiRoute(KVM_MAX_IRQ_ROUTES, MSI_BASE, 0x40)],
         [MsiRoute(-1, MSI_BASE, 0x40)],
+        [HvSintRoute(31, 0, 16)],
+        [HvSintRoute(31, 0, -1)],
         [MsiRoute(n % 4096, MSI_BASE, 0x40) for n in range(KVM_MAX_IRQ_ROUTES + 1)],
     ],
 )

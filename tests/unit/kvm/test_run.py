@@ -16,6 +16,7 @@ from vtlkit.kvm.memslots import MemoryRegion
 from vtlkit.kvm.requests import Req
 from vtlkit.kvm.run import FASTPATH_LIMIT
 from vtlkit.kvm.vcpu import Mode
+from vtlkit.x86.apic import DeliveryMode
 from vtlkit.x86.exceptions import Vector
 from vtlkit.x86.registers import RFLAGS_IF
 
@@ -203,6 +204,65 @@ def test_complete_exit_finishes_the_instruction_and_no_more() -> None:
     assert machine.vcpu.complete_exit() is None
     assert machine.cpu.executed == executed
     assert isinstance(machine.vcpu.run(), Io)
+
+
+def flushed_before_each_run(machine: Machine) -> list[bool]:
+    """Whether anything is left to flush, each time that the guest is entered."""
+    seen: list[bool] = []
+    machine.cpu.on_run = lambda: seen.append(machine.vcpu.requests.test(Req.TLB_FLUSH))
+    return seen
+
+
+def test_the_rest_of_an_instruction_executes_under_no_translation_that_a_flush_has_ended() -> None:
+    """The flush completes while user space answers, as the vCPU is outside the guest."""
+    machine = in_pieces()
+    machine.vcpu.run()
+    machine.vcpu.request_tlb_flush()
+    assert not machine.vcpu.may_run_on_old_translations()
+    left = flushed_before_each_run(machine)
+    assert isinstance(machine.vcpu.complete_exit(), Mmio)
+    assert left == [False]
+    assert machine.cpu.flushes == 1
+    assert machine.vcpu.mode.load() == Mode.OUTSIDE_GUEST_MODE
+
+
+def test_a_flush_waits_for_the_rest_of_an_instruction_that_executes() -> None:
+    machine = in_pieces()
+    machine.vcpu.run()
+    old: list[bool] = []
+
+    def flush() -> None:
+        machine.vcpu.request_tlb_flush()
+        old.append(machine.vcpu.may_run_on_old_translations())
+
+    machine.cpu.on_run = flush
+    machine.vcpu.complete_exit()
+    assert old == [True]
+    assert not machine.vcpu.may_run_on_old_translations()
+
+
+def test_a_flush_that_meets_a_vcpu_on_its_way_into_an_instruction_is_made_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It comes after the requests have been looked at, and finds the vCPU outside the guest still."""
+    machine = in_pieces()
+    machine.vcpu.run()
+    completed: list[bool] = []
+
+    def budget() -> int:
+        if not completed:
+            machine.vcpu.request_tlb_flush()
+            completed.append(not machine.vcpu.may_run_on_old_translations())
+        return 1_000
+
+    # An interrupt waits for the end of the instruction, so that an exit is forced.
+    machine.cpu.rflags |= RFLAGS_IF
+    machine.vcpu.apic.accept_irq(DeliveryMode.FIXED, 0x41, 1, False)
+    monkeypatch.setattr(machine.host, "guest_budget_ns", budget)
+    left = flushed_before_each_run(machine)
+    machine.vcpu.run()
+    assert completed == [True]
+    assert not left[0]
 
 
 def test_complete_exit_does_not_take_the_signal() -> None:

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from tests.unit.trace.any_events import ANY_EVENT
 from vtlkit.trace import events
 from vtlkit.trace.reader import UnreadableTrace, read_trace
-from vtlkit.trace.sinks import FTRACE_HEADER, SUFFIXES, RingSink, Sink, open_sink
+from vtlkit.trace.sinks import FTRACE_HEADER, JSON_HEADER, SUFFIXES, RingSink, Sink, open_sink
+from vtlkit.trace.summary import summarise
 
 FTRACE_LINE = re.compile(
     r"^\s*(?P<comm>.+)-(?P<pid>\d+)\s+\[(?P<cpu>\d{3})\]\s+(?P<flags>\S{5})\s+(?P<time>\d+\.\d+): "
@@ -96,6 +97,12 @@ def test_the_cpu_of_a_line_is_that_of_whoever_runs(tmp_path: Path) -> None:
     assert [line.split("[")[1][:3] for line in path.read_text().splitlines() if "kvm_" in line] == ["001", "001"]
 
 
+def test_an_entry_of_no_vcpu_has_a_cpu_column_all_the_same(tmp_path: Path) -> None:
+    trace: list[events.Event] = [events.KvmEntry(1, "vp1", "vtl0", events.NO_VCPU, 0, False)]
+    write(path := tmp_path / "t.txt", trace)
+    assert list(read_trace(path)) == trace
+
+
 def test_a_ring_keeps_the_last(tmp_path: Path) -> None:
     ring = RingSink(2, open_sink(path := tmp_path / "t.jsonl"))
     ring.write(SOME[:3])
@@ -131,6 +138,8 @@ def test_what_is_cut_off_is_told(suffix: str, tmp_path: Path) -> None:
         (b"x" * (1 << 20), "no trace of vtlkit"),
         (b"\n", "Perfetto"),
         (b"\n\x05hello", "Perfetto"),
+        (b"\n" + b"\xff" * 9 + b"\x01", "Perfetto"),
+        (b"\n\xff\xff\xff\xff\xff\x7f", "Perfetto"),
         (b"\n\x02\x40\x01", "not one of vtlkit"),
         (b'{"format": "vtlkit trace", "version": 1}\n{}\n', "line 2"),
         (b'{"format": "vtlkit trace", "version": 1}\n[1]\n', "line 2"),
@@ -150,6 +159,41 @@ def test_another_file_is_refused_in_one_line(content: bytes, part: str, tmp_path
     with pytest.raises(UnreadableTrace, match=re.escape(part)) as caught:
         list(read_trace(path))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("state", "\ud800"), ("state", "\x1b[2J"), ("task", "a\nb"), ("time_ns", 1 << 64), ("vcpu", -2)],
+)
+def test_values_that_no_event_has_are_refused(field: str, value: object, tmp_path: Path) -> None:
+    """They would end in a terminal, or in arithmetic."""
+    row = {"event": "kvm_vcpu_block", "time_ns": 1, "task": "vp0", "vm": "vtl0", "vcpu": 0, "state": "HALTED"}
+    path = tmp_path / "t.jsonl"
+    path.write_text("\n".join((JSON_HEADER, json.dumps(row | {field: value}), "")))
+    with pytest.raises(UnreadableTrace, match="line 2: 'kvm_vcpu_block' has a value that no event has"):
+        list(read_trace(path))
+
+
+def test_the_longest_times_have_a_summary(tmp_path: Path) -> None:
+    longest = (1 << 64) - 1
+    trace: list[events.Event] = [
+        events.KvmVcpuWakeup(0, "vp0", "vtl0", 0, longest),
+        events.KvmEntry(longest, "vp0", "vtl0", 0, 0, False),
+    ]
+    write(path := tmp_path / "t.jsonl", trace)
+    assert list(summarise(read_trace(path)).blocked.samples) == [longest]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("vm", ["vm0", "vtl0"])
+def test_vcpus_of_apic_id_groups_are_traced(suffix: str, vm: str, tmp_path: Path) -> None:
+    """Their numbers have the group in the high ones of 32 bits."""
+    trace: list[events.Event] = [
+        events.KvmEntry(time, "vp0", vm, number, 0, False)
+        for time, number in enumerate((0, 1 << 28 | 3, 1 << 31, 0xFF000001))
+    ]
+    write(path := tmp_path / f"t{suffix}", trace)
+    assert list(read_trace(path)) == trace
 
 
 @settings(max_examples=200)

@@ -42,6 +42,13 @@ def test_a_wake() -> None:
     assert (summary.exit_counts, summary.exit_ns) == ({"hlt": 1}, {"hlt": 10})
 
 
+def test_a_poll_that_found_its_event_is_a_wake_and_no_sleep() -> None:
+    polled = events.KvmVcpuWakeup(230, "vp1", "vtl0", 1, 120, waited=False, woken_by=1)
+    summary = summarise([events.KvmVcpuKick(200, "vp0", "vtl0", 1, 1, "vtl0-vcpu0"), polled])
+    assert list(summary.blocked.samples) == []
+    assert list(summary.wake.samples) == [30]
+
+
 def test_a_wake_whose_vcpu_sleeps_again_comes_to_no_entry() -> None:
     again = events.KvmVcpuBlock(240, "vp1", "vtl0", 1, "HALTED")
     summary = summarise([*WAKE[:-1], again, WAKE[-1]])

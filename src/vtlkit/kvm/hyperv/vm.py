@@ -27,7 +27,7 @@ from vtlkit.hvdef.msrs import (
 )
 from vtlkit.hvdef.vp_set import HV_VP_SET_BANK_SIZE, HV_VP_SET_MAX_BANKS
 from vtlkit.kvm.errors import KvmError
-from vtlkit.kvm.hyperv.flush_inhibit import FlushInhibitDesign, flush_inhibits
+from vtlkit.kvm.hyperv.flush_inhibit import FlushInhibitDesign, FlushInhibits, flush_inhibits
 from vtlkit.kvm.hyperv.hypercall_page import CodePageOffsets, hypercall_page
 from vtlkit.kvm.hyperv.layouts import VSM_CALLS
 from vtlkit.kvm.hyperv.overlays import OverlayPage, Overlays, Precedence
@@ -82,11 +82,16 @@ class HvVm:
         )
         self._hypercall_page = OverlayPage(vm.memory, Precedence.HYPERCALL, Access.READ | Access.EXECUTE)
         self._code_page_offsets: CodePageOffsets | None = None
-        self.flush_inhibits = flush_inhibits(FlushInhibitDesign.WAITING_ON, vm.host)
+        self.flush_inhibits: FlushInhibits = (
+            flush_inhibits(FlushInhibitDesign.WAITING_ON, vm.host)
+            if shares_memory_with is None
+            else shares_memory_with.flush_inhibits
+        )
         self._vps: Cell[_Vps] = vm.host.cell(_Vps({}), "hv-vps")
 
     def set_flush_inhibit_design(self, design: FlushInhibitDesign) -> None:
-        """How flushes of inhibited vCPUs are held up (docs/design/tlb-flush-inhibit.md).
+        """How flushes of inhibited vCPUs are held up (docs/design/tlb-flush-inhibit.md). APIC ID groups that are made
+        later do as group 0 does.
 
         Raises:
             KvmError: EINVAL, there is a vCPU already.

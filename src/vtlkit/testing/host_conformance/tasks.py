@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vtlkit.host.api import RunnableHost
+from vtlkit.host.api import Cell, RunnableHost, WaitQueue
 from vtlkit.testing.host_conformance.running import (
     LIMIT_NS,
     MS,
@@ -101,12 +101,23 @@ def check_stop(host: RunnableHost) -> None:
 
 def check_run_until(host: RunnableHost) -> None:
     """`run(until=t)` returns at t with the tasks where they are; a later `run` goes on with them."""
-    task = host.spawn(lambda: sleep(host, 2 * SETTLE_NS), "sleeper")
+    queue, told = host.wait_queue("sleeper"), host.cell(False, "told")
+    task = host.spawn(lambda: _wait_until(host, queue, told), "sleeper")
     until = host.now_ns() + SETTLE_NS
     host.run(until=until)
     assert host.now_ns() >= until
+    # However late the run came back: nobody has told it yet.
     assert not task.done()
-    run_to_end(host, task)
+
+    def tell() -> None:
+        told.store(True)
+        queue.wake()
+
+    run_to_end(host, task, host.spawn(tell, "teller"))
+
+
+def _wait_until(host: RunnableHost, queue: WaitQueue, told: Cell[bool]) -> None:
+    assert host.wait_event(queue, told.load, interruptible=False)
 
 
 def check_choices(host: RunnableHost) -> None:
