@@ -10,27 +10,24 @@ from tests.sim.test_vtl_switch import (
     ROUNDS,
     VECTOR,
     counting_guests,
+    give_back,
     halted_guests,
     interrupted_guests,
     simulator,
     supervised_guests,
     writing_guests,
 )
-from tests.unit.vmm.vsm.vsm_rig import Body, Guest, Script, VsmRig, input_vtl
+from tests.unit.vmm.vsm.vsm_rig import Body, Guest, Script, VsmRig
 from vtlkit.engine.scripted import ops
 from vtlkit.host.sim import Deadlock, Simulator
-from vtlkit.hvdef.registers import HvRegisterName as Name
-from vtlkit.hvdef.status import HvStatus
-from vtlkit.kvm.uapi import Hyperv, MpState, Vcpu
+from vtlkit.kvm.uapi import Hyperv, Vcpu
 from vtlkit.vmm.vsm.vtl_wait import VtlWait
 from vtlkit.vmm.vsm.vtl_waiters import Blocking, CompletionWaiter, Waiter
 
 SEEDS = range(15)
 BAD_SEEDS = 1500
-NMI_MASKED = 2
-"""Of HvRegisterInterruptState."""
-SHORT_NS, LONG_NS = 500_000, 6_000_000
-"""More than the worlds of the broken steps take while all is well; the long one has idle processors."""
+SHORT_NS, LONG_NS = 500_000, 1_500_000
+"""More than the worlds of the broken steps take while all is well; the long one where two exchange interrupts."""
 
 every_design = pytest.mark.parametrize("design", list(VtlWait), ids=str)
 every_seed = pytest.mark.parametrize("seed", SEEDS)
@@ -78,128 +75,6 @@ def test_a_halted_vtl0_is_woken_for_vtl1_and_for_itself(design: VtlWait, seed: i
 @every_seed
 def test_register_hypercalls_reach_an_inactive_vtl_that_is_waited_for(design: VtlWait, seed: int) -> None:
     rig(design, writing_guests(2 * ROUNDS), simulator(seed), cpus=2).run()
-
-
-# --- others who need its vCPU -----------------------------------------------------------------------------------------
-
-
-def resting_guests() -> dict[tuple[int, int], Body]:
-    """VTL1 has been there, and VTL0 goes on for as long as somebody else wants."""
-
-    def vtl0(guest: Guest) -> Script:
-        yield from guest.enable(1)
-        yield from guest.vtl_call()
-        guest.note("back")
-        while True:
-            yield ops.Compute(10)
-
-    def vtl1(guest: Guest) -> Script:
-        yield from guest.vtl_return()
-        guest.note(guest.rig.partition.host.current().name)
-        while True:
-            yield ops.Compute(10)
-
-    return {(0, 0): vtl0, (0, 1): vtl1}
-
-
-def beside(world: VsmRig, body: Callable[[Callable[[int], None]], None]) -> None:
-    """Run a world with a task that begins when VTL1 rests, and ends the run; `body` is given a way to sleep."""
-    host = world.host
-    queue = host.wait_queue("beside")
-
-    def sleep(duration_ns: int) -> None:
-        queue.prepare()
-        host.schedule(host.now_ns() + duration_ns)
-        queue.finish()
-
-    def task() -> None:
-        while "back" not in world.log:
-            sleep(1_000)
-        sleep(20_000)
-        body(sleep)
-        world.end()
-
-    host.spawn(task, "beside")
-    world.run()
-
-
-@every_design
-def test_who_has_the_vcpu_alone_finds_it_as_if_nobody_waited(design: VtlWait) -> None:
-    """A start makes it runnable: that is not for its waiter to run."""
-    world = rig(design, resting_guests(), simulator(0))
-    vp = world.partition.vps[0]
-
-    def body(sleep: Callable[[int], None]) -> None:
-        vcpu = vp.vcpus[1]
-        with vp.waits.alone(vcpu):
-            assert vcpu.get_mp_state() is MpState.RUNNABLE
-            assert not vcpu.get_vcpu_events().hv_vtl_block
-            vcpu.start_runnable()
-        sleep(500_000)
-        # It is waited for again.
-        vcpu.nmi()
-        sleep(500_000)
-
-    beside(world, body)
-    assert world.log == ["back", "vp0"]
-    assert [(each.vtl, each.vector) for each in world.taken] == [(1, 2)]
-
-
-@every_design
-def test_a_waiter_sleeps_while_all_of_its_vm_are_kicked(design: VtlWait) -> None:
-    world = rig(design, resting_guests(), simulator(0))
-
-    def body(sleep: Callable[[int], None]) -> None:
-        vm = world.partition.vtls[1].vm
-        statistics = vm.vcpus[0].statistics
-        vm.kick_all_running_vcpus()
-        sleep(500_000)
-        assert statistics.kicked_entries == 0, "it tries again and again"
-        # Who needs the vCPU gets the waiter out of that sleep, too.
-        with world.partition.vps[0].waits.alone(vm.vcpus[0]):
-            pass
-        assert statistics.kicked_entries <= 1
-        vm.resume_all_kicked_vcpus()
-        vm.vcpus[0].nmi()
-        sleep(500_000)
-
-    beside(world, body)
-    assert [(each.vtl, each.vector) for each in world.taken] == [(1, 2)]
-
-
-def masking_guests(host: Simulator) -> dict[tuple[int, int], Body]:
-    """VTL1 of VP 0 says that VP 1's handles an NMI, as VP 1 calls it for the first time; notes what is left of it."""
-
-    def vtl0(guest: Guest) -> Script:
-        if guest.vp == 0:
-            yield from guest.enable(1)
-            yield from guest.vtl_call()
-        while "enabled" not in guest.rig.log:
-            yield ops.Compute(5)
-        yield ops.Compute(host.choose(40, "until the call") + 1)
-        yield from guest.vtl_call()
-
-    def vtl1(guest: Guest) -> Script:
-        while guest.vp:
-            yield ops.Compute(5)
-        yield from guest.enable_vp_vtl(1, vp=1)
-        guest.note("enabled")
-        name, vtl = Name.HvRegisterInterruptState, input_vtl(1)
-        assert (yield from guest.set(name, NMI_MASKED, vp=1, vtl=vtl)) == HvStatus.SUCCESS
-        while guest.rig.partition.vps[1].active.load() != 1:
-            yield ops.Compute(10)
-        guest.note((yield from guest.get(name, vp=1, vtl=vtl)))
-        yield from guest.end()
-
-    return {(vp, vtl): vtl1 if vtl else vtl0 for vp in range(2) for vtl in range(2)}
-
-
-@every_design
-@pytest.mark.parametrize("seed", range(60))
-def test_a_private_register_set_from_another_processor_is_not_lost(design: VtlWait, seed: int) -> None:
-    host = simulator(seed)
-    world = rig(design, masking_guests(host), host, cpus=2).run()
-    assert world.log == ["enabled", (HvStatus.SUCCESS, NMI_MASKED)]
 
 
 # --- the end, and the middle, of a run --------------------------------------------------------------------------------
@@ -364,6 +239,43 @@ def halted(design: VtlWait) -> Callable[[Simulator], VsmRig]:
     return lambda host: rig(design, halted_guests(4), host, cpus=2)
 
 
+def called_guests(host: Simulator) -> dict[tuple[int, int], Body]:
+    """VTL0 calls VTL1 as an interrupt for it comes, and halts; then another one comes."""
+
+    def vtl0(guest: Guest) -> Script:
+        yield from guest.enable_apic()
+        yield from guest.enable(1)
+        yield from guest.vtl_call()
+        guest.note("ready")
+        yield ops.Compute(host.choose(20, "until the call") + 1)
+        yield from guest.vtl_call()
+        while True:
+            yield ops.Hlt()
+
+    def vtl1(guest: Guest) -> Script:
+        yield from guest.enable_apic()
+        yield ops.Sti()
+        while True:
+            yield from give_back(guest)
+
+    def sender(guest: Guest) -> Script:
+        while "ready" not in guest.rig.log:
+            yield ops.Cpuid()
+        for number in range(2):
+            guest.rig.partition.vps[0].vcpus[1].apic.accept_irq(0, VECTOR, 1, False)
+            while len(guest.rig.taken) <= number:
+                yield ops.Cpuid()
+            for _ in range(20):
+                yield ops.Cpuid()
+        yield from guest.end()
+
+    return {(0, 0): vtl0, (0, 1): vtl1, (1, 0): sender}
+
+
+def called(design: VtlWait) -> Callable[[Simulator], VsmRig]:
+    return lambda host: rig(design, called_guests(host), host, cpus=2)
+
+
 def spinning(design: VtlWait) -> Callable[[Simulator], VsmRig]:
     return lambda host: rig(design, spinning_guests(), host, cpus=2)
 
@@ -393,7 +305,7 @@ def fails(make: Callable[[Simulator], VsmRig], seed: int, limit_ns: int) -> bool
         (Waiter, "_wait", LOOKS_AT_NOTHING, counting(VtlWait.WAIT)),
         (Waiter, "_wait", LOOKS_AT_NOTHING, counting(VtlWait.MP_STATE)),
         (Waiter, "_wait", ASKS_FIRST, halted(VtlWait.WAIT)),
-        (Waiter, "_wait", REMEMBERS, halted(VtlWait.WAIT)),
+        (Waiter, "_wait", REMEMBERS, called(VtlWait.WAIT)),
         (Waiter, "keep_out", keep_out_that_does_not_wait, counting(VtlWait.MP_STATE)),
         (Blocking, "changed", changed_without_a_look_at_who_wants_out, spinning(VtlWait.WAIT)),
         (CompletionWaiter, "answer", answer_whenever, counting(VtlWait.COMPLETION)),

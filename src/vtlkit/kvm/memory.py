@@ -302,8 +302,8 @@ class GuestMemory:
         with self.lock:
             block, offset = self._writable(gpa, size)
             word, index = block.words(size), offset // size
-            # One step for guests on other threads: between the two the interpreter neither calls nor jumps back, so it
-            # does not give up its lock, which guest code needs.
+            # One step for the hypervisor's tasks, and for guest code on a deterministic host. Guest code that another
+            # thread executes may come between: nothing here can lock the bus (docs/LIMITS.md).
             if word[index] != old:
                 return False
             word[index] = new

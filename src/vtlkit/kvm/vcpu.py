@@ -341,7 +341,7 @@ class Vcpu(VcpuTime, VcpuState):
 
     def wait(self, kind: int, flags: int = 0) -> WaitResult:
         """Block, without entering the guest and without polling, until a wake event of a `WaitType` is pending, or a
-        signal comes. Only one task at a time runs a vCPU or waits.
+        signal or a kick of all comes. Only one task at a time runs a vCPU or waits.
 
         Raises:
             KvmError: EINVAL for an unknown type, or flags that it does not take.

@@ -40,7 +40,7 @@ class WaitResult(enum.Enum):
     WAKEUP = "wake event"
     """A wake event is pending. It has not been taken: `run` will deliver it, another `wait` return at once."""
     INTR = "interrupted"
-    """EINTR: a signal, which has been taken, and no wake event."""
+    """EINTR: a signal, which has been taken, and no wake event; or a kick of all vCPUs, whatever is pending."""
 
 
 _FLAGS_OF_TYPE: Final = {WaitType.HALT: WaitFlags.IGNORE_RFLAGS_IF, WaitType.INACTIVE_VTL: WaitFlags.NONE}
