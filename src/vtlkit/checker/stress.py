@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from itertools import islice
 from multiprocessing import get_context
 from typing import Final
 
@@ -18,6 +19,8 @@ from vtlkit.host.sim import Simulator
 
 CHUNK: Final = 50
 """Seeds given to a process at a time."""
+AHEAD: Final = 4
+"""Chunks that wait for each process."""
 _REPLAY: Final = "replay: "
 
 
@@ -63,25 +66,27 @@ def stress(names: Sequence[str], first: int, count: int, jobs: int) -> Iterator[
 
 
 def _on_processes(work: Sequence[tuple[str, int, int]], jobs: int) -> Iterator[Progress]:
+    failed: dict[str, int] = {}
+    left = (each for each in work if each[1] <= failed.get(each[0], each[1]))
     with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_ignore_interrupts) as pool:
-        chunks = {pool.submit(run_chunk, *each): each for each in work}
+        running: set[Future[Progress]] = set()
         try:
-            for future in as_completed(chunks):
-                if future.cancelled():
-                    continue
-                progress = future.result()
-                if progress.failure is not None:
-                    _cancel_above(chunks, progress.failure)
-                yield progress
+            while True:
+                # A few at a time: however many seeds there are, they take no memory before their turn.
+                for each in islice(left, max(0, jobs * AHEAD - len(running))):
+                    running.add(pool.submit(run_chunk, *each))
+                if not running:
+                    return
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    progress = future.result()
+                    failure = progress.failure
+                    if failure is not None:
+                        failed[failure.scenario] = min(failure.seed, failed.get(failure.scenario, failure.seed))
+                    yield progress
         finally:
-            for future in chunks:
+            for future in running:
                 future.cancel()
-
-
-def _cancel_above(chunks: dict[Future[Progress], tuple[str, int, int]], failure: Failure) -> None:
-    for future, (name, start, _) in chunks.items():
-        if name == failure.scenario and start > failure.seed:
-            future.cancel()
 
 
 def run_chunk(name: str, first: int, count: int) -> Progress:

@@ -151,7 +151,7 @@ def _enter_guest(vcpu: Vcpu) -> KvmRun | None:
         exit_ = _handle_requests(vcpu)
         if exit_ is not None:
             return exit_
-    if vcpu.events.apic_events.load() and vcpu.gif:
+    if vcpu.events.apic_events.load() and vcpu.vendor.gif(vcpu):
         events.accept_apic_events(vcpu)
         if vcpu.mp_state is not MpState.RUNNABLE:
             return None

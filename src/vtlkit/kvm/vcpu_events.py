@@ -94,6 +94,8 @@ def set(vcpu: Vcpu, events: VcpuEvents, valid: EventsValid = EventsValid.ALL) ->
     for vector in (events.external, events.sipi_vector):
         if vector is not None and not 0 <= vector <= 0xFF:
             raise KvmError(errno.EINVAL, f"{vector} is no vector")
+    if not events.gif and not vcpu.vm.nested:
+        raise KvmError(errno.EINVAL, "a guest without SVM has no global interrupt flag that could be clear")
     require_boundary(vcpu.engine)
     engine, queue = vcpu.engine, vcpu.events
     if engine.injected() != events.injected:

@@ -62,7 +62,7 @@ def vcpu_running(vcpu: Vcpu) -> bool:
 def has_events(vcpu: Vcpu) -> bool:
     """Whether a wake event is pending (`kvm_vcpu_has_events`)."""
     queue = vcpu.events
-    if queue.apic_events.load() and vcpu.gif:
+    if queue.apic_events.load() and vcpu.vendor.gif(vcpu):
         return True
     if vcpu.mp_state in UNSTARTED:
         # All else waits, or INIT forgets it: a processor that is not started would only look again and again.

@@ -297,7 +297,7 @@ def test_a_vcpu_saved_while_it_blocks_blocks_on_where_it_is_restored(way: str, p
 
 
 def test_events_survive_a_round_trip() -> None:
-    machine = quiet()
+    machine = Machine(nested=True)
     events = VcpuEvents(
         injected=Event(EventType.INTERRUPT, 0x44),
         interrupted=Event(EventType.SOFTWARE, 0x80, None, 2),
@@ -332,7 +332,13 @@ def test_what_others_may_have_sent_meanwhile_is_left_alone() -> None:
 
 @pytest.mark.parametrize(
     "events",
-    [VcpuEvents(nmi_pending=3), VcpuEvents(nmi_pending=-1), VcpuEvents(external=256), VcpuEvents(sipi_vector=-1)],
+    [
+        VcpuEvents(nmi_pending=3),
+        VcpuEvents(nmi_pending=-1),
+        VcpuEvents(external=256),
+        VcpuEvents(sipi_vector=-1),
+        VcpuEvents(gif=False),
+    ],
 )
 def test_events_that_no_vcpu_has_are_refused(events: VcpuEvents) -> None:
     machine = quiet()
