@@ -258,13 +258,15 @@ def complete(vcpu: Vcpu) -> None:
     pending = vcpu.pending_exit
     if pending is None:
         return
-    if isinstance(pending, kvm_run.Hyperv) and pending.block:
-        check_block(pending)
-        vcpu.waiting.completion = pending
-    vcpu.pending_exit = None
-    if isinstance(pending, kvm_run.Hyperv):
+    if type(pending) is kvm_run.Hyperv:
+        if pending.block:
+            check_block(pending)
+            vcpu.waiting.completion = pending
+        vcpu.pending_exit = None
         vcpu.hv.complete(pending)
-    elif isinstance(pending, _IO_EXITS):
+        return
+    vcpu.pending_exit = None
+    if isinstance(pending, _IO_EXITS):
         if not pending.write:
             if vcpu.trace is not None:
                 tracing.completed(vcpu, pending)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from vtlkit.engine import api as engine_api
 from vtlkit.kvm import events, exits, intercepted, tracing, windows
-from vtlkit.kvm.hyperv.flush_inhibit import outside
+from vtlkit.kvm.hyperv.flush_inhibit import inside, outside
 from vtlkit.kvm.kvm_run import Intr, KvmRun, Shutdown, SystemEvent, SystemEventExit
 from vtlkit.kvm.mpstate import MpState
 from vtlkit.kvm.requests import Req
@@ -31,6 +31,38 @@ _NEED_BOUNDARY: Final = 1 << Req.EVENT | 1 << Req.MEMORY_CHANGED | 1 << Req.USER
 """Handled between two instructions only."""
 _FLUSH: Final = 1 << Req.TLB_FLUSH
 """Handled inside one too, whose other accesses are translated anew."""
+
+
+def run(vcpu: Vcpu) -> KvmRun:
+    """KVM_RUN: run the guest until user space is needed. Blocks. The caller answers the last exit first."""
+    transaction, section = vcpu.vm.kicks.transaction, vcpu.section
+    with vcpu.mutex:
+        # `Vcpu.running`, spelled out: this is on the way of every exit.
+        transaction.down_read()
+        try:
+            if section is None:
+                exit_ = vcpu_run(vcpu)
+            else:
+                with section:
+                    exit_ = vcpu_run(vcpu)
+        finally:
+            transaction.up_read()
+    vcpu.left_run()
+    return exit_
+
+
+def complete_exit(vcpu: Vcpu) -> KvmRun | None:
+    """Take user space's answer to the last exit and finish its instruction, as KVM_RUN with immediate_exit does.
+
+    None once the vCPU is between two instructions; another exit if the instruction needs user space again.
+    """
+    if vcpu.section is None and vcpu.engine.at_boundary:
+        # Nothing is left of the instruction: no guest code executes, and there is nothing for kick-all to wait for.
+        with vcpu.mutex:
+            exits.complete(vcpu)
+        return None
+    with vcpu.mutex, vcpu.running, inside(vcpu.section):
+        return complete_only(vcpu)
 
 
 def vcpu_run(vcpu: Vcpu) -> KvmRun:

@@ -328,16 +328,15 @@ class Vcpu(VcpuTime, VcpuState):
     def skip_instruction(self, length: int) -> None:
         self.engine.skip(length)
 
+    def left_run(self) -> None:
+        """Whoever polls is to look: no kick will tell of what came while the vCPU was in `run`."""
+        if (ring := self._ring) is not None:
+            ring()
+
     # --- the ioctls -------------------------------------------------------------------------------------------------
 
-    def run(self) -> KvmRun:
-        """KVM_RUN: run the guest until user space is needed. Blocks. The caller answers the last exit first."""
-        with self.mutex, self.running, inside(self.section):
-            exit_ = run_loop.vcpu_run(self)
-        if (ring := self._ring) is not None:
-            # Whoever polls is to look: no kick will tell of what came meanwhile.
-            ring()
-        return exit_
+    run = run_loop.run
+    complete_exit = run_loop.complete_exit
 
     def wait(self, kind: int, flags: int = 0) -> WaitResult:
         """Block, without entering the guest and without polling, until a wake event of a `WaitType` is pending, or a
@@ -349,14 +348,6 @@ class Vcpu(VcpuTime, VcpuState):
         check_arguments(kind, flags)
         with self.mutex, self.running, inside(self.section):
             return wait(self, kind, flags)
-
-    def complete_exit(self) -> KvmRun | None:
-        """Take user space's answer to the last exit and finish its instruction, as KVM_RUN with immediate_exit does.
-
-        None once the vCPU is between two instructions; another exit if the instruction needs user space again.
-        """
-        with self.mutex, self.running, inside(self.section):
-            return run_loop.complete_only(self)
 
     wait_until_resumed = wait_until_resumed
 

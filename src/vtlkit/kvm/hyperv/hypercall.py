@@ -167,7 +167,8 @@ def _vtl_switch(
     vcpu = hv.vcpu
     # In 32-bit code EDX, the high half of the input value, is the high half of the control input.
     malformed = (control if is_64bit else control & _U32) & ~CODE_MASK
-    if malformed or not user_space or layout.privilege & ~hv.privileges:
+    # Plain integers: an IntFlag operation costs more than all the rest.
+    if malformed or not user_space or int(layout.privilege) & ~int(hv.privileges):
         vcpu.queue_exception(Vector.UD)
         return None
     regs = vcpu.engine.regs
