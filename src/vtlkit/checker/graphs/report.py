@@ -1,0 +1,130 @@
+"""What a search found: counts, a verdict and, for a broken promise, one execution as a sequence of steps."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+from vtlkit.checker.graphs.graph import UNWRITTEN, Graph, members
+from vtlkit.checker.graphs.ops import Await, Done, Location, Rmw, Value
+from vtlkit.checker.graphs.program import BLOCKED, FENCE, READ, RMW_WRITE, Node
+
+
+class Verdict(enum.Enum):
+    """How a search ended."""
+
+    HOLDS = "holds"
+    FAILS = "fails"
+    RACES = "races"
+    DEADLOCKS = "deadlocks"
+    INCOMPLETE = "incomplete"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One event of a counterexample."""
+
+    thread: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"thread {self.thread}: {self.text}"
+
+
+@dataclass(slots=True)
+class Exploration:
+    """The result of a search. While it lasts, what was found so far."""
+
+    model: str
+    executions: int = 0
+    """Complete executions."""
+    blocked: int = 0
+    """Executions in which some thread waits or gave up, deadlocks among them."""
+    deadlocks: int = 0
+    """Those in which everyone who waits has seen the last value that there will be, and somebody may not be left so."""
+    duplicates: int = 0
+    """Executions that were met before, where that was asked for: always 0, or the search is wrong."""
+    verdict: Verdict = Verdict.HOLDS
+    text: str = ""
+    counterexample: list[Step] = field(default_factory=list)
+
+
+class Execution:
+    """One graph, for those who look at it, at its end or where the search broke off."""
+
+    __slots__ = ("_graph",)
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+
+    @property
+    def blocked(self) -> bool:
+        """Whether some thread waits, or gave up by `Assume`."""
+        return any(node.kind == BLOCKED for node in self._graph.current)
+
+    @property
+    def waiting(self) -> list[Node]:
+        """The reads on which threads wait."""
+        graph = self._graph
+        ends = [node for node in graph.current if node.kind == BLOCKED and isinstance(node.op, Await | Rmw)]
+        return [graph.node[node.previous] for node in ends]
+
+    @property
+    def deadlocked(self) -> bool:
+        """Whether all who do not end wait with the last value of their location, and not all of them may sleep."""
+        graph = self._graph
+        waiting = self.waiting
+        if len(waiting) != sum(node.kind == BLOCKED for node in graph.current):
+            return False
+        if any(graph.rf[node.number] != graph.co.get(node.loc, UNWRITTEN)[-1] for node in waiting):
+            return False
+        return not all(isinstance(node.op, Await) and node.op.may_sleep for node in waiting)
+
+    @property
+    def results(self) -> tuple[object, ...]:
+        """What each thread returned; None for one that has not ended."""
+        return tuple([node.op.result if isinstance(node.op, Done) else None for node in self._graph.current])
+
+    @property
+    def memory(self) -> dict[Location, Value]:
+        """Last value of every location that was written."""
+        graph = self._graph
+        locations = graph.unfolding.locations
+        return {locations[loc]: graph.node[co[-1]].value for loc, co in graph.co.items() if len(co) > 1}
+
+    def deadlock_text(self) -> str:
+        """Who waits, and for what."""
+        graph = self._graph
+        parts = []
+        for node in self.waiting:
+            location = graph.unfolding.locations[node.loc]
+            parts.append(f"thread {node.thread} waits on {location}, which is {graph.value_read(node)!r} and stays so")
+        return "; ".join(parts)
+
+    def steps(self, last: Node | None = None) -> list[Step]:
+        """The events in an order that agrees with program order and reads-from, `last` (added or not) at the end."""
+        graph = self._graph
+        numbers = [number for number in members(graph.alive, graph.threads) if last is None or number != last.number]
+        numbers.sort(key=lambda number: (graph.porf[number].bit_count(), number))
+        found = [Step(graph.node[number].thread, self._text(graph.node[number])) for number in numbers]
+        if last is not None:
+            found.append(Step(last.thread, self._text(last)))
+        return found
+
+    def _text(self, node: Node) -> str:
+        graph = self._graph
+        if node.kind > FENCE:
+            return str(getattr(node.op, "text", node.op))
+        order = node.order.name.lower()
+        if node.kind == FENCE:
+            return f"fence ({order})"
+        location = graph.unfolding.locations[node.loc]
+        if node.kind != READ:
+            verb = "atomically writes" if node.kind == RMW_WRITE else "writes"
+            return f"{verb} {location} = {node.value!r} ({order})"
+        source = graph.rf[node.number]
+        origin = f"of thread {graph.node[source].thread}" if source else "initial value"
+        late = source != graph.co.get(node.loc, UNWRITTEN)[-1]
+        return (
+            f"reads {location} = {graph.value_read(node)!r} ({order}), {origin}{', overwritten later' if late else ''}"
+        )
