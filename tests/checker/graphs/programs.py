@@ -85,14 +85,14 @@ def writers(count: int) -> Threads:
 def lastzero(count: int) -> Threads:
     def reader() -> Quiet:
         index = count
-        while (yield Read(("a", index))) != 0:
+        while (yield Read(("a", index), ACQUIRE)) != 0:
             index -= 1
 
     def writer(index: int) -> Thread:
         def thread() -> Quiet:
-            value = yield Read(("a", index - 1))
+            value = yield Read(("a", index - 1), ACQUIRE)
             assert isinstance(value, int)
-            yield Write(("a", index), value + 1)
+            yield Write(("a", index), value + 1, RELEASE)
 
         return thread
 

@@ -24,6 +24,7 @@ class Graph:
 
     __slots__ = (
         "alive",
+        "asleep",
         "bits",
         "co",
         "current",
@@ -54,6 +55,8 @@ class Graph:
         self.pending = 0
         """Threads (a bit each) whose next event is the writing half of an RMW: they come first."""
         self.alive = 0
+        self.asleep = 0
+        """Locations (a bit each) where an `Await` sleeps for ever."""
         self.stuck = 0
         """Events that were not added maximally, whatever else is added: see `maximal`."""
         self.node: list[Node] = list(unfolding.roots)
@@ -81,6 +84,7 @@ class Graph:
         new.low = self.low
         new.pending = self.pending
         new.alive = self.alive
+        new.asleep = self.asleep
         new.stuck = self.stuck
         new.node = self.node[:]
         new.rf = self.rf[:]
@@ -137,39 +141,49 @@ class Graph:
             return bit.bit_length() - 1
         current = self.current
         low = self.low
-        while low < self.threads:
-            if current[low].kind < DONE:
-                self.low = low
-                return low
+        while low < self.threads and current[low].kind >= DONE:
             low += 1
         self.low = low
+        while low < self.threads:
+            node = current[low]
+            if node.kind < DONE and not (node.waits and not self.sources(node)):
+                return low
+            low += 1
         return -1
 
     def sources(self, node: Node) -> list[int]:
-        """Places in the coherence order that this read may read from. A waiting read may read what does not satisfy it
-        only as the last write of all: from any other it could never be woken."""
+        """Places in the coherence order that this read may read from, ascending.
+
+        What waits may read what does not satisfy it, but only as the last write of all: from any other it could never
+        be woken. An `Await` does so to sleep for ever, and is not there before something satisfies it.
+        """
         co = self.co.get(node.loc, UNWRITTEN)
         last = len(co) - 1
         first = self.floor(node)
-        if first == last:
+        if first == last and not node.waits:
             return [last]
-        children = node.children
-        events = self.node
-        found = [
-            index
-            for index in range(first, last)
-            if children[events[co[index]].value if co[index] else node.initial].kind != BLOCKED
-        ]
-        found.append(last)
+        found = [index for index in range(first, last) if self._satisfies(node, co[index])]
+        if found or not node.waits or self._satisfies(node, co[last]):
+            found.append(last)
         return found
 
+    def _satisfies(self, node: Node, write: int) -> bool:
+        """Whether a read does not wait after reading from this write."""
+        return node.children[self.node[write].value if write else node.initial].kind != BLOCKED
+
+    def sleeps_on(self, node: Node, write: Node) -> bool:
+        """Whether an `Await` that is made to read from this new write sleeps for ever."""
+        return node.waits and node.children[write.value].kind == BLOCKED
+
     def places(self, node: Node, first: int) -> list[int]:
-        """Places that this write may take, none before `first`. No write comes between the halves of an RMW."""
+        """Places that this write may take, none before `first`. No write comes between the halves of an RMW, and none
+        behind the last one where somebody sleeps for ever."""
         co = self.co.get(node.loc, UNWRITTEN)
+        end = len(co) + (not self.asleep >> node.loc & 1)
         if node.kind == RMW_WRITE:
             index = co.index(self.rf[node.previous]) + 1
-            return [] if index < first or self._continues(co, index) else [index]
-        return [index for index in range(first, len(co) + 1) if not self._continues(co, index)]
+            return [] if not first <= index < end or self._continues(co, index) else [index]
+        return [index for index in range(first, end) if not self._continues(co, index)]
 
     def _continues(self, co: tuple[int, ...], index: int) -> bool:
         """Whether the write at `index` is that of an RMW that reads from the one before it."""
@@ -215,11 +229,15 @@ class Graph:
         self.current[node.thread] = child
         if child.kind == RMW_WRITE:
             self.pending |= 1 << node.thread
+        elif child.kind == BLOCKED and node.waits:
+            self.stuck |= bit
+            self.asleep |= 1 << loc
         index += 1
         if index == len(co):
             self._placed_read(node, source, 0)
         else:
-            self.stuck |= bit
+            if not node.waits or self._is_stuck(number):
+                self.stuck |= bit
             self._placed_read(node, source, co[index])
 
     def write(self, node: Node, index: int) -> None:
@@ -261,7 +279,7 @@ class Graph:
 
         It is so relative to what was added before it together with `prefix`, the porf-predecessors of the write for
         which it is to be deleted: it comes last in coherence order there, or reads from what does, and no earlier read
-        reads it.
+        reads it. Writes that do not satisfy an `Await` are as good as absent.
         """
         node = self.node[number]
         kind = node.kind
@@ -280,7 +298,7 @@ class Graph:
         for other in reversed(self.co.get(node.loc, UNWRITTEN)):
             if other == source:
                 return True
-            if before & bits[other]:
+            if before & bits[other] and not (node.waits and not self._satisfies(node, other)):
                 return False
         raise AssertionError("an event's source is in its location's coherence order")
 
@@ -337,7 +355,8 @@ class Graph:
         if node.kind != READ and self.readers[number] & before:
             return True
         co = self.co.get(node.loc, UNWRITTEN)
-        return any(before & self.bits[other] for other in co[co.index(source) + 1 :])
+        later = [other for other in co[co.index(source) + 1 :] if before & self.bits[other]]
+        return any(self._satisfies(node, other) for other in later) if node.waits else bool(later)
 
     # Looking at it.
 

@@ -137,6 +137,7 @@ class Node:
         "thread",
         "unfolding",
         "value",
+        "waits",
         "written_at",
     )
 
@@ -159,6 +160,7 @@ class Node:
         """Of a write."""
         self.initial: Value = None
         """Of the location that is accessed."""
+        self.waits = isinstance(op, Await)
         self.order = Order.PLAIN
         self.acquires = self.releases = self.sequential = self.plain = False
         self.same_at = self.written_at = self.ordered_at = self.fenced_at = 0

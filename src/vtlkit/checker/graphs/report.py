@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from vtlkit.checker.graphs.graph import UNWRITTEN, Graph, members
 from vtlkit.checker.graphs.ops import Await, Done, Location, Rmw, Value
-from vtlkit.checker.graphs.program import BLOCKED, FENCE, READ, RMW_WRITE, Node
+from vtlkit.checker.graphs.program import BLOCKED, DONE, FENCE, READ, RMW_WRITE, Node
 
 
 class Verdict(enum.Enum):
@@ -60,23 +60,23 @@ class Execution:
     @property
     def blocked(self) -> bool:
         """Whether some thread waits, or gave up by `Assume`."""
-        return any(node.kind == BLOCKED for node in self._graph.current)
+        return any(node.kind != DONE for node in self._graph.current)
 
     @property
     def waiting(self) -> list[Node]:
-        """The reads on which threads wait."""
+        """The reads on which threads wait: an `Await` is not in the graph, an RMW that waits is."""
         graph = self._graph
-        ends = [node for node in graph.current if node.kind == BLOCKED and isinstance(node.op, Await | Rmw)]
-        return [graph.node[node.previous] for node in ends]
+        stopped = [node for node in graph.current if isinstance(node.op, Await | Rmw)]
+        return [graph.node[node.previous] if node.kind == BLOCKED else node for node in stopped]
 
     @property
     def deadlocked(self) -> bool:
         """Whether all who do not end wait with the last value of their location, and not all of them may sleep."""
         graph = self._graph
         waiting = self.waiting
-        if len(waiting) != sum(node.kind == BLOCKED for node in graph.current):
+        if not waiting or len(waiting) != sum(node.kind != DONE for node in graph.current):
             return False
-        if any(graph.rf[node.number] != graph.co.get(node.loc, UNWRITTEN)[-1] for node in waiting):
+        if any(graph.alive & node.bit and graph.rf[node.number] != self._last_write(node) for node in waiting):
             return False
         return not all(isinstance(node.op, Await) and node.op.may_sleep for node in waiting)
 
@@ -92,13 +92,17 @@ class Execution:
         locations = graph.unfolding.locations
         return {locations[loc]: graph.node[co[-1]].value for loc, co in graph.co.items() if len(co) > 1}
 
+    def _last_write(self, node: Node) -> int:
+        return self._graph.co.get(node.loc, UNWRITTEN)[-1]
+
     def deadlock_text(self) -> str:
         """Who waits, and for what."""
         graph = self._graph
         parts = []
         for node in self.waiting:
             location = graph.unfolding.locations[node.loc]
-            parts.append(f"thread {node.thread} waits on {location}, which is {graph.value_read(node)!r} and stays so")
+            value = self.memory.get(location, node.initial)
+            parts.append(f"thread {node.thread} waits on {location}, which is {value!r} and stays so")
         return "; ".join(parts)
 
     def steps(self, last: Node | None = None) -> list[Step]:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Final
 
 from vtlkit.checker.graphs.consistency import MODELS
-from vtlkit.checker.graphs.graph import Graph, members
+from vtlkit.checker.graphs.graph import UNWRITTEN, Graph, members
 from vtlkit.checker.graphs.program import EVENTS_LIMIT, FENCE, READ, RMW_WRITE, WRITE, Node, Program, Unfolding
 from vtlkit.checker.graphs.races import race_of
 from vtlkit.checker.graphs.report import Execution, Exploration, Verdict
@@ -134,6 +134,8 @@ class _Search:
             read = graph.node[number]
             restricted = graph.without(read, deleted)
             first = max(restricted.floor(node), restricted.floor(read)) + 1
+            if graph.sleeps_on(read, node):
+                first = max(first, len(restricted.co.get(node.loc, UNWRITTEN)))
             places = restricted.places(node, first)
             for index in places:
                 branch = restricted if index == places[-1] else restricted.copy()

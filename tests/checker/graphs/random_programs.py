@@ -1,0 +1,71 @@
+"""Small random programs of everything that a thread can do but fail."""
+
+from __future__ import annotations
+
+import random
+
+from tests.checker.graphs.programs import Quiet
+from vtlkit.checker.graphs.ops import (
+    Await,
+    Fence,
+    Op,
+    Order,
+    Read,
+    Value,
+    Write,
+    compare_and_swap,
+    increment,
+    lock,
+    unlock,
+)
+from vtlkit.checker.graphs.program import Thread, Threads
+
+READ_ORDERS = (Order.RELAXED, Order.ACQUIRE, Order.SEQ_CST)
+WRITE_ORDERS = (Order.RELAXED, Order.RELEASE, Order.SEQ_CST)
+RMW_ORDERS = (*READ_ORDERS, Order.RELEASE, Order.ACQ_REL)
+FENCE_ORDERS = (Order.ACQUIRE, Order.RELEASE, Order.ACQ_REL, Order.SEQ_CST)
+KINDS = ("read", "write", "write", "increment", "cas", "await", "fence", "copy", "lock")
+
+
+def random_program(seed: int, events: int = 7, kinds: tuple[str, ...] = KINDS) -> Threads:
+    """2 to 4 threads with about so many events; the same seed gives the same program."""
+    choice = random.Random(seed)
+    threads = choice.randint(2, 4)
+    chosen = [choice.choice(kinds) for _ in range(choice.randint(threads, events - 1))]
+    parts = [chosen[thread::threads] for thread in range(threads)]
+    return Threads(*[_thread(part, choice.randint(0, 1 << 30)) for part in parts])
+
+
+def _thread(kinds: list[str], seed: int) -> Thread:
+    def thread() -> Quiet:
+        choice = random.Random(seed)
+        last: Value = 0
+        for kind in kinds:
+            location = choice.choice("xy")
+            if kind == "lock":
+                yield lock("l")
+                yield Write(location, choice.randint(1, 2))
+                yield unlock("l")
+            elif kind == "copy":
+                yield Write(location, last, choice.choice(WRITE_ORDERS))
+            else:
+                result = yield _op(kind, location, choice)
+                last = result if result is not None else last
+
+    return thread
+
+
+def _op(kind: str, location: str, choice: random.Random) -> Op:
+    value = choice.randint(0, 2)
+    match kind:
+        case "read":
+            return Read(location, choice.choice(READ_ORDERS))
+        case "write":
+            return Write(location, value, choice.choice(WRITE_ORDERS))
+        case "increment":
+            return increment(location, 1, choice.choice(RMW_ORDERS))
+        case "cas":
+            return compare_and_swap(location, value, choice.randint(0, 2), choice.choice(RMW_ORDERS))
+        case "await":
+            return Await(location, lambda found: found == value, choice.choice(READ_ORDERS))
+    return Fence(choice.choice(FENCE_ORDERS))
