@@ -24,7 +24,7 @@ READ_ORDERS = (Order.RELAXED, Order.ACQUIRE, Order.SEQ_CST)
 WRITE_ORDERS = (Order.RELAXED, Order.RELEASE, Order.SEQ_CST)
 RMW_ORDERS = (*READ_ORDERS, Order.RELEASE, Order.ACQ_REL)
 FENCE_ORDERS = (Order.ACQUIRE, Order.RELEASE, Order.ACQ_REL, Order.SEQ_CST)
-KINDS = ("read", "write", "write", "increment", "cas", "await", "fence", "copy", "lock")
+KINDS = ("read", "write", "write", "increment", "cas", "await", "fence", "copy", "lock", "locks")
 
 
 def random_program(seed: int, events: int = 7, kinds: tuple[str, ...] = KINDS) -> Threads:
@@ -46,6 +46,13 @@ def _thread(kinds: list[str], seed: int) -> Thread:
                 yield lock("l")
                 yield Write(location, choice.randint(1, 2))
                 yield unlock("l")
+            elif kind == "locks":
+                first, second = choice.sample(("l", "m"), 2)
+                yield lock(first)
+                yield lock(second)
+                yield Write(location, choice.randint(1, 2))
+                yield unlock(second)
+                yield unlock(first)
             elif kind == "copy":
                 yield Write(location, last, choice.choice(WRITE_ORDERS))
             else:

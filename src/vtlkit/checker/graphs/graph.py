@@ -11,9 +11,12 @@ and may hold stale entries for events that are not in the graph (`alive`). Coher
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import ClassVar, Final, Self
+from typing import TYPE_CHECKING, ClassVar, Final, Self
 
 from vtlkit.checker.graphs.program import BLOCKED, DONE, FENCE, READ, RMW_WRITE, Node, Unfolding
+
+if TYPE_CHECKING:
+    from vtlkit.checker.graphs.deferral import Deferral
 
 UNWRITTEN: Final = (0,)
 """Coherence order of a location that nobody has written."""
@@ -24,10 +27,10 @@ class Graph:
 
     __slots__ = (
         "alive",
-        "asleep",
         "bits",
         "co",
         "current",
+        "deferred",
         "fresh",
         "low",
         "node",
@@ -40,6 +43,7 @@ class Graph:
         "threads",
         "unfolding",
         "upto",
+        "waiting",
     )
 
     name: ClassVar[str]
@@ -55,8 +59,10 @@ class Graph:
         self.pending = 0
         """Threads (a bit each) whose next event is the writing half of an RMW: they come first."""
         self.alive = 0
-        self.asleep = 0
-        """Locations (a bit each) where an `Await` sleeps for ever."""
+        self.waiting = 0
+        """Threads (a bit each) that wait for a lock."""
+        self.deferred: tuple[Deferral, ...] = ()
+        """What was put off on the way here."""
         self.stuck = 0
         """Events that were not added maximally, whatever else is added: see `maximal`."""
         self.node: list[Node] = list(unfolding.roots)
@@ -84,7 +90,8 @@ class Graph:
         new.low = self.low
         new.pending = self.pending
         new.alive = self.alive
-        new.asleep = self.asleep
+        new.waiting = self.waiting
+        new.deferred = self.deferred
         new.stuck = self.stuck
         new.node = self.node[:]
         new.rf = self.rf[:]
@@ -140,22 +147,48 @@ class Graph:
             self.pending = pending ^ bit
             return bit.bit_length() - 1
         current = self.current
+        if self.waiting and (holder := self._holder()) >= 0:
+            return holder
         low = self.low
         while low < self.threads and current[low].kind >= DONE:
             low += 1
         self.low = low
         while low < self.threads:
-            node = current[low]
-            if node.kind < DONE and not (node.waits and not self.sources(node)):
+            if self._can_run(current[low]):
                 return low
             low += 1
         return -1
+
+    def _holder(self) -> int:
+        """A thread that can run and holds a lock for which another waits, or -1.
+
+        It goes first so that the lock is released before others, on which nobody waits, come in between.
+        """
+        for node in self.waiters():
+            holder = self.rf[node.number]
+            thread = holder % self.threads
+            if holder and self._can_run(self.current[thread]):
+                return thread
+        return -1
+
+    def waiters(self) -> list[Node]:
+        """The reads with which threads wait for locks."""
+        found = []
+        waiting = self.waiting
+        while waiting:
+            low = waiting & -waiting
+            waiting ^= low
+            found.append(self.node[self.current[low.bit_length() - 1].previous])
+        return found
+
+    def _can_run(self, node: Node) -> bool:
+        return node.kind < DONE and not (node.waits and not self.sources(node))
 
     def sources(self, node: Node) -> list[int]:
         """Places in the coherence order that this read may read from, ascending.
 
         What waits may read what does not satisfy it, but only as the last write of all: from any other it could never
-        be woken. An `Await` does so to sleep for ever, and is not there before something satisfies it.
+        be woken. An `Await` is not there before something satisfies it.
         """
         co = self.co.get(node.loc, UNWRITTEN)
         last = len(co) - 1
@@ -171,15 +204,10 @@ class Graph:
         """Whether a read does not wait after reading from this write."""
         return node.children[self.node[write].value if write else node.initial].kind != BLOCKED
 
-    def sleeps_on(self, node: Node, write: Node) -> bool:
-        """Whether an `Await` that is made to read from this new write sleeps for ever."""
-        return node.waits and node.children[write.value].kind == BLOCKED
-
     def places(self, node: Node, first: int) -> list[int]:
-        """Places that this write may take, none before `first`. No write comes between the halves of an RMW, and none
-        behind the last one where somebody sleeps for ever."""
+        """Places that this write may take, none before `first`. No write comes between the halves of an RMW."""
         co = self.co.get(node.loc, UNWRITTEN)
-        end = len(co) + (not self.asleep >> node.loc & 1)
+        end = len(co) + 1
         if node.kind == RMW_WRITE:
             index = co.index(self.rf[node.previous]) + 1
             return [] if not first <= index < end or self._continues(co, index) else [index]
@@ -229,15 +257,13 @@ class Graph:
         self.current[node.thread] = child
         if child.kind == RMW_WRITE:
             self.pending |= 1 << node.thread
-        elif child.kind == BLOCKED and node.waits:
-            self.stuck |= bit
-            self.asleep |= 1 << loc
+        elif child.kind == BLOCKED and node.takes:
+            self.waiting |= 1 << node.thread
         index += 1
         if index == len(co):
             self._placed_read(node, source, 0)
         else:
-            if not node.waits or self._is_stuck(number):
-                self.stuck |= bit
+            self.stuck |= bit
             self._placed_read(node, source, co[index])
 
     def write(self, node: Node, index: int) -> None:
@@ -279,7 +305,7 @@ class Graph:
 
         It is so relative to what was added before it together with `prefix`, the porf-predecessors of the write for
         which it is to be deleted: it comes last in coherence order there, or reads from what does, and no earlier read
-        reads it. Writes that do not satisfy an `Await` are as good as absent.
+        reads it.
         """
         node = self.node[number]
         kind = node.kind
@@ -298,7 +324,7 @@ class Graph:
         for other in reversed(self.co.get(node.loc, UNWRITTEN)):
             if other == source:
                 return True
-            if before & bits[other] and not (node.waits and not self._satisfies(node, other)):
+            if before & bits[other]:
                 return False
         raise AssertionError("an event's source is in its location's coherence order")
 
@@ -319,6 +345,7 @@ class Graph:
                     new.pending |= 1 << node.thread
                 else:
                     new.pending &= ~(1 << node.thread)
+                    new.waiting &= ~(1 << node.thread)
             if node.kind == READ:
                 new._drop_read(node)
             elif node.kind != FENCE:
@@ -355,8 +382,7 @@ class Graph:
         if node.kind != READ and self.readers[number] & before:
             return True
         co = self.co.get(node.loc, UNWRITTEN)
-        later = [other for other in co[co.index(source) + 1 :] if before & self.bits[other]]
-        return any(self._satisfies(node, other) for other in later) if node.waits else bool(later)
+        return any(before & self.bits[other] for other in co[co.index(source) + 1 :])
 
     # Looking at it.
 

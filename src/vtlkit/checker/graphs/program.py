@@ -134,6 +134,7 @@ class Node:
         "results",
         "same_at",
         "sequential",
+        "takes",
         "thread",
         "unfolding",
         "value",
@@ -161,6 +162,7 @@ class Node:
         self.initial: Value = None
         """Of the location that is accessed."""
         self.waits = isinstance(op, Await)
+        self.takes = isinstance(op, Rmw) and op.until is not None
         self.order = Order.PLAIN
         self.acquires = self.releases = self.sequential = self.plain = False
         self.same_at = self.written_at = self.ordered_at = self.fenced_at = 0

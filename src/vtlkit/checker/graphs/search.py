@@ -12,7 +12,8 @@ from collections.abc import Callable
 from typing import Final
 
 from vtlkit.checker.graphs.consistency import MODELS
-from vtlkit.checker.graphs.graph import UNWRITTEN, Graph, members
+from vtlkit.checker.graphs.deferral import Deferral, first_waiter
+from vtlkit.checker.graphs.graph import Graph, members
 from vtlkit.checker.graphs.program import EVENTS_LIMIT, FENCE, READ, RMW_WRITE, WRITE, Node, Program, Unfolding
 from vtlkit.checker.graphs.races import race_of
 from vtlkit.checker.graphs.report import Execution, Exploration, Verdict
@@ -107,9 +108,22 @@ class _Search:
 
     def _add_write(self, graph: Graph, node: Node) -> Graph | None:
         prefix = graph.porf[node.previous]
+        for deferral in graph.deferred:
+            if deferral.graphs and deferral.matters(graph, node, prefix):
+                self.todo += deferral.graphs
+                deferral.graphs.clear()
         readers = graph.reads.get(node.loc, 0) & ~prefix & ~graph.stuck
         if readers:
-            self._go_back(graph, node, prefix, readers)
+            waiter = first_waiter(graph, node) if node.kind == WRITE else 0
+            if waiter and (taken := self._gone_back(graph, node, prefix, waiter)):
+                self._release(graph, node, prefix, readers, waiter, taken)
+                return None
+            for number in members(readers, graph.threads):
+                self.todo += self._gone_back(graph, node, prefix, number)
+        return self._placed(graph, node)
+
+    def _placed(self, graph: Graph, node: Node) -> Graph | None:
+        """The graph with a write in the last of its places; those with it in the others go on the stack."""
         places = graph.places(node, graph.floor(node) + 1)
         if not places:
             return None
@@ -122,27 +136,39 @@ class _Search:
         graph.write(node, last)
         return graph if graph.admit(node) else None
 
-    def _go_back(self, graph: Graph, node: Node, prefix: int, readers: int) -> None:
-        """Let each of these reads, none of which the write depends on, read from the write that is to be added."""
-        outside = graph.alive & ~prefix
-        for number in members(readers, graph.threads):
-            deleted = outside & ~graph.upto[number]
-            if deleted & graph.stuck or not graph.maximal(number, prefix):
-                continue
-            if not all(graph.maximal(other, prefix) for other in members(deleted, graph.threads)):
-                continue
-            read = graph.node[number]
-            restricted = graph.without(read, deleted)
-            first = max(restricted.floor(node), restricted.floor(read)) + 1
-            if graph.sleeps_on(read, node):
-                first = max(first, len(restricted.co.get(node.loc, UNWRITTEN)))
-            places = restricted.places(node, first)
-            for index in places:
-                branch = restricted if index == places[-1] else restricted.copy()
-                branch.write(node, index)
-                branch.reread(read, index)
-                if branch.admit(node) and branch.admit(read):
-                    self.todo.append(branch)
+    def _release(self, graph: Graph, node: Node, prefix: int, readers: int, waiter: int, taken: list[Graph]) -> None:
+        """A write releases a lock to a waiter. Put off what leaves this waiter with what it has read."""
+        deferral = Deferral(graph, node, waiter)
+        for number in members(readers & ~graph.bits[waiter], graph.threads):
+            keeps_waiter = graph.upto[number] & graph.bits[waiter]
+            chosen = deferral.graphs if keeps_waiter else self.todo
+            chosen += self._gone_back(graph, node, prefix, number)
+        forward = self._placed(graph, node)
+        if forward is not None:
+            deferral.graphs.append(forward)
+        for branch in taken:
+            branch.deferred = (*(other for other in branch.deferred if other.graphs), deferral)
+        self.todo += taken
+
+    def _gone_back(self, graph: Graph, node: Node, prefix: int, number: int) -> list[Graph]:
+        """The graphs where a read, on which the write does not depend, reads from the write that is to be added."""
+        deleted = graph.alive & ~prefix & ~graph.upto[number]
+        if deleted & graph.stuck or not graph.maximal(number, prefix):
+            return []
+        if not all(graph.maximal(other, prefix) for other in members(deleted, graph.threads)):
+            return []
+        read = graph.node[number]
+        restricted = graph.without(read, deleted)
+        first = max(restricted.floor(node), restricted.floor(read)) + 1
+        places = restricted.places(node, first)
+        found = []
+        for index in places:
+            branch = restricted if index == places[-1] else restricted.copy()
+            branch.write(node, index)
+            branch.reread(read, index)
+            if branch.admit(node) and branch.admit(read):
+                found.append(branch)
+        return found
 
     def _complete(self, graph: Graph) -> None:
         result = self.result
