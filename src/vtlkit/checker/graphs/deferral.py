@@ -1,10 +1,10 @@
 """Graphs in which a thread waits for a lock that was free and was not taken by it: looked at only if they can matter.
 
 When U releases a lock to a thread whose read R waits, having read the holder's write H, the search goes on where R
-takes the lock from U. It should also go on where R keeps its old read. Nothing can wake R there, unless something is deleted
-again, R itself or U; and that takes a write that comes later, does not depend on U, and goes back to a read that was
-there before U. Such a write is in the graphs below the first branch, too. So the other branch is put off until one of
-them adds such a write. Under a proper lock none does: what follows the release depends on it.
+takes the lock from U. It should also go on where R keeps its old read. Nothing can wake R there, unless something is
+deleted again, R itself or U; and that takes a write that comes later, does not depend on U, and goes back to a read
+that was there before U. Such a write is in the graphs below the first branch, too. So the other branch is put off until
+one of them adds such a write. Under a proper lock none does: what follows the release depends on it.
 """
 
 from __future__ import annotations

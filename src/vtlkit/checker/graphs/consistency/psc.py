@@ -5,121 +5,161 @@
 
 with E the SEQ_CST events and F the fences among them. The middle of scb is as in C++20; the RC11 paper asks for other
 locations on both sides of its hb, which allows a few outcomes more.
+
+psc's transitive closure is kept. A new event happens before nothing, so its new edges are those to it, if it is
+SEQ_CST, and those from it or the fences behind it, through the writes that follow it or its source in coherence order.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
-
-from vtlkit.checker.graphs.graph import UNWRITTEN, members
-from vtlkit.checker.graphs.program import FENCE, READ, Node
+from vtlkit.checker.graphs.graph import UNWRITTEN, Graph, members
+from vtlkit.checker.graphs.program import FENCE, READ, Node, Unfolding
 
 
-class Ordered(Protocol):
-    """What this module needs of a graph; see `Graph` and `Rc11Graph`."""
+class SequentialOrder(Graph):
+    """What a graph under RC11 knows of its SEQ_CST events."""
 
-    threads: int
-    node: list[Node]
-    rf: list[int]
-    bits: list[int]
-    readers: list[int]
-    fresh: dict[int, int]
-    reads: dict[int, int]
-    co: dict[int, tuple[int, ...]]
-    hb: list[int]
-    sequential: int
+    __slots__ = ("consistent", "hb", "psc", "sc_fences", "sequential")
 
+    def __init__(self, unfolding: Unfolding) -> None:
+        super().__init__(unfolding)
+        self.hb = [0] * self.threads
+        """Event -> itself and what happens before it."""
+        self.psc = [0] * self.threads
+        """SEQ_CST event -> those before it in psc's closure."""
+        self.sequential = 0
+        self.sc_fences = 0
+        self.consistent = True
 
-def acyclic(graph: Ordered) -> bool:
-    """Whether psc has no cycle."""
-    predecessors = {number: _predecessors(graph, number) for number in members(graph.sequential, graph.threads)}
-    left = graph.sequential
-    while left:
-        ready = [number for number in predecessors if not predecessors[number] & left & ~graph.bits[number]]
-        if not ready:
-            return False
-        for number in ready:
-            left &= ~graph.bits[number]
-            del predecessors[number]
-    return True
+    def admit(self, node: Node) -> bool:
+        return self.consistent
 
+    def _order(self, node: Node, index: int) -> None:
+        """Add the edges of a new event; the writes from `index` on follow it or its source."""
+        fences = self.hb[node.number] & self.sc_fences
+        if node.sequential:
+            self.sequential |= node.bit
+            if node.kind == FENCE:
+                self.sc_fences |= node.bit
+            self.psc[node.number] = self._closed(self._predecessors(node)) & ~node.bit
+        elif not fences:
+            return
+        if node.kind == FENCE:
+            return
+        writes, reads = self._following(node.loc, index)
+        if not writes:
+            return
+        targets = writes & self.sequential | self._fences_behind(writes)
+        if node.sequential and targets:
+            self._precede(node.bit, targets)
+        if fences and (targets := targets | self._fences_behind(reads)):
+            self._precede(fences, targets)
 
-def _predecessors(graph: Ordered, number: int) -> int:
-    """SEQ_CST events with a psc edge to this one, itself possibly among them."""
-    node = graph.node[number]
-    if node.kind != FENCE:
-        return _origins(graph, _before_in_scb(graph, number))
-    hb = graph.hb[number]
-    scb = eco = 0
-    for event in members(hb, graph.threads):
-        scb |= _before_in_scb(graph, event)
-        eco |= _before_in_eco(graph, event)
-    fences = _fences(graph, hb | _happens_before(graph, eco))
-    return _origins(graph, scb) | fences
+    def _following(self, loc: int, index: int) -> tuple[int, int]:
+        """The writes from `index` on, and their readers."""
+        writes = reads = 0
+        for write in self.co.get(loc, UNWRITTEN)[index:]:
+            writes |= self.bits[write]
+            reads |= self.readers[write]
+        return writes, reads
 
+    def _fences_behind(self, events: int) -> int:
+        """SEQ_CST fences before which one of these happens."""
+        found = 0
+        for fence in members(self.sc_fences, self.threads):
+            if self.hb[fence] & events:
+                found |= self.bits[fence]
+        return found
 
-def _origins(graph: Ordered, events: int) -> int:
-    """SEQ_CST events among these, and SEQ_CST fences that happen before one of them."""
-    return events & graph.sequential | _fences(graph, _happens_before(graph, events))
+    def _closed(self, events: int) -> int:
+        """These SEQ_CST events and those before them."""
+        found = events
+        for event in members(events, self.threads):
+            found |= self.psc[event]
+        return found
 
+    def _precede(self, events: int, targets: int) -> None:
+        """Put `events` before `targets`, or find that this is a cycle."""
+        earlier = self._closed(events)
+        if earlier & targets:
+            self.consistent = False
+            return
+        for event in members(self.sequential, self.threads):
+            if (self.psc[event] | self.bits[event]) & targets:
+                self.psc[event] |= earlier
 
-def _happens_before(graph: Ordered, events: int) -> int:
-    """All that happens before these, themselves included."""
-    found = 0
-    for event in members(events, graph.threads):
-        found |= graph.hb[event]
-    return found
+    def _reorder(self) -> None:
+        """Build the closure anew after events were taken away; sizes of the old one are a possible order."""
+        self.sequential &= self.alive
+        self.sc_fences &= self.alive
+        old = self.psc
+        self.psc = [0] * len(old)
+        order = sorted([(old[number].bit_count(), number) for number in members(self.sequential, self.threads)])
+        for _, number in order:
+            self.psc[number] = self._closed(self._predecessors(self.node[number])) & ~self.bits[number]
 
+    def _predecessors(self, node: Node) -> int:
+        """SEQ_CST events with a psc edge to this one, itself possibly among them."""
+        known = self.hb[node.number]
+        if node.kind != FENCE:
+            return self._origins(self._before_in_scb(node))
+        accesses = through_rf = 0
+        for loc, co in self.co.items():
+            index, read_index = self._last_known(co, known)
+            accesses |= self._preceding(loc, co, index)
+            if read_index > index:
+                through_rf |= self._preceding(loc, co, read_index) | self.bits[co[read_index]]
+        return known & self.sequential | self._origins(accesses) | self._fences_before(through_rf)
 
-def _fences(graph: Ordered, events: int) -> int:
-    found = 0
-    for event in members(events & graph.sequential, graph.threads):
-        if graph.node[event].kind == FENCE:
-            found |= graph.bits[event]
-    return found
+    def _last_known(self, co: tuple[int, ...], known: int) -> tuple[int, int]:
+        """The last place in a coherence order whose write, and whose write or one of its reads, is in `known`."""
+        read_index = 0
+        for index in range(len(co) - 1, 0, -1):
+            if known & self.bits[co[index]]:
+                return index, max(index, read_index)
+            if not read_index and known & self.readers[co[index]]:
+                read_index = index
+        return 0, read_index
 
+    def _preceding(self, loc: int, co: tuple[int, ...], index: int) -> int:
+        """The writes before this place, and their readers."""
+        if not index:
+            return 0
+        found = self.fresh.get(loc, 0)
+        for write in co[1:index]:
+            found |= self.bits[write] | self.readers[write]
+        return found
 
-def _before_in_scb(graph: Ordered, number: int) -> int:
-    node = graph.node[number]
-    found = 0
-    previous = node.previous
-    if graph.bits[previous]:
-        # po;hb;po. What happens before `previous` is closed under program order: take each thread's last event away.
-        earlier = graph.hb[previous] & ~graph.bits[previous]
-        last: dict[int, int] = {}
-        for event in members(earlier, graph.threads):
-            last[event % graph.threads] = graph.bits[event]
-        found = earlier & ~sum(last.values())
-        while graph.bits[previous]:
-            found |= graph.bits[previous]
-            previous = graph.node[previous].previous
-    if node.kind != FENCE:
-        co = graph.co.get(node.loc, UNWRITTEN)
-        here = graph.reads.get(node.loc, 0) | sum(graph.bits[write] for write in co)
-        found |= graph.hb[number] & ~node.bit & here
+    def _origins(self, events: int) -> int:
+        """SEQ_CST events among these, and SEQ_CST fences that happen before one of them."""
+        return events & self.sequential | self._fences_before(events)
+
+    def _fences_before(self, events: int) -> int:
+        """SEQ_CST fences that happen before one of these."""
+        if not self.sc_fences:
+            return 0
+        found = 0
+        for event in members(events, self.threads):
+            found |= self.hb[event]
+        return found & self.sc_fences
+
+    def _before_in_scb(self, node: Node) -> int:
+        """Events before an access in scb."""
+        found = 0
+        previous = node.previous
+        if self.bits[previous]:
+            # po;hb;po. What happens before `previous` is closed under program order: take each thread's last one away.
+            earlier = self.hb[previous] & ~self.bits[previous]
+            last: dict[int, int] = {}
+            for event in members(earlier, self.threads):
+                last[event % self.threads] = self.bits[event]
+            found = earlier & ~sum(last.values())
+            while self.bits[previous]:
+                found |= self.bits[previous]
+                previous -= self.threads
+        co = self.co.get(node.loc, UNWRITTEN)
+        here = self.reads.get(node.loc, 0) | sum(self.bits[write] for write in co)
+        found |= self.hb[node.number] & ~node.bit & here
         if node.kind != READ:
-            found |= _before_in_co_and_fr(graph, number)
-    return found
-
-
-def _before_in_co_and_fr(graph: Ordered, write: int) -> int:
-    """Writes before this one in coherence order, and their readers."""
-    loc = graph.node[write].loc
-    found = graph.fresh.get(loc, 0)
-    for other in graph.co[loc]:
-        if other == write:
-            break
-        found |= graph.bits[other]
-        if other:
-            found |= graph.readers[other]
-    return found
-
-
-def _before_in_eco(graph: Ordered, number: int) -> int:
-    node = graph.node[number]
-    if node.kind == FENCE:
-        return 0
-    if node.kind != READ:
-        return _before_in_co_and_fr(graph, number)
-    source = graph.rf[number]
-    return graph.bits[source] | _before_in_co_and_fr(graph, source) if source else 0
+            found |= self._preceding(node.loc, co, co.index(node.number))
+        return found

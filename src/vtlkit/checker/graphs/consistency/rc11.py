@@ -9,32 +9,31 @@ from __future__ import annotations
 
 from typing import Self
 
-from vtlkit.checker.graphs.consistency.psc import acyclic
-from vtlkit.checker.graphs.graph import UNWRITTEN, Graph
+from vtlkit.checker.graphs.consistency.psc import SequentialOrder
+from vtlkit.checker.graphs.graph import UNWRITTEN
 from vtlkit.checker.graphs.program import FENCE, READ, RMW_WRITE, Node, Unfolding
 
 
-class Rc11Graph(Graph):
+class Rc11Graph(SequentialOrder):
     """A graph under RC11, with the SEQ_CST axiom as C++20 has it."""
 
-    __slots__ = ("hb", "message", "sequential")
+    __slots__ = ("message",)
 
     name = "rc11"
 
     def __init__(self, unfolding: Unfolding) -> None:
         super().__init__(unfolding)
-        self.hb = [0] * self.threads
-        """Event -> itself and what happens before it."""
         self.message = [0] * self.threads
         """Write -> what happens before an acquiring read of it."""
-        self.sequential = 0
-        """SEQ_CST events."""
 
     def copy(self) -> Self:
         new = super().copy()
         new.hb = self.hb[:]
         new.message = self.message[:]
+        new.psc = self.psc[:]
         new.sequential = self.sequential
+        new.sc_fences = self.sc_fences
+        new.consistent = self.consistent
         return new
 
     def _grow(self, number: int) -> None:
@@ -42,6 +41,7 @@ class Rc11Graph(Graph):
         more = [0] * (len(self.rf) - len(self.hb))
         self.hb += more
         self.message += more
+        self.psc += more
 
     def floor(self, node: Node) -> int:
         co = self.co.get(node.loc, UNWRITTEN)
@@ -53,17 +53,12 @@ class Rc11Graph(Graph):
             index -= 1
         return index
 
-    def admit(self, node: Node) -> bool:
-        sequential = self.sequential
-        if not self.hb[node.number] & sequential or not sequential & (sequential - 1):
-            return True
-        return acyclic(self)
-
     def _placed_read(self, node: Node, source: int, following: int) -> None:
         hb = self.hb[node.previous] | node.bit
         self.hb[node.number] = hb | self.message[source] if node.acquires else hb
-        if node.sequential:
-            self.sequential |= node.bit
+        if self.sequential or node.sequential:
+            co = self.co.get(node.loc, UNWRITTEN)
+            self._order(node, co.index(following) if following else len(co))
 
     def _placed_write(self, node: Node, index: int) -> None:
         number = node.number
@@ -72,8 +67,8 @@ class Rc11Graph(Graph):
         if node.kind == RMW_WRITE:
             message |= self.message[self.rf[node.previous]]
         self.message[number] = message
-        if node.sequential:
-            self.sequential |= node.bit
+        if self.sequential or node.sequential:
+            self._order(node, index + 1)
 
     def _placed_fence(self, node: Node) -> None:
         hb = self.hb[node.previous] | node.bit
@@ -88,7 +83,8 @@ class Rc11Graph(Graph):
                 number = earlier.previous
         self.hb[node.number] = hb
         if node.sequential:
-            self.sequential |= node.bit
+            self._order(node, 0)
 
     def _restricted(self) -> None:
-        self.sequential &= self.alive
+        if self.sequential:
+            self._reorder()
