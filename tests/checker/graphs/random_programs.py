@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 
-from tests.checker.graphs.programs import Quiet
 from vtlkit.checker.graphs.ops import (
     Await,
     Fence,
@@ -19,6 +18,7 @@ from vtlkit.checker.graphs.ops import (
     unlock,
 )
 from vtlkit.checker.graphs.program import Thread, Threads
+from vtlkit.checker.programs.threads import Script
 
 READ_ORDERS = (Order.RELAXED, Order.ACQUIRE, Order.SEQ_CST)
 WRITE_ORDERS = (Order.RELAXED, Order.RELEASE, Order.SEQ_CST)
@@ -37,7 +37,7 @@ def random_program(seed: int, events: int = 7, kinds: tuple[str, ...] = KINDS) -
 
 
 def _thread(kinds: list[str], seed: int) -> Thread:
-    def thread() -> Quiet:
+    def thread() -> Script:
         choice = random.Random(seed)
         last: Value = 0
         for kind in kinds:

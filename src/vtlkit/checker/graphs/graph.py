@@ -127,8 +127,8 @@ class Graph:
     def _placed_fence(self, node: Node) -> None:
         raise NotImplementedError
 
-    def _restricted(self) -> None:
-        """Events were taken away: forget what went through them."""
+    def _forget(self, gone: int) -> None:
+        """Events were taken away. None of them is before one that is left: all were maximal with regard to these."""
 
     def _grow(self, number: int) -> None:
         more = number + 2 * self.threads - len(self.rf)
@@ -362,7 +362,7 @@ class Graph:
             for number in members(later, self.threads):
                 if new._is_stuck(number):
                     new.stuck |= bits[number]
-        new._restricted()
+        new._forget(gone)
         return new
 
     def _drop_read(self, node: Node) -> None:
@@ -389,6 +389,10 @@ class Graph:
     def events(self) -> Iterator[Node]:
         """All events, in the order of their numbers."""
         return (self.node[number] for number in members(self.alive, self.threads))
+
+    def rank(self, number: int) -> int:
+        """Sorting events by this gives an order in which they can have happened."""
+        return self.porf[number].bit_count()
 
     def value_read(self, node: Node) -> object:
         """What a read of this graph found."""

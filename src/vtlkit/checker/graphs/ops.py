@@ -106,7 +106,7 @@ class Await:
     may_sleep: bool = False
 
     def __post_init__(self) -> None:
-        _refuse("a read", self.order, Order.RELEASE, Order.ACQ_REL)
+        _refuse("a read that waits", self.order, Order.PLAIN, Order.RELEASE, Order.ACQ_REL)
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,20 +105,25 @@ class Execution:
             parts.append(f"thread {node.thread} waits on {location}, which is {value!r} and stays so")
         return "; ".join(parts)
 
-    def steps(self, last: Node | None = None) -> list[Step]:
-        """The events in an order that agrees with program order and reads-from, `last` (added or not) at the end."""
+    def steps(self, *culprits: Node) -> list[Step]:
+        """The events in an order that agrees with the model, and with program order and reads-from.
+
+        With `culprits`, only what these depend on, and they themselves; they need not be in the graph yet.
+        """
         graph = self._graph
-        numbers = [number for number in members(graph.alive, graph.threads) if last is None or number != last.number]
-        numbers.sort(key=lambda number: (graph.porf[number].bit_count(), number))
-        found = [Step(graph.node[number].thread, self._text(graph.node[number])) for number in numbers]
-        if last is not None:
-            found.append(Step(last.thread, self._text(last)))
-        return found
+        needed = 0
+        for node in culprits:
+            needed |= graph.porf[node.number if graph.alive & node.bit else node.previous]
+        numbers = members(graph.alive & needed if culprits else graph.alive, graph.threads)
+        numbers.sort(key=lambda number: (graph.rank(number), number))
+        nodes = [graph.node[number] for number in numbers]
+        nodes += [node for node in culprits if not graph.alive & node.bit]
+        return [Step(node.thread, self._text(node)) for node in nodes]
 
     def _text(self, node: Node) -> str:
         graph = self._graph
         if node.kind > FENCE:
-            return str(getattr(node.op, "text", node.op))
+            return f"fails: {getattr(node.op, 'text', node.op)}"
         order = node.order.name.lower()
         if node.kind == FENCE:
             return f"fence ({order})"

@@ -15,7 +15,7 @@ from vtlkit.checker.graphs.consistency import MODELS
 from vtlkit.checker.graphs.deferral import Deferral, first_waiter
 from vtlkit.checker.graphs.graph import Graph, members
 from vtlkit.checker.graphs.program import EVENTS_LIMIT, FENCE, READ, RMW_WRITE, WRITE, Node, Program, Unfolding
-from vtlkit.checker.graphs.races import race_of
+from vtlkit.checker.graphs.races import find_race
 from vtlkit.checker.graphs.report import Execution, Exploration, Verdict
 
 PROGRESS_EVERY: Final = 1000
@@ -89,11 +89,6 @@ class _Search:
                 return
             if following is None:
                 return
-            if node.plain or node.loc in graph.unfolding.plain:
-                racing = race_of(following, node)
-                if racing is not None:
-                    self._fail(following, Verdict.RACES, racing, node)
-                    return
             graph = following
 
     def _add_read(self, graph: Graph, node: Node) -> Graph | None:
@@ -172,13 +167,16 @@ class _Search:
 
     def _complete(self, graph: Graph) -> None:
         result = self.result
+        if graph.unfolding.plain and (race := find_race(graph)) is not None:
+            self._fail(graph, Verdict.RACES, str(race), race.first, race.second)
+            return
         execution = Execution(graph)
         if execution.blocked:
             result.blocked += 1
             if execution.deadlocked:
                 result.deadlocks += 1
                 if self.deadlock_is_failure:
-                    self._fail(graph, Verdict.DEADLOCKS, execution.deadlock_text(), None)
+                    self._fail(graph, Verdict.DEADLOCKS, execution.deadlock_text())
         else:
             result.executions += 1
             if self.visit is not None:
@@ -193,7 +191,7 @@ class _Search:
         if self.limit is not None and total >= self.limit and self.todo and result.verdict is Verdict.HOLDS:
             result.verdict = Verdict.INCOMPLETE
 
-    def _fail(self, graph: Graph, verdict: Verdict, text: str, node: Node | None) -> None:
+    def _fail(self, graph: Graph, verdict: Verdict, text: str, *culprits: Node) -> None:
         self.result.verdict = verdict
         self.result.text = text
-        self.result.counterexample = Execution(graph).steps(node)
+        self.result.counterexample = Execution(graph).steps(*culprits)

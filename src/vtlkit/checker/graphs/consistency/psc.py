@@ -88,16 +88,6 @@ class SequentialOrder(Graph):
             if (self.psc[event] | self.bits[event]) & targets:
                 self.psc[event] |= earlier
 
-    def _reorder(self) -> None:
-        """Build the closure anew after events were taken away; sizes of the old one are a possible order."""
-        self.sequential &= self.alive
-        self.sc_fences &= self.alive
-        old = self.psc
-        self.psc = [0] * len(old)
-        order = sorted([(old[number].bit_count(), number) for number in members(self.sequential, self.threads)])
-        for _, number in order:
-            self.psc[number] = self._closed(self._predecessors(self.node[number])) & ~self.bits[number]
-
     def _predecessors(self, node: Node) -> int:
         """SEQ_CST events with a psc edge to this one, itself possibly among them."""
         known = self.hb[node.number]

@@ -85,6 +85,6 @@ class Rc11Graph(SequentialOrder):
         if node.sequential:
             self._order(node, 0)
 
-    def _restricted(self) -> None:
-        if self.sequential:
-            self._reorder()
+    def _forget(self, gone: int) -> None:
+        self.sequential &= ~gone
+        self.sc_fences &= ~gone

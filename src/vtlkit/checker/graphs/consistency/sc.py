@@ -7,11 +7,10 @@ thread.
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Self
 
-from vtlkit.checker.graphs.graph import UNWRITTEN, Graph, members
-from vtlkit.checker.graphs.program import READ, Node, Unfolding
+from vtlkit.checker.graphs.graph import UNWRITTEN, Graph
+from vtlkit.checker.graphs.program import Node, Unfolding
 
 
 class ScGraph(Graph):
@@ -44,6 +43,9 @@ class ScGraph(Graph):
             index -= 1
         return index
 
+    def rank(self, number: int) -> int:
+        return self.before[number].bit_count()
+
     def _placed_read(self, node: Node, source: int, following: int) -> None:
         before = self.before
         mask = before[node.number] = before[node.previous] | before[source] | node.bit
@@ -71,25 +73,3 @@ class ScGraph(Graph):
         """Put the events of `mask` before `following` and everything behind it."""
         bit = self.bits[following]
         self.before = [other | mask if other & bit else other for other in self.before]
-
-    def _restricted(self) -> None:
-        """Build the closure anew. Sizes of the old one are an order in which that can be done: no new pair arises."""
-        old = self.before
-        new = self.before = [0] * len(old)
-        order = sorted([(old[number].bit_count(), number) for number in members(self.alive, self.threads)])
-        co_previous = {}
-        for co in self.co.values():
-            for earlier, later in pairwise(co):
-                co_previous[later] = earlier
-        for _, number in order:
-            node = self.node[number]
-            mask = new[node.previous] | node.bit
-            if node.kind == READ:
-                mask |= new[self.rf[number]]
-            elif number in co_previous:
-                source = co_previous[number]
-                mask |= new[source]
-                readers = self.readers[source] if source else self.fresh.get(node.loc, 0)
-                for reader in members(readers, self.threads):
-                    mask |= new[reader]
-            new[number] = mask

@@ -10,11 +10,10 @@ thread must not go back behind what it read or wrote last at the location.
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Self
 
 from vtlkit.checker.graphs.graph import UNWRITTEN, Graph, members
-from vtlkit.checker.graphs.program import FENCE, READ, Node, Unfolding
+from vtlkit.checker.graphs.program import READ, Node, Unfolding
 
 
 class TsoGraph(Graph):
@@ -87,23 +86,3 @@ class TsoGraph(Graph):
         """Put the events of `mask` before `following` and everything behind it."""
         bit = self.bits[following]
         self.before = [other | mask if other & bit else other for other in self.before]
-
-    def _restricted(self) -> None:
-        """Build the closure anew, in the order of the old one's sizes, as in `sc`."""
-        old = self.before
-        new = self.before = [0] * len(old)
-        order = sorted([(old[number].bit_count(), number) for number in members(self.alive, self.threads)])
-        co_previous = {}
-        for co in self.co.values():
-            for earlier, later in pairwise(co):
-                co_previous[later] = earlier
-        for _, number in order:
-            node = self.node[number]
-            mask = self._ordered(node) | node.bit
-            if node.kind == READ:
-                source = self.rf[number]
-                if source % self.threads != node.thread:
-                    mask |= new[source]
-            elif node.kind != FENCE:
-                mask |= self._before_in_co(node, co_previous[number])
-            new[number] = mask
