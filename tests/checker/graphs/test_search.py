@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from tests.checker.graphs.axioms import forwards
+from tests.checker.graphs.axioms import Candidate, forwards, rc11_consistent
 from tests.checker.graphs.oracle import Key, Machine
 from tests.checker.graphs.random_programs import KINDS, random_program
+from tests.checker.graphs.test_verdicts import block
 from vtlkit.checker.graphs.consistency import MODELS
+from vtlkit.checker.graphs.consistency.psc import SequentialOrder
+from vtlkit.checker.graphs.consistency.rc11 import Rc11Graph
 from vtlkit.checker.graphs.consistency.sc import ScGraph
 from vtlkit.checker.graphs.deferral import Deferral
 from vtlkit.checker.graphs.graph import UNWRITTEN, Graph, members
@@ -97,6 +100,55 @@ def test_random_programs_run_as_on_the_machine(model: str, kinds: tuple[str, ...
 def test_random_programs_have_the_executions_that_the_axioms_allow(kinds: tuple[str, ...]) -> None:
     for seed in range(50):
         compare(random_program(seed, 6, kinds), "rc11")
+
+
+class Unordered(Rc11Graph):
+    """RC11 without its order of SEQ_CST events."""
+
+    def admit(self, node: Node) -> bool:
+        return True
+
+
+def compare_order(program: Program, limit: int) -> bool:
+    """Larger programs: keep what the axioms allow of the executions without that order. False if there are too many."""
+    unfolding = Unfolding(program)
+    wide: list[Candidate] = []
+
+    class Wide(_Search):
+        def _complete(self, graph: Graph) -> None:
+            if not Execution(graph).blocked:
+                wide.append(Candidate(tuple(graph.current), *key_of(graph)))
+            super()._complete(graph)
+
+    search = Wide(unfolding, Unordered)
+    search.limit = limit
+    search.run()
+    if search.result.verdict is not Verdict.HOLDS:
+        return False
+    allowed = {(graph.rf, graph.co) for graph in wide if rc11_consistent(graph, unfolding.threads)}
+    assert set(found_by_search(unfolding, "rc11")[0]) == allowed
+    return True
+
+
+def test_the_order_of_fences_survives_deletions() -> None:
+    assert compare_order(block(2), 1000)
+
+
+def test_the_order_of_larger_random_programs_is_that_of_the_axioms() -> None:
+    assert sum(compare_order(random_program(seed, 11, FENCED), 100) for seed in range(100)) > 30
+
+
+def test_an_order_that_is_not_transitive_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SequentialOrder, "_closed", lambda _graph, events: events)
+
+    def is_caught(seed: int) -> bool:
+        try:
+            compare_order(random_program(seed, 11, FENCED), 100)
+        except AssertionError:
+            return True
+        return False
+
+    assert any(is_caught(seed) for seed in range(1000))
 
 
 @pytest.mark.parametrize("bad", list(KNOWN_BAD))

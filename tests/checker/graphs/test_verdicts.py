@@ -192,7 +192,7 @@ def test_an_assumption_that_fails_blocks() -> None:
         value = yield Read("x")
         yield Assume(value == 1)
 
-    result = explore(Threads(steps(Write("x", 1)), thread))
+    result = explore(Threads(thread, steps(Write("x", 1))))
     assert (result.executions, result.blocked, result.deadlocks) == (1, 1, 0)
 
 

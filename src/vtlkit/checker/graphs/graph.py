@@ -187,8 +187,8 @@ class Graph:
     def sources(self, node: Node) -> list[int]:
         """Places in the coherence order that this read may read from, ascending.
 
-        What waits may read what does not satisfy it, but only as the last write of all: from any other it could never
-        be woken. An `Await` is not there before something satisfies it.
+        A read behind which its thread stops may read only the last write of all: from any other it could never be made
+        to read something else. An `Await` is not there before something satisfies it.
         """
         co = self.co.get(node.loc, UNWRITTEN)
         last = len(co) - 1
@@ -201,7 +201,7 @@ class Graph:
         return found
 
     def _satisfies(self, node: Node, write: int) -> bool:
-        """Whether a read does not wait after reading from this write."""
+        """Whether a thread goes on after reading from this write."""
         return node.children[self.node[write].value if write else node.initial].kind != BLOCKED
 
     def places(self, node: Node, first: int) -> list[int]:

@@ -41,7 +41,7 @@ class SequentialOrder(Graph):
             self.sequential |= node.bit
             if node.kind == FENCE:
                 self.sc_fences |= node.bit
-            self.psc[node.number] = self._closed(self._predecessors(node)) & ~node.bit
+            self.psc[node.number] = self._closed(self._predecessors(node) & ~node.bit)
         elif not fences:
             return
         if node.kind == FENCE:
@@ -89,7 +89,7 @@ class SequentialOrder(Graph):
                 self.psc[event] |= earlier
 
     def _predecessors(self, node: Node) -> int:
-        """SEQ_CST events with a psc edge to this one, itself possibly among them."""
+        """SEQ_CST events with a psc edge to this new one, itself possibly among them."""
         known = self.hb[node.number]
         if node.kind != FENCE:
             return self._origins(self._before_in_scb(node))
