@@ -10,6 +10,7 @@ from vtlkit.checker.graphs.ops import (
     Op,
     Order,
     Read,
+    Rmw,
     Value,
     Write,
     compare_and_swap,
@@ -46,6 +47,12 @@ def _thread(kinds: list[str], seed: int) -> Thread:
                 yield lock("l")
                 yield Write(location, choice.randint(1, 2))
                 yield unlock("l")
+            elif kind == "trylock":
+                if (yield compare_and_swap("l", 0, 1, Order.ACQUIRE)) == 0:
+                    yield Write(location, choice.randint(1, 2))
+                    yield unlock("l")
+            elif kind == "stray":
+                yield choice.choice((unlock("l"), Write("l", 1), Read("l"), increment("l", -1), _down("l")))
             elif kind == "locks":
                 first, second = choice.sample(("l", "m"), 2)
                 yield lock(first)
@@ -60,6 +67,16 @@ def _thread(kinds: list[str], seed: int) -> Thread:
                 last = result if result is not None else last
 
     return thread
+
+
+def _down(location: str) -> Op:
+    """Wait until a semaphore is above 0 and take one."""
+
+    def take(old: Value) -> Value:
+        assert isinstance(old, int)
+        return old - 1
+
+    return Rmw(location, take, Order.ACQUIRE, until=lambda old: isinstance(old, int) and old > 0)
 
 
 def _op(kind: str, location: str, choice: random.Random) -> Op:

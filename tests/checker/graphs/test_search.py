@@ -20,6 +20,7 @@ from vtlkit.checker.graphs.search import _Search
 
 WAITING = ("await", "await", "write", "write", "read", "increment", "fence")
 LOCKING = ("lock", "locks", "lock", "read", "write", "await")
+MISUSED = ("lock", "stray", "lock", "trylock", "stray", "write", "read")
 FENCED = ("read", "write", "fence", "read", "write", "copy")
 
 
@@ -90,7 +91,7 @@ def compare(program: Program, model: str) -> None:
 
 
 @pytest.mark.parametrize("model", ["sc", "tso"])
-@pytest.mark.parametrize("kinds", [KINDS, WAITING, LOCKING], ids=["all", "waiting", "locking"])
+@pytest.mark.parametrize("kinds", [KINDS, WAITING, LOCKING, MISUSED], ids=["all", "waiting", "locking", "misused"])
 def test_random_programs_run_as_on_the_machine(model: str, kinds: tuple[str, ...]) -> None:
     for seed in range(100):
         compare(random_program(seed, 8 if kinds is KINDS else 7, kinds), model)

@@ -10,7 +10,6 @@ and may hold stale entries for events that are not in the graph (`alive`). Coher
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar, Final, Self
 
 from vtlkit.checker.graphs.program import BLOCKED, DONE, FENCE, READ, RMW_WRITE, Node, Unfolding
@@ -125,10 +124,15 @@ class Graph:
         raise NotImplementedError
 
     def _placed_fence(self, node: Node) -> None:
+        """A fence was added."""
         raise NotImplementedError
 
     def _forget(self, gone: int) -> None:
         """Events were taken away. None of them is before one that is left: all were maximal with regard to these."""
+
+    def rank(self, number: int) -> int:
+        """Sorting events by this gives an order in which they can have happened."""
+        return self.porf[number].bit_count()
 
     def _grow(self, number: int) -> None:
         more = number + 2 * self.threads - len(self.rf)
@@ -383,31 +387,6 @@ class Graph:
             return True
         co = self.co.get(node.loc, UNWRITTEN)
         return any(before & self.bits[other] for other in co[co.index(source) + 1 :])
-
-    # Looking at it.
-
-    def events(self) -> Iterator[Node]:
-        """All events, in the order of their numbers."""
-        return (self.node[number] for number in members(self.alive, self.threads))
-
-    def rank(self, number: int) -> int:
-        """Sorting events by this gives an order in which they can have happened."""
-        return self.porf[number].bit_count()
-
-    def value_read(self, node: Node) -> object:
-        """What a read of this graph found."""
-        source = self.rf[node.number]
-        return self.node[source].value if source else node.initial
-
-    def key(self) -> tuple[object, ...]:
-        """Equal for graphs that are the same execution, however they were built."""
-        reads = tuple(
-            [(number, self.rf[number]) for number in members(self.alive, self.threads) if self._is_read(number)]
-        )
-        return self.alive, reads, tuple(sorted((loc, co) for loc, co in self.co.items() if len(co) > 1))
-
-    def _is_read(self, number: int) -> bool:
-        return self.node[number].kind == READ
 
 
 def members(mask: int, threads: int) -> list[int]:

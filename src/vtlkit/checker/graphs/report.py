@@ -95,6 +95,13 @@ class Execution:
     def _last_write(self, node: Node) -> int:
         return self._graph.co.get(node.loc, UNWRITTEN)[-1]
 
+    def key(self) -> tuple[object, ...]:
+        """Equal for graphs that are the same execution, however they were built."""
+        graph = self._graph
+        numbers = members(graph.alive, graph.threads)
+        reads = tuple([(number, graph.rf[number]) for number in numbers if graph.node[number].kind == READ])
+        return graph.alive, reads, tuple(sorted((loc, co) for loc, co in graph.co.items() if len(co) > 1))
+
     def deadlock_text(self) -> str:
         """Who waits, and for what."""
         graph = self._graph
@@ -132,8 +139,7 @@ class Execution:
             verb = "atomically writes" if node.kind == RMW_WRITE else "writes"
             return f"{verb} {location} = {node.value!r} ({order})"
         source = graph.rf[node.number]
+        value = graph.node[source].value if source else node.initial
         origin = f"of thread {graph.node[source].thread}" if source else "initial value"
         late = source != graph.co.get(node.loc, UNWRITTEN)[-1]
-        return (
-            f"reads {location} = {graph.value_read(node)!r} ({order}), {origin}{', overwritten later' if late else ''}"
-        )
+        return f"reads {location} = {value!r} ({order}), {origin}{', overwritten later' if late else ''}"

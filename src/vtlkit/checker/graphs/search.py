@@ -182,7 +182,7 @@ class _Search:
             if self.visit is not None:
                 self.visit(execution)
         if self.keys is not None:
-            key = graph.key()
+            key = execution.key()
             result.duplicates += key in self.keys
             self.keys.add(key)
         total = result.executions + result.blocked
