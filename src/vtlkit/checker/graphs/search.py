@@ -78,7 +78,7 @@ class _Search:
             node = graph.current[thread]
             kind = node.kind
             if kind == READ:
-                following = self._add_read(graph, node)
+                following = self._try_each(graph, node, graph.sources(node))
             elif kind in (WRITE, RMW_WRITE):
                 following = self._add_write(graph, node)
             elif kind == FENCE:
@@ -90,16 +90,6 @@ class _Search:
             if following is None:
                 return
             graph = following
-
-    def _add_read(self, graph: Graph, node: Node) -> Graph | None:
-        *others, last = graph.sources(node)
-        for index in others:
-            branch = graph.copy()
-            branch.read(node, index)
-            if branch.admit(node):
-                self.todo.append(branch)
-        graph.read(node, last)
-        return graph if graph.admit(node) else None
 
     def _add_write(self, graph: Graph, node: Node) -> Graph | None:
         prefix = graph.porf[node.previous]
@@ -118,17 +108,25 @@ class _Search:
         return self._placed(graph, node)
 
     def _placed(self, graph: Graph, node: Node) -> Graph | None:
-        """The graph with a write in the last of its places; those with it in the others go on the stack."""
         places = graph.places(node, graph.floor(node) + 1)
-        if not places:
-            return None
-        *others, last = places
+        return self._try_each(graph, node, places) if places else None
+
+    def _try_each(self, graph: Graph, node: Node, choices: list[int]) -> Graph | None:
+        """The graph with an event added in the last way; those with it in the others go on the stack."""
+        *others, last = choices
+        is_read = node.kind == READ
         for index in others:
             branch = graph.copy()
-            branch.write(node, index)
+            if is_read:
+                branch.read(node, index)
+            else:
+                branch.write(node, index)
             if branch.admit(node):
                 self.todo.append(branch)
-        graph.write(node, last)
+        if is_read:
+            graph.read(node, last)
+        else:
+            graph.write(node, last)
         return graph if graph.admit(node) else None
 
     def _release(self, graph: Graph, node: Node, prefix: int, readers: int, waiter: int, taken: list[Graph]) -> None:
