@@ -1,0 +1,1 @@
+"""Exhaustive search over execution graphs (docs/design/checker-graphs.md)."""

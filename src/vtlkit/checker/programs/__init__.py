@@ -1,0 +1,1 @@
+"""Small programs with a known answer, for the searches of the checker."""
