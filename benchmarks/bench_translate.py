@@ -10,7 +10,7 @@ from unittest.mock import patch
 
 from tests.unit.kvm.translate_rig import TranslateRig
 from tests.unit.vmm.vsm import vsm_rig
-from tests.unit.vmm.vsm.test_translate import READ, WRITE, ask, context, tables
+from tests.unit.vmm.vsm.translate_rig import READ, WRITE, ask, context, tables
 from tests.unit.vmm.vsm.vsm_rig import Guest, Script, VsmRig
 from vtlkit.cli.measure import Case, Figure, seconds_per_operation
 from vtlkit.engine.scripted import ops

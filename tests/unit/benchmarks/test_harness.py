@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,3 +57,14 @@ def test_bad_input_is_one_clear_line(words: list[str], complaint: str, capsys: p
     printed = capsys.readouterr()
     assert complaint in printed.err
     assert printed.out == ""
+
+
+def test_the_cases_need_no_tool_of_development() -> None:
+    """`make bench` installs what users need, and the tests' tools are not among it."""
+    program = "import sys\nfor tool in ('pytest', 'hypothesis', 'xdist'):\n    sys.modules[tool] = None\n"
+    program += "from benchmarks.harness import all_cases\nprint(len(all_cases()))"
+    root = Path(__file__).parents[3]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(root / "src"), str(root)))}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert int(done.stdout) == len(harness.all_cases())

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.kvm.core_rig import RAM_SIZE, Machine
+from tests.unit.kvm.translate_rig import put_state
 from tests.unit.x86.paging_oracle import oracle
 from vtlkit.engine.api import Access, RamBlock
 from vtlkit.kvm.errors import KvmError
@@ -16,7 +17,7 @@ from vtlkit.kvm.memory import GuestMemory
 from vtlkit.kvm.memslots import KVM_MEM_READONLY, MemoryRegion
 from vtlkit.kvm.uapi import TranslateAccess, TranslateFault, TranslateFlags, Translation
 from vtlkit.x86.paging import PagingState
-from vtlkit.x86.registers import RFLAGS_AC, RFLAGS_FIXED, Segment
+from vtlkit.x86.registers import RFLAGS_AC, RFLAGS_FIXED
 
 PG, WP, PE = 1 << 31, 1 << 16, 1
 PSE, PAE, LA57, SMEP, SMAP, PKE = 1 << 4, 1 << 5, 1 << 12, 1 << 20, 1 << 21, 1 << 22
@@ -36,18 +37,6 @@ def machine_in(*, cr0: int = PE | PG | WP, cr4: int = PAE, efer: int = LMA | LME
     machine = Machine()
     put_state(machine, PagingState(cr0, ROOT, cr4, efer, False, cpl))
     return machine
-
-
-def put_state(machine: Machine, state: PagingState) -> None:
-    vcpu = machine.vcpu
-    sregs = vcpu.get_sregs()
-    sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer = state.cr0, state.cr3, state.cr4, state.efer
-    sregs.cs = Segment(8 | state.cpl, 0, 0xFFFFFFFF, 0xA9B | state.cpl << 5)
-    sregs.ss = Segment(0x10 | state.cpl, 0, 0xFFFFFFFF, 0xC93 | state.cpl << 5)
-    vcpu.engine.set_sregs(sregs)
-    vcpu.engine.rflags = RFLAGS_FIXED | (RFLAGS_AC if state.rflags_ac else 0)
-    vcpu.engine.pkru = state.pkru
-    assert vcpu.cpl() == state.cpl
 
 
 def put(machine: Machine, gpa: int, entry: int) -> None:

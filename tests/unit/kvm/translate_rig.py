@@ -12,13 +12,13 @@ from random import Random
 from typing import Final
 
 from tests.unit.kvm.core_rig import RAM_SIZE, Machine
-from tests.unit.kvm.test_translate2 import put_state
 from tests.unit.x86.paging_oracle import Answer, oracle
 from vtlkit.engine.api import Access, RamBlock
 from vtlkit.host.api import RunnableHost
 from vtlkit.kvm.memslots import KVM_MEM_READONLY, MemoryRegion
 from vtlkit.kvm.uapi import TranslateAccess, TranslateFault, TranslateFlags, Translation
 from vtlkit.x86.paging import PagingState
+from vtlkit.x86.registers import RFLAGS_AC, RFLAGS_FIXED, Segment
 
 PG, PE, WP = 1 << 31, 1, 1 << 16
 PSE, PAE, LA57, SMEP, SMAP, PKE = 1 << 4, 1 << 5, 1 << 12, 1 << 20, 1 << 21, 1 << 22
@@ -52,6 +52,18 @@ PAIRS: Final = [
     TranslateAccess.READ | TranslateAccess.EXECUTE | TranslateAccess.SUPERVISOR,
 ]
 """What the oracle knows: a kind of access, and its privilege."""
+
+
+def put_state(machine: Machine, state: PagingState) -> None:
+    vcpu = machine.vcpu
+    sregs = vcpu.get_sregs()
+    sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer = state.cr0, state.cr3, state.cr4, state.efer
+    sregs.cs = Segment(8 | state.cpl, 0, 0xFFFFFFFF, 0xA9B | state.cpl << 5)
+    sregs.ss = Segment(0x10 | state.cpl, 0, 0xFFFFFFFF, 0xC93 | state.cpl << 5)
+    vcpu.engine.set_sregs(sregs)
+    vcpu.engine.rflags = RFLAGS_FIXED | (RFLAGS_AC if state.rflags_ac else 0)
+    vcpu.engine.pkru = state.pkru
+    assert vcpu.cpl() == state.cpl
 
 
 class TranslateRig:

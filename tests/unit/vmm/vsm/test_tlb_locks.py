@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.unit.vmm.vsm.designs import tlb_flush_inhibit as tlb_flush_inhibit
-from tests.unit.vmm.vsm.test_translate import INHIBIT, READ, ask
+from tests.unit.vmm.vsm.translate_rig import INHIBIT, READ, ask
 from tests.unit.vmm.vsm.vsm_rig import Body, Guest, Script, VsmRig, input_vtl, run_guests
 from vtlkit.engine.scripted import ops
 from vtlkit.engine.scripted.ops import Op

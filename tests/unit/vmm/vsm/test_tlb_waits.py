@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.unit.vmm.vsm.test_tlb_locks import CONFIG0, LOCKED, WAIT, flush, two_processors, wait_for
-from tests.unit.vmm.vsm.test_translate import INHIBIT, READ, ask
 from tests.unit.vmm.vsm.test_vina import ON, enable
+from tests.unit.vmm.vsm.translate_rig import INHIBIT, READ, ask
 from tests.unit.vmm.vsm.vsm_rig import FREE, Guest, Script, VsmRig, input_vtl, run_guests
 from vtlkit.engine.scripted import ops
 from vtlkit.host.sim import Simulator

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.unit.vmm.vsm import vsm_rig
-from tests.unit.vmm.vsm.test_translate import (
+from tests.unit.vmm.vsm.translate_rig import (
     ENFORCE_SMAP,
     EXECUTE,
     EXEMPT,
