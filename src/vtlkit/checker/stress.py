@@ -10,7 +10,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, starmap
 from multiprocessing import get_context
 from typing import Final
 
@@ -48,42 +48,32 @@ def stress(names: Sequence[str], first: int, count: int, jobs: int) -> Iterator[
 
     A scenario that has failed is run up to the failing seed and no further. One job is this process.
     """
-    work = [
+    failed: dict[str, int] = {}
+    # Made one by one, so that a failure counts for those that are still to come.
+    work = (
         (name, start, min(CHUNK, first + count - start))
         for start in range(first, first + count, CHUNK)
         for name in names
-    ]
-    if jobs > 1:
-        yield from _on_processes(work, jobs)
-        return
-    failed: set[str] = set()
-    for name, start, size in work:
-        if name not in failed:
-            progress = run_chunk(name, start, size)
-            if progress.failure is not None:
-                failed.add(name)
-            yield progress
+        if start <= failed.get(name, start)
+    )
+    for progress in _on_processes(work, jobs) if jobs > 1 else starmap(run_chunk, work):
+        if (failure := progress.failure) is not None:
+            failed[failure.scenario] = min(failure.seed, failed.get(failure.scenario, failure.seed))
+        yield progress
 
 
-def _on_processes(work: Sequence[tuple[str, int, int]], jobs: int) -> Iterator[Progress]:
-    failed: dict[str, int] = {}
-    left = (each for each in work if each[1] <= failed.get(each[0], each[1]))
+def _on_processes(work: Iterator[tuple[str, int, int]], jobs: int) -> Iterator[Progress]:
     with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_ignore_interrupts) as pool:
         running: set[Future[Progress]] = set()
         try:
             while True:
                 # A few at a time: however many seeds there are, they take no memory before their turn.
-                for each in islice(left, max(0, jobs * AHEAD - len(running))):
-                    running.add(pool.submit(run_chunk, *each))
+                running.update(pool.submit(run_chunk, *each) for each in islice(work, jobs * AHEAD - len(running)))
                 if not running:
                     return
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
-                    progress = future.result()
-                    failure = progress.failure
-                    if failure is not None:
-                        failed[failure.scenario] = min(failure.seed, failed.get(failure.scenario, failure.seed))
-                    yield progress
+                    yield future.result()
         finally:
             for future in running:
                 future.cancel()

@@ -56,13 +56,13 @@ def complete_exit(vcpu: Vcpu) -> KvmRun | None:
 
     None once the vCPU is between two instructions; another exit if the instruction needs user space again.
     """
-    if vcpu.section is None and vcpu.engine.at_boundary:
-        # Nothing is left of the instruction: no guest code executes, and there is nothing for kick-all to wait for.
-        with vcpu.mutex:
+    with vcpu.mutex:
+        if vcpu.section is None and vcpu.engine.at_boundary:
+            # Nothing is left of the instruction: no guest code executes, and there is nothing for kick-all to wait for.
             exits.complete(vcpu)
-        return None
-    with vcpu.mutex, vcpu.running, inside(vcpu.section):
-        return complete_only(vcpu)
+            return None
+        with vcpu.running, inside(vcpu.section):
+            return complete_only(vcpu)
 
 
 def vcpu_run(vcpu: Vcpu) -> KvmRun:
