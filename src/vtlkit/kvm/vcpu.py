@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from vtlkit.engine.api import PAGE_SIZE, Engine
 from vtlkit.host.api import Cell, LockRank, Task
@@ -43,14 +43,11 @@ from vtlkit.kvm.wait import ignores_rflags_if, suspend, wait
 from vtlkit.kvm.wait_state import WaitResult, WaitState, check_arguments
 from vtlkit.trace.tracer import VcpuTrace
 from vtlkit.x86.msr import APICBASE_BASE, APICBASE_ENABLE, X2APIC_ENABLE
-from vtlkit.x86.registers import CR0_PE, GENERAL_REGISTERS
+from vtlkit.x86.registers import CR0_PE
 
 if TYPE_CHECKING:
     from vtlkit.kvm.vendor.api import Vendor
     from vtlkit.kvm.vm import Vm
-
-_HYPERVISOR_LEAVES: Final = 4
-_REGISTERS: Final = (*GENERAL_REGISTERS, "rip")
 
 
 class Mode(enum.IntEnum):
@@ -345,9 +342,9 @@ class Vcpu(VcpuTime, VcpuState):
         Raises:
             KvmError: EINVAL for an unknown type, or flags that it does not take.
         """
-        check_arguments(kind, flags)
+        known, wanted = check_arguments(kind, flags)
         with self.mutex, self.running, inside(self.section):
-            return wait(self, kind, flags)
+            return wait(self, known, wanted)
 
     wait_until_resumed = wait_until_resumed
 

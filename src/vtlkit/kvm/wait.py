@@ -17,7 +17,7 @@ from vtlkit.kvm import events, tracing
 from vtlkit.kvm.hyperv.flush_inhibit import outside
 from vtlkit.kvm.mpstate import UNSTARTED, MpState
 from vtlkit.kvm.requests import Req
-from vtlkit.kvm.wait_state import WaitFlags, WaitResult, WaitType, check_arguments
+from vtlkit.kvm.wait_state import WaitFlags, WaitResult, WaitType
 
 if TYPE_CHECKING:
     from vtlkit.kvm.vcpu import Vcpu
@@ -104,9 +104,8 @@ def check_block(vcpu: Vcpu, ready: Callable[[Vcpu], bool] = vcpu_runnable) -> En
     if vcpu.apic.pending_timer():
         # The LVT decides whether this becomes an interrupt; only the vCPU's own task may ask it.
         vcpu.apic.inject_pending_timer()
-    if (vcpu.waiting.type is not None or is_idle_vtl(vcpu)) and vcpu.requests.test(Req.NMI):
+    if (vcpu.waiting.type is not None or is_idle_vtl(vcpu)) and vcpu.check_request(Req.NMI):
         # A halted vCPU takes it in the run loop; who does not come that way would find it again and again.
-        vcpu.check_request(Req.NMI)
         vcpu.events.process_nmi()
     if ready(vcpu):
         return _RUNNABLE
@@ -147,36 +146,36 @@ def block(vcpu: Vcpu, ready: Callable[[Vcpu], bool] = vcpu_runnable) -> bool:
     the wait ended, and the wait begins anew. The vendor's timer counts in the guest alone: while the vCPU is out of it,
     the local APIC's timer is one of the host's.
     """
-    timer = vcpu.apic.timer
-    if timer.in_software:
-        return _block(vcpu, ready)
-    timer.switch_to_sw_timer()
-    try:
-        return _block(vcpu, ready)
-    finally:
-        timer.switch_to_hv_timer()
+    return _with_timer_in_software(vcpu, _block, ready)
 
 
 def halt(vcpu: Vcpu) -> bool:
     """Poll for a while, if that is allowed, then `block` (`kvm_vcpu_halt`). Whether a wake event ended it."""
+    return _with_timer_in_software(vcpu, _halt, vcpu_runnable)
+
+
+def _with_timer_in_software(
+    vcpu: Vcpu, sleep: Callable[[Vcpu, Callable[[Vcpu], bool]], bool], ready: Callable[[Vcpu], bool]
+) -> bool:
     timer = vcpu.apic.timer
     if timer.in_software:
-        return _halt(vcpu)
+        return sleep(vcpu, ready)
     timer.switch_to_sw_timer()
     try:
-        return _halt(vcpu)
+        return sleep(vcpu, ready)
     finally:
         timer.switch_to_hv_timer()
 
 
-def _halt(vcpu: Vcpu) -> bool:
+def _halt(vcpu: Vcpu, ready: Callable[[Vcpu], bool]) -> bool:
+    """`halt`, with the timer in software."""
     host, poll, statistics = vcpu.host, vcpu.waiting.poll, vcpu.statistics
     begin = now = host.now_ns()
     ended = _NOT_YET
     window_ns = poll.begin(vcpu)
     if window_ns:
         with outside(vcpu.section):
-            while now < begin + window_ns and (ended := check_block(vcpu)) is _NOT_YET:
+            while now < begin + window_ns and (ended := check_block(vcpu, ready)) is _NOT_YET:
                 process_stimers(vcpu)
                 host.relax()
                 now = host.now_ns()
@@ -184,7 +183,7 @@ def _halt(vcpu: Vcpu) -> bool:
     found = ended is not _NOT_YET
     if vcpu.trace is not None:
         tracing.polled(vcpu, polled_ns, found=found, valid=ended is _RUNNABLE)
-    woken = ended is _RUNNABLE if found else _block(vcpu, vcpu_runnable)
+    woken = ended is _RUNNABLE if found else _block(vcpu, ready)
     end = host.now_ns()
     if not found:
         statistics.halt_wait_ns += end - now
@@ -239,13 +238,12 @@ def wait_for_event(vcpu: Vcpu) -> bool:
     return True
 
 
-def wait(vcpu: Vcpu, kind: int, flags: int) -> WaitResult:
-    """`Vcpu.wait`: changes no state of the vCPU. The caller holds the mutex."""
-    arguments = check_arguments(kind, flags)
+def wait(vcpu: Vcpu, kind: WaitType, flags: WaitFlags) -> WaitResult:
+    """`Vcpu.wait`: changes no state of the vCPU. The caller holds the mutex, and has checked the arguments."""
     if vcpu.vm.kicks.refuses_wait(vcpu):
         return WaitResult.INTR
     state = vcpu.waiting
-    state.type, state.flags = arguments
+    state.type, state.flags = kind, flags
     try:
         while not block(vcpu, has_events):
             if vcpu.take_signal() or vcpu.vm.kicks.has_to_leave(vcpu):

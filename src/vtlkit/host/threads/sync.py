@@ -123,10 +123,10 @@ class ThreadRwSem(RwSem):
                 self._readers.append(task)
                 task.held.append(self)
                 return
-        self._down(writes=False)
+        self._down(task, writes=False)
 
     def down_write(self) -> None:
-        self._down(writes=True)
+        self._down(_taking(self._host, self), writes=True)
 
     def up_read(self) -> None:
         task = self._host.running()
@@ -144,8 +144,7 @@ class ThreadRwSem(RwSem):
             self._writer = None
             self._grant()
 
-    def _down(self, *, writes: bool) -> None:
-        task = _taking(self._host, self)
+    def _down(self, task: ThreadTask, *, writes: bool) -> None:
         with self._guard:
             self._waiters.append((task, writes))
             self._grant()

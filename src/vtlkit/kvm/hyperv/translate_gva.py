@@ -20,8 +20,8 @@ from vtlkit.hvdef.identifiers import HV_PAGE_SIZE, HV_PARTITION_ID_SELF, HV_VP_I
 from vtlkit.hvdef.messages import HvCacheType
 from vtlkit.hvdef.register_values import HV_X64_PENDING_EVENT, HvX64PendingEventType
 from vtlkit.hvdef.status import HvStatus
-from vtlkit.hvdef.vsm import HV_INPUT_VTL_RESERVED_MASK, HV_INPUT_VTL_TARGET_VTL, HV_INPUT_VTL_USE_TARGET_VTL
 from vtlkit.kvm.hyperv.parameters import Hypercall
+from vtlkit.kvm.hyperv.vp_set import TargetVtl, target_vtl
 from vtlkit.kvm.translate import TranslateAccess, TranslateFault, TranslateFlags, Translation
 from vtlkit.x86.exceptions import Vector
 from vtlkit.x86.memory_type import pat_type
@@ -208,7 +208,4 @@ def translate_own_address(hv: HvVcpu, call: Hypercall) -> HvStatus | None:
 def _names_itself(hv: HvVcpu, request: TranslateRequest) -> bool:
     if request.partition_id != HV_PARTITION_ID_SELF or request.vp_index not in (HV_VP_INDEX_SELF, hv.vp_index):
         return False
-    named = request.input_vtl
-    if named & HV_INPUT_VTL_RESERVED_MASK:
-        return False
-    return not HV_INPUT_VTL_USE_TARGET_VTL.get(named) or HV_INPUT_VTL_TARGET_VTL.get(named) == hv.hv_vm.vtl
+    return target_vtl(request.input_vtl, hv.hv_vm.vtl) is TargetVtl.OWN
