@@ -268,21 +268,8 @@ static void halt_for_ever(void)
     }
 }
 
-static void take_interrupts(void)
-{
-    asm volatile("sti; nop; nop; cli" : : : "memory");
-    l2_ran = 1;
-    for (;;)
-        asm volatile("vmmcall" : : : "memory");
-}
-
-static void wait_for_interrupt(void)
-{
-    asm volatile("sti; hlt; cli" : : : "memory");
-    l2_ran = 1;
-    for (;;)
-        asm volatile("vmmcall" : : : "memory");
-}
+L2(take_interrupts, "sti; nop; nop; cli" : : : "memory")
+L2(wait_for_interrupt, "sti; hlt; cli" : : : "memory")
 
 static void apic_write(u32 at, u32 value) { *(volatile u32 *)(APIC_PAGE + (u64)at) = value; }
 

@@ -60,7 +60,10 @@ PKRU_WD: Final = 2
 
 _PSE36_MAXPHYADDR: Final = 40
 _PHYSICAL_MASK: Final = 0x000FFFFFFFFFF000
-_PDPTE_RESERVED: Final = 0xFFF0000000000000 | 0x1E6
+PDPTE_RESERVED: Final = 0xFFF0000000000000 | 0x1E6
+"""Of PAE paging, at any physical address width."""
+PAE_CR3_MASK: Final = 0xFFFFFFE0
+"""Where PAE paging's table of four lies."""
 
 Read: TypeAlias = Callable[[int, int], int | None]
 """(guest-physical address, size 4 or 8) -> value, or None where there is nothing to read."""
@@ -209,7 +212,7 @@ def walk(state: PagingState, gva: int, access: int, read: Read, *, implicit_supe
             return pdpte
         if not pdpte & PTE_P:
             return WalkResult(_PAGE_FAULT, error_code=error, level=3)
-        if pdpte & (_PDPTE_RESERVED | (reserved & ~PTE_NX)):
+        if pdpte & (PDPTE_RESERVED | (reserved & ~PTE_NX)):
             return WalkResult(_PAGE_FAULT, error_code=error | PFERR_PRESENT | PFERR_RSVD, level=3)
         table = pdpte & _PHYSICAL_MASK
     return _walk_64bit_entries(state, gva, access, read, error, implicit_supervisor, level, table, reserved)
@@ -218,7 +221,7 @@ def walk(state: PagingState, gva: int, access: int, read: Read, *, implicit_supe
 def _pdpte(state: PagingState, index: int, read: Read) -> int | WalkResult:
     if state.pdptes is not None:
         return state.pdptes[index]
-    address = (state.cr3 & 0xFFFFFFE0) + index * 8
+    address = (state.cr3 & PAE_CR3_MASK) + index * 8
     value = read(address, 8)
     return WalkResult(Outcome.GPA_FAULT, address, level=3) if value is None else value
 

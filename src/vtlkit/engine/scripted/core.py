@@ -117,13 +117,13 @@ class Core:
             self._kept[self._expected] = self._frames
             self._frames, self._expected = [], None
         frames = self._kept.pop(here, None)
-        skipped = None if frames else self._kept.pop((here[0], here[1] - 1), None)
-        if not frames and not skipped:
-            return False
-        self._frames, self._expected = frames or skipped or [], here
-        if skipped:
-            self._frames[-1].op = None
-            self._frames[-1].computed = 0
+        if frames is None:
+            frames = self._kept.pop((here[0], here[1] - 1), None)
+            if frames is None:
+                return False
+            frames[-1].op = None
+            frames[-1].computed = 0
+        self._frames, self._expected = frames, here
         return True
 
     def end_scripts(self) -> None:

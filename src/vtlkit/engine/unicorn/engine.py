@@ -39,6 +39,7 @@ from vtlkit.engine.unicorn.state import (
 )
 from vtlkit.x86.exceptions import Vector
 from vtlkit.x86.registers import (
+    DR7_BP_EN_MASK,
     Sregs,
 )
 
@@ -47,8 +48,6 @@ if TYPE_CHECKING:
 
 
 _ALL_EXCEPTIONS: Final = 0xFFFFFFFF
-_BREAKPOINTS_ENABLED: Final = 0xFF
-"""Of DR7: the enable bits."""
 
 
 class UnicornEngine(Loop):
@@ -128,7 +127,7 @@ class UnicornEngine(Loop):
     def set_debugregs(self, values: tuple[int, int, int, int, int, int]) -> None:
         dr = self.regs.dr
         *others, dr7 = values
-        armed = (dr[7] | dr7) & _BREAKPOINTS_ENABLED
+        armed = (dr[7] | dr7) & DR7_BP_EN_MASK
         if armed:
             # Those that are armed are known by their old addresses.
             self._lib.update_dr7(self._env, 0)

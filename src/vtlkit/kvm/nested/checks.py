@@ -27,7 +27,7 @@ from vtlkit.kvm.nested.vmcb import (
     VmcbSave,
 )
 from vtlkit.x86.exceptions import Vector
-from vtlkit.x86.paging import PTE_P
+from vtlkit.x86.paging import PAE_CR3_MASK, PDPTE_RESERVED, PTE_P
 from vtlkit.x86.registers import (
     CR0_CD,
     CR0_NW,
@@ -45,10 +45,7 @@ from vtlkit.x86.svm import SvmExit
 if TYPE_CHECKING:
     from vtlkit.kvm.vcpu import Vcpu
 
-_U32: Final = 0xFFFFFFFF
 _U64: Final = 0xFFFFFFFFFFFFFFFF
-_PDPT_MASK: Final = 0xFFFFFFE0
-_PDPTE_RESERVED: Final = 0x1E6
 _TYPES: Final = frozenset(EventType)
 _LAST_EXCEPTION: Final = 31
 _TLB_CONTROLS: Final = (TLB_CONTROL_DO_NOTHING, TLB_CONTROL_FLUSH_ALL)
@@ -95,9 +92,9 @@ def host_valid(vcpu: Vcpu, save: VmcbSave) -> bool:
 
 def _pdptes_valid(vcpu: Vcpu, cr3: int) -> bool:
     """The four entries that PAE paging loads with CR3: nothing reserved in those that are present."""
-    reserved = _PDPTE_RESERVED | _U64 & ~((1 << vcpu.cpuid.maxphyaddr()) - 1)
+    reserved = PDPTE_RESERVED | _U64 & ~((1 << vcpu.cpuid.maxphyaddr()) - 1)
     try:
-        entries = struct.unpack("<4Q", vcpu.vm.memory.read_for_guest(cr3 & _PDPT_MASK, 32))
+        entries = struct.unpack("<4Q", vcpu.vm.memory.read_for_guest(cr3 & PAE_CR3_MASK, 32))
     except GuestMemoryError:
         return False
     return not any(entry & PTE_P and entry & reserved for entry in entries)

@@ -92,8 +92,7 @@ def _clgi(vcpu: Vcpu, length: int) -> None:
     vcpu.engine.skip(length)
     vcpu.gif = False
     # A window that is open would be told of again and again.
-    vcpu.engine.request_interrupt_window(False)
-    vcpu.engine.request_nmi_window(False)
+    vcpu.nested.close_windows()
 
 
 def _invlpga(vcpu: Vcpu, length: int) -> None:

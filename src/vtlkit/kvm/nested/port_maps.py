@@ -4,26 +4,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from vtlkit.engine.api import Access, PortBitmap
+from vtlkit.engine.api import PAGE_SIZE, Access, PortBitmap
 from vtlkit.kvm.nested.vmcb import IOPM_SIZE
 
 if TYPE_CHECKING:
     from vtlkit.kvm.memory import GuestMemory
 
-_PAGE_SIZE: Final = 4096
-_ONES: Final = memoryview(b"\xff" * _PAGE_SIZE)
+_ONES: Final = memoryview(b"\xff" * PAGE_SIZE)
 
 
 def port_map(memory: GuestMemory, gpa: int) -> PortBitmap:
     """The map at `gpa`, as it is whenever it is looked at; where there is no memory that the guest may read, ones."""
     pages = []
-    for page in range(gpa, gpa + IOPM_SIZE, _PAGE_SIZE):
-        found = memory.find(page) if memory.check(page, _PAGE_SIZE, Access.READ) else None
+    for page in range(gpa, gpa + IOPM_SIZE, PAGE_SIZE):
+        found = memory.find(page) if memory.check(page, PAGE_SIZE, Access.READ) else None
         if found is None:
             pages.append(_ONES)
         else:
             block, offset, _, _ = found
-            pages.append(block.view[offset : offset + _PAGE_SIZE])
+            pages.append(block.view[offset : offset + PAGE_SIZE])
     return _Pages(tuple(pages))
 
 
@@ -43,7 +42,7 @@ class _Pages:
         self._pages = pages
 
     def __getitem__(self, part: slice, /) -> bytes:
-        return bytes(self._pages[at // _PAGE_SIZE][at % _PAGE_SIZE] for at in range(part.start, part.stop))
+        return bytes(self._pages[at // PAGE_SIZE][at % PAGE_SIZE] for at in range(part.start, part.stop))
 
 
 class _Either:

@@ -31,7 +31,7 @@ from vtlkit.kvm.nested.vmcb import (
 )
 from vtlkit.kvm.requests import Req
 from vtlkit.x86.exceptions import Vector
-from vtlkit.x86.registers import CR0_PE, DR6_BS, RFLAGS_IF, RFLAGS_RF, RFLAGS_TF
+from vtlkit.x86.registers import CR0_PE, DR6_BS, DR7_FIXED_1, RFLAGS_IF, RFLAGS_RF, RFLAGS_TF
 from vtlkit.x86.svm import VMEXIT_INVALID, SvmExit
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 _PAGE_MASK: Final = 0xFFF
 _U32: Final = 0xFFFFFFFF
 _U64: Final = 0xFFFFFFFFFFFFFFFF
-_DR7_OFF: Final = 0x400
 NO_INTERCEPTS: Final = Intercepts(VmcbControl(), None, None)
 
 
@@ -56,8 +55,6 @@ class Nested:
         self.host = VmcbSave()
         """L1's registers while L2 runs."""
         self.intercepts = NO_INTERCEPTS
-        self.exits = 0
-        """#VMEXITs so far."""
         self.hsave_pa = 0
         """VM_HSAVE_PA: VMRUN wants it set; nothing is stored there."""
         self.vm_cr = 0
@@ -142,14 +139,14 @@ class Nested:
         vcpu = self._vcpu
         vcpu.guest_mode = True
         vcpu.gif = True
-        self._close_windows()
+        self.close_windows()
         self.apply_intercepts()
 
     def _refuse(self) -> None:
         """VMEXIT_INVALID: L1 goes on behind VMRUN."""
         vcpu = self._vcpu
         vcpu.gif = False
-        self._write_exit(NestedExit(VMEXIT_INVALID), None)
+        self._write_exit(NestedExit(VMEXIT_INVALID), entered=False)
         self._single_step()
 
     # --- leaving ----------------------------------------------------------------------------------------------------
@@ -157,11 +154,9 @@ class Nested:
     def leave(self, exit_: NestedExit) -> None:
         """#VMEXIT: L2's state to its control block, L1's into the engine. The engine is at a boundary."""
         vcpu, engine = self._vcpu, self._vcpu.engine
-        save = VmcbSave()
-        save_state(engine, save)
         control = self.control
         control.int_state = control.int_state & ~INTERRUPT_SHADOW | engine.interrupt_shadow
-        self._write_exit(exit_, save)
+        self._write_exit(exit_, entered=True)
         if vcpu.trace is not None:
             tracing.nested_vmexit(vcpu, exit_, exit_.vectoring or self._cut_short())
         self._end()
@@ -177,41 +172,39 @@ class Nested:
         queue.exception = None
         self._entry_event = None
         vcpu.guest_mode = False
-        self.exits += 1
         self.host.cr0 |= CR0_PE
-        self.host.dr7 = _DR7_OFF
+        self.host.dr7 = DR7_FIXED_1
         load_state(engine, self.host, guest=False)
         engine.interrupt_shadow = False
         self.intercepts = NO_INTERCEPTS
-        self._close_windows()
+        self.close_windows()
         self.apply_intercepts()
 
     def _single_step(self) -> None:
         """The #DB of a VMRUN that L1 stepped over comes when L2 is done."""
         vcpu = self._vcpu
         if self.host.rflags & RFLAGS_TF:
-            *others, dr6, dr7 = vcpu.engine.get_debugregs()
-            vcpu.engine.set_debugregs((others[0], others[1], others[2], others[3], dr6 | DR6_BS, dr7))
+            debug = vcpu.engine.get_debugregs()
+            vcpu.engine.set_debugregs((*debug[:4], debug[4] | DR6_BS, debug[5]))
             vcpu.queue_exception(Vector.DB)
 
-    def _write_exit(self, exit_: NestedExit, save: VmcbSave | None) -> None:
-        """Store the exit, and L2's registers, in the control block as it is now. `save` None: VMRUN was refused."""
+    def _write_exit(self, exit_: NestedExit, *, entered: bool) -> None:
+        """Store the exit, and L2's registers unless VMRUN was refused, in the control block as it is now."""
         vcpu, memory = self._vcpu, self._vcpu.vm.memory
         try:
             page = bytearray(memory.read_for_guest(self.vmcb_gpa, VMCB_SIZE))
-            if save is not None:
-                self._store_registers(page, save)
-            self._store_control(page, exit_, save is not None)
+            if entered:
+                self._store_registers(page)
+            self._store_control(page, exit_, entered)
             memory.write_for_guest(self.vmcb_gpa, bytes(page))
         except GuestMemoryError:
             # L1's block went away under L2: nothing that could be told to anybody.
             vcpu.make_request(Req.TRIPLE_FAULT)
 
-    def _store_registers(self, page: bytearray, save: VmcbSave) -> None:
-        kept = VmcbSave.unpack_from(page, VMCB_SAVE_OFFSET)
-        for name in _STORED:
-            setattr(kept, name, getattr(save, name))
-        kept.pack_into(page, VMCB_SAVE_OFFSET)
+    def _store_registers(self, page: bytearray) -> None:
+        save = VmcbSave.unpack_from(page, VMCB_SAVE_OFFSET)
+        save_state(self._vcpu.engine, save)
+        save.pack_into(page, VMCB_SAVE_OFFSET)
 
     def _store_control(self, page: bytearray, exit_: NestedExit, entered: bool) -> None:
         area = VmcbControl.unpack_from(page)
@@ -250,8 +243,8 @@ class Nested:
             # What GIF held up, as STGI.
             self._vcpu.make_request(Req.EVENT)
 
-    def _close_windows(self) -> None:
-        """Windows asked for on behalf of the one who does not run now; EVENT asks for those of the other."""
+    def close_windows(self) -> None:
+        """Windows asked for on behalf of who cannot take anything now; EVENT asks for those of who can."""
         engine = self._vcpu.engine
         engine.request_interrupt_window(False)
         engine.request_nmi_window(False)
@@ -340,10 +333,3 @@ class Nested:
             engine.inject(Event(EventType.INTERRUPT, vector))
         elif self.has_virtual_interrupt():
             engine.request_interrupt_window(True)
-
-
-_STORED: Final = (
-    *("es", "cs", "ss", "ds", "gdtr", "idtr", "cpl", "efer", "cr0", "cr2", "cr3", "cr4", "dr6", "dr7"),
-    *("rflags", "rip", "rsp", "rax"),
-)
-"""What #VMEXIT stores of L2."""

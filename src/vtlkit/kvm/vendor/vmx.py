@@ -41,7 +41,8 @@ class VmxVendor(Vendor):
         return vcpu.engine.run(budget)
 
     def handle_fastpath_preemption_timer(self, vcpu: Vcpu, force_immediate_exit: bool) -> Fastpath:
-        timer = _timer(vcpu)
+        timer = vcpu.preemption_timer
+        assert timer is not None
         if timer.soft_disabled:
             # Nobody asked for this exit: the longest time there is has passed.
             timer.reload()
@@ -67,12 +68,6 @@ class VmxVendor(Vendor):
     def gif(self, vcpu: Vcpu) -> bool:
         """Only a guest that has SVM of its own has a global interrupt flag."""
         return vcpu.gif or not vcpu.vm.nested
-
-
-def _timer(vcpu: Vcpu) -> PreemptionTimer:
-    timer = vcpu.preemption_timer
-    assert timer is not None, "a VMX vCPU has a preemption timer"
-    return timer
 
 
 VMX = VmxVendor()
