@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Final
 
 from vtlkit.cli.bench_cases.guest_loops import GuestLoop
-from vtlkit.cli.measure import Case, Figure
+from vtlkit.cli.measure import Case, Figure, seconds_per_operation
 from vtlkit.engine.unicorn import UnicornFactory
 from vtlkit.host.sim import Simulator
 from vtlkit.kvm.memslots import MemoryRegion
@@ -31,14 +30,16 @@ def seconds_per_forced_exit(vendor: str) -> float:
         vcpu.map.sync()
         run = vcpu.vendor.vcpu_run
         run(vcpu, BUDGET, True)
-        begin = time.perf_counter()
-        for _ in range(ENTRIES):
-            run(vcpu, BUDGET, True)
-        taken = time.perf_counter() - begin
+
+        def entries() -> None:
+            for _ in range(ENTRIES):
+                run(vcpu, BUDGET, True)
+
+        seconds = seconds_per_operation(entries, ENTRIES)
         assert vcpu.engine.instructions() == 0
     finally:
         factory.close()
-    return taken / ENTRIES
+    return seconds
 
 
 def _cpuid(vendor: str) -> Callable[[], float]:

@@ -47,7 +47,7 @@ class World:
         while not self._stop.load():
             self._turns[number] += 1
             # One interpreter runs all threads: a guest that computed without end would be what is measured.
-            yield ops.Host(lambda: int(self.host.relax()))
+            yield ops.Host(self.host.relax)
         yield ops.Out(_DONE, 1, 0)
 
     def _all_inside(self) -> None:

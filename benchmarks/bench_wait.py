@@ -8,10 +8,10 @@ and time.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Final
+from typing import Final, TypeAlias
 
 from tests.unit.vmm.vsm.vsm_rig import Body, Guest, Script, VsmRig
 from vtlkit.cli.measure import Case
@@ -22,15 +22,12 @@ from vtlkit.host.sim import Simulator
 from vtlkit.host.threads import ThreadHost
 from vtlkit.vmm.vsm.vtl_wait import VtlWait
 
+MakeHost: TypeAlias = Callable[[], AbstractContextManager[RunnableHost]]
 VISITS: Final = 300
 WAKES: Final = 200
 _SETTLE: Final = 10
 _UNBOUNDED: Final = 1 << 62
 VECTOR: Final = 0x60
-
-
-def _yield(host: RunnableHost) -> None:
-    host.relax()
 
 
 def _uncounted(world: VsmRig) -> None:
@@ -98,7 +95,7 @@ def waking(host: RunnableHost) -> dict[tuple[int, int], Body]:
     def sender(guest: Guest) -> Script:
         taken = guest.rig.taken
         while "ready" not in guest.rig.log:
-            yield ops.Host(lambda: _yield(host))
+            yield ops.Host(host.relax)
         apic = guest.rig.partition.vps[0].vcpus[1].apic
         entered: list[float] = []
 
@@ -126,33 +123,24 @@ def waking(host: RunnableHost) -> dict[tuple[int, int], Body]:
     return {(0, 0): vtl0, (0, 1): vtl1, (1, 0): sender}
 
 
-@contextmanager
-def _threads() -> Iterator[RunnableHost]:
-    with ThreadHost() as host:
-        yield host
+def _simulator() -> AbstractContextManager[RunnableHost]:
+    return nullcontext(Simulator())
 
 
-@contextmanager
-def _simulator() -> Iterator[RunnableHost]:
-    yield Simulator()
-
-
-def run(
-    design: VtlWait, make: Callable[[], object], guests: Callable[[RunnableHost], dict[tuple[int, int], Body]]
-) -> VsmRig:
+def run(design: VtlWait, make: MakeHost, guests: Callable[[RunnableHost], dict[tuple[int, int], Body]]) -> VsmRig:
     """The world after its run."""
-    with make() as host:  # type: ignore[attr-defined]
+    with make() as host:
         world = VsmRig(guests(host), cpus=2 if guests is waking else 1, host=host, vtl_wait=design)
         if not host.deterministic:
             _uncounted(world)
         return world.run()
 
 
-def _switch_seconds(design: VtlWait, make: Callable[[], object]) -> float:
+def _switch_seconds(design: VtlWait, make: MakeHost) -> float:
     return _times(run(design, make, visiting)) / (2 * VISITS)
 
 
-def _wake_seconds(design: VtlWait, make: Callable[[], object]) -> float:
+def _wake_seconds(design: VtlWait, make: MakeHost) -> float:
     return _times(run(design, make, waking)) / WAKES
 
 
@@ -161,7 +149,7 @@ def _times(world: VsmRig) -> float:
     return sum(each for each in world.log if isinstance(each, float))
 
 
-_HOSTS: Final = {"simulator": _simulator, "threads": _threads}
+_HOSTS: Final[dict[str, MakeHost]] = {"simulator": _simulator, "threads": ThreadHost}
 
 
 def cases() -> list[Case]:
@@ -195,8 +183,8 @@ def main() -> None:
         host = world.host
         assert isinstance(host, Simulator)
         simulated = min(_switch_seconds(design, _simulator) for _ in range(3))
-        threaded = min(_switch_seconds(design, _threads) for _ in range(3))
-        woken = min(_wake_seconds(design, _threads) for _ in range(3))
+        threaded = min(_switch_seconds(design, ThreadHost) for _ in range(3))
+        woken = min(_wake_seconds(design, ThreadHost) for _ in range(3))
         print(
             f"{design:12}{vp.waits.calls / VISITS:12.2f}{host.switches / VISITS:12.2f}"
             f"{simulated * 1e6:11.1f}{threaded * 1e6:11.1f}{woken * 1e6:10.1f}"

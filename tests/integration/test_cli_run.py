@@ -11,8 +11,9 @@ import pytest
 
 from tests.integration import cli_rig
 from tests.integration.cli_rig import run
-from vtlkit.cli import compose
-from vtlkit.kvm.uapi import VENDORS
+from vtlkit.cli import compose, designs
+from vtlkit.kvm.uapi import VENDORS, FlushInhibitDesign
+from vtlkit.vmm.vsm.vtl_wait import VtlWait
 
 MODES = [[], ["--realtime"]]
 
@@ -30,9 +31,14 @@ def test_a_debug_exit_has_the_guests_status(mode: list[str]) -> None:
     assert (done.status, done.console, done.errors) == (1, b"", "")
 
 
+def test_the_words_of_options_are_those_of_the_machine() -> None:
+    assert tuple(VENDORS) == compose.VENDORS
+    assert tuple(VtlWait) == designs.VTL_WAITS
+    assert tuple(FlushInhibitDesign) == designs.FLUSH_INHIBITS
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_the_other_vendor(mode: list[str]) -> None:
-    assert tuple(VENDORS) == compose.VENDORS
     done = run("demo", "--vendor", "vmx", *mode)
     assert done.status == 0
     assert "preemption_timer" in done.errors

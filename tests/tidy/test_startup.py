@@ -1,4 +1,5 @@
-"""`vtlkit --help` loads nothing that only a running guest needs: it must answer at once."""
+"""`vtlkit --help` loads nothing that only a running guest needs: it must answer at once. A run that is not traced does
+not load what traces."""
 
 from __future__ import annotations
 
@@ -43,6 +44,15 @@ def test_help_loads_no_engine() -> None:
     assert report["status"] == 0
     assert "run" in output
     assert not loaded(report) & HEAVY
+
+
+def test_a_run_without_a_trace_loads_none() -> None:
+    _, report = probe(PROBE, "run", "bench", "--append", "exit", "--quiet")
+    assert report["status"] == 1
+    modules = report["modules"]
+    assert isinstance(modules, list)
+    assert "vtlkit.vmm.machine" in modules
+    assert not [name for name in modules if name.startswith("vtlkit.trace.")]
 
 
 def test_the_probe_sees_what_is_loaded() -> None:

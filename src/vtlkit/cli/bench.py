@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from vtlkit.cli.status import BadInput
+from vtlkit.cli.wide import print_wide
 
 if TYPE_CHECKING:
     from vtlkit.cli.measure import Row
@@ -54,7 +55,6 @@ def bench(
 
 def _print_table(rows: list[Row]) -> None:
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
 
     from vtlkit.cli.measure import HEADINGS
@@ -64,5 +64,4 @@ def _print_table(rows: list[Row]) -> None:
         table.add_column(heading, justify="left" if number < 2 else "right", overflow="fold")
     for row in rows:
         table.add_row(*row.columns())
-    # A file or a pipe gets whole lines, however long.
-    Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False).print(table)
+    print_wide(table)

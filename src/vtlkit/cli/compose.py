@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from vtlkit.cli.words import word_parser
+
 if TYPE_CHECKING:
     from vtlkit.engine.api import EngineFactory
     from vtlkit.host.api import RunnableHost
@@ -33,33 +35,20 @@ class EngineChoice(enum.StrEnum):
     KVM = "kvm"
 
 
-def parse_engine(text: str) -> EngineChoice:
-    """`--engine`'s value. Raises typer.BadParameter for another word."""
-    if text not in list(EngineChoice):
-        raise typer.BadParameter(f"'{text}' is not one of {', '.join(EngineChoice)}")
-    return EngineChoice(text)
-
-
 EngineOption = Annotated[
     EngineChoice,
-    typer.Option(parser=parse_engine, metavar="auto|unicorn|kvm", help="What executes guest instructions."),
+    typer.Option(
+        parser=word_parser(EngineChoice), metavar="|".join(EngineChoice), help="What executes guest instructions."
+    ),
 ]
 """`--engine`."""
 
 
 VENDORS: Final = ("svm", "vmx")
 """As `vtlkit.kvm.uapi.VENDORS`, which would take too long to import for --help."""
-
-
-def parse_vendor(text: str) -> str:
-    """`--vendor`'s value. Raises typer.BadParameter for another word."""
-    if text not in VENDORS:
-        raise typer.BadParameter(f"'{text}' is not one of {', '.join(VENDORS)}")
-    return text
-
-
 VendorOption = Annotated[
-    str, typer.Option(parser=parse_vendor, metavar="svm|vmx", help="How the hypervisor's run loop behaves.")
+    str,
+    typer.Option(parser=word_parser(VENDORS), metavar="|".join(VENDORS), help="How the hypervisor's run loop behaves."),
 ]
 """`--vendor`."""
 

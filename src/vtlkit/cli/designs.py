@@ -1,29 +1,34 @@
-"""Options that choose among rival designs of one mechanism (docs/design)."""
+"""Options that choose among rival designs of one mechanism (docs/design).
+
+They take the values of the designs' enumerations, which would take too long to import for --help.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Final
 
 import typer
 
-if TYPE_CHECKING:
-    from vtlkit.kvm.uapi import FlushInhibitDesign
+from vtlkit.cli.words import word_parser
 
+VTL_WAITS: Final = ("mp-state", "wait", "completion", "poll")
+"""As `vtlkit.vmm.vsm.vtl_wait.VtlWait`."""
+FLUSH_INHIBITS: Final = ("ours", "posted")
+"""As `vtlkit.kvm.uapi.FlushInhibitDesign`."""
 
-def parse_flush_inhibit(text: str) -> FlushInhibitDesign:
-    """`--tlb-flush-inhibit`'s value. Raises typer.BadParameter for another word."""
-    from vtlkit.kvm.uapi import FlushInhibitDesign
-
-    try:
-        return FlushInhibitDesign(text)
-    except ValueError:
-        raise typer.BadParameter(f"'{text}' is not one of {', '.join(FlushInhibitDesign)}") from None
-
-
-FlushInhibitOption = Annotated[
-    Any,
+VtlWaitOption = Annotated[
+    str,
     typer.Option(
-        parser=parse_flush_inhibit, metavar="ours|posted", help="How flushes of an inhibited TLB are held up."
+        parser=word_parser(VTL_WAITS), metavar="|".join(VTL_WAITS), help="How events for inactive VTLs are heard of."
     ),
 ]
-"""`--tlb-flush-inhibit`: a `FlushInhibitDesign`."""
+"""`--vtl-wait`."""
+FlushInhibitOption = Annotated[
+    str,
+    typer.Option(
+        parser=word_parser(FLUSH_INHIBITS),
+        metavar="|".join(FLUSH_INHIBITS),
+        help="How flushes of an inhibited TLB are held up.",
+    ),
+]
+"""`--tlb-flush-inhibit`."""

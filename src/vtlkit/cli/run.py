@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Final
 from vtlkit.cli import run_options as options
 from vtlkit.cli.compose import VENDORS, CannotCompose, EngineChoice, EngineOption, Mode, VendorOption, composed
 from vtlkit.cli.console import GuestOutput
-from vtlkit.cli.designs import FlushInhibitOption
+from vtlkit.cli.designs import FlushInhibitOption, VtlWaitOption
 from vtlkit.cli.hv_features import HvOption, parse_hv
 from vtlkit.cli.interruption import Interruption
 from vtlkit.cli.status import BadInput, Status, complain, report_bug
 from vtlkit.cli.trace_file import TraceFile, TraceOption, TraceRingOption
-from vtlkit.cli.waiting import DEFAULT_WAIT, HaltPollOption, VtlWaitOption, make_design
 
 if TYPE_CHECKING:
     from typing import TextIO
@@ -48,8 +47,8 @@ def run(
     seed: options.Seed = None,
     realtime: options.Realtime = False,
     timeout: options.Timeout = None,
-    vtl_wait: VtlWaitOption = DEFAULT_WAIT,
-    halt_poll: HaltPollOption = 0,
+    vtl_wait: VtlWaitOption = "poll",
+    halt_poll: options.HaltPoll = 0,
     tlb_flush_inhibit: FlushInhibitOption = "ours",
     trace: TraceOption = "",
     trace_ring: TraceRingOption = None,
@@ -61,7 +60,9 @@ def run(
     The guest's serial port is standard output; a summary follows on standard error. A guest that writes v to port 0xf4
     ends the run with status (v << 1) | 1. Power-off is status 0, bad input 2, a triple fault 3, a time-out 124.
     """
+    from vtlkit.kvm.uapi import FlushInhibitDesign
     from vtlkit.vmm.config import MachineConfig
+    from vtlkit.vmm.vsm.vtl_wait import VtlWait
 
     config = MachineConfig(
         cpus=cpus,
@@ -71,9 +72,9 @@ def run(
         initrd=Path(initrd) if initrd else None,
         hyperv=_hyperv(hv),
         vendor=vendor,
-        vtl_wait=make_design(vtl_wait),
+        vtl_wait=VtlWait(vtl_wait),
         halt_poll_ns=halt_poll * 1000,
-        tlb_flush_inhibit=tlb_flush_inhibit,
+        tlb_flush_inhibit=FlushInhibitDesign(tlb_flush_inhibit),
         nested=nested,
     )
     mode = Mode(engine, realtime, seed)

@@ -12,6 +12,8 @@ from vtlkit.hvdef.identifiers import HV_MAX_VTLS
 MAX_CPUS: Final = 255
 """APIC IDs 0 to 254: what xAPIC mode addresses (Intel SDM volume 3, "Local APIC ID")."""
 DEFAULT_MEMORY: Final = 256 * MIB
+HALT_POLL_MAXIMUM: Final = 1_000_000
+"""A second, in us: longer than any guest's timer tick."""
 _MEMORY_HELP: Final = f"Guest memory, such as 64M or 1G.  [default: {show_size(DEFAULT_MEMORY)}]"
 
 Guest = Annotated[
@@ -41,6 +43,14 @@ Seed = Annotated[
 Realtime = Annotated[bool, typer.Option("--realtime", help="Run on threads and in real time, not reproducibly.")]
 Timeout = Annotated[
     float | None, typer.Option(parser=parse_seconds, metavar="S", help="End the run after S seconds (status 124).")
+]
+HaltPoll = Annotated[
+    int,
+    typer.Option(
+        parser=count_parser(0, HALT_POLL_MAXIMUM),
+        metavar="US",
+        help="How long a halted vCPU polls at most before it sleeps, in microseconds.",
+    ),
 ]
 JsonFile = Annotated[str, typer.Option("--json", metavar="FILE", help="Write the summary as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No summary on standard error.")]

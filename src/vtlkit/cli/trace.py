@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from vtlkit.cli.status import BadInput
+from vtlkit.cli.wide import print_wide
 
 if TYPE_CHECKING:
     from vtlkit.trace.summary import Summary
@@ -26,14 +26,9 @@ def trace(
     if as_json:
         print(json.dumps(summary.to_json(), indent=1))
         return 0
-    from rich.console import Console
-
     from vtlkit.cli.trace_tables import tables
 
-    # A file or a pipe gets whole lines, however long.
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False, markup=False)
-    for table in tables(file, summary):
-        console.print(table)
+    print_wide(*tables(file, summary))
     return 0
 
 

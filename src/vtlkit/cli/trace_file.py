@@ -53,9 +53,9 @@ class TraceFile:
 
     def start(self, host: Host) -> Tracer | None:
         """The trace of a run on `host`; None if none is wanted."""
-        from vtlkit.trace.tracer import Tracer
-
         if self._sink is not None:
+            from vtlkit.trace.tracer import Tracer
+
             self._tracer = Tracer(host.now_ns, host.context, self._sink)
         return self._tracer
 

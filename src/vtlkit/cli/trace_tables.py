@@ -10,7 +10,7 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from vtlkit.cli.measure import duration
-from vtlkit.trace.summary import Latency, Summary
+from vtlkit.trace.summary import FIGURES, Latency, Summary, most_first
 
 _BAR: Final = 40
 """Columns of the longest bar."""
@@ -55,11 +55,10 @@ def _table(title: str, *headings: str) -> Table:
 
 
 def _latencies(summary: Summary) -> Table:
-    table = _table("Latencies", "", "count", "min", "median", "p90", "p99", "max")
+    table = _table("Latencies", "", "count", *FIGURES)
     for label, latency in summary.latencies().items():
         if latency.samples:
-            figures = [_time(latency.quantile(share)) for share in (0.0, 0.5, 0.9, 0.99, 1.0)]
-            table.add_row(label, f"{len(latency.samples):,}", *figures)
+            table.add_row(label, f"{len(latency.samples):,}", *map(_time, latency.figures().values()))
         else:
             table.add_row(label, "0")
     return table
@@ -78,7 +77,7 @@ def _histogram(label: str, latency: Latency) -> Table:
 def _exits(summary: Summary) -> Table:
     table = _table("Exits", "reason", "count", "share", "time", "share", "mean")
     count_total, ns_total = summary.exit_counts.total(), summary.exit_ns.total()
-    for reason, count in sorted(summary.exit_counts.items(), key=lambda item: (-item[1], item[0])):
+    for reason, count in most_first(summary.exit_counts):
         ns = summary.exit_ns[reason]
         share = f"{ns / ns_total:.1%}" if ns_total else ""
         table.add_row(reason, f"{count:,}", f"{count / count_total:.1%}", _time(ns), share, _time(ns // count))
@@ -91,7 +90,7 @@ def _woke(summary: Summary) -> Table:
     targets = sorted({target for _, target in summary.woke})
     if len(targets) > _COLUMNS:
         table = _table("Who woke whom", "woken by", "woken", "count")
-        for (source, target), count in sorted(summary.woke.items(), key=lambda item: (-item[1], item[0])):
+        for (source, target), count in most_first(summary.woke):
             table.add_row(source, target, f"{count:,}")
         return table
     table = _table("Who woke whom", "woken by", *targets)
@@ -104,6 +103,6 @@ def _woke(summary: Summary) -> Table:
 
 def _events(summary: Summary) -> Table:
     table = _table("Events", "event", "count")
-    for name, count in sorted(summary.events.items(), key=lambda item: (-item[1], item[0])):
+    for name, count in most_first(summary.events):
         table.add_row(name, f"{count:,}")
     return table

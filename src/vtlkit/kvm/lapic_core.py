@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from vtlkit.host.api import Bitmap, Cell
 from vtlkit.kvm.cpuid import DEFAULT_MAXPHYADDR
@@ -32,10 +33,12 @@ from vtlkit.kvm.lapic_owner import ApicListener, ApicOwner
 from vtlkit.kvm.lapic_regs import LVT_WRITABLE, NR_REGS, REG_SHIFT
 from vtlkit.kvm.lapic_timer import LapicTimer
 from vtlkit.kvm.requests import Req
-from vtlkit.trace.tracer import VcpuTrace
 from vtlkit.x86 import apic as regs
 from vtlkit.x86.apic import DeliveryMode
 from vtlkit.x86.msr import APICBASE_ENABLE, X2APIC_ENABLE
+
+if TYPE_CHECKING:
+    from vtlkit.trace.tracer import VcpuTrace
 
 _PRIORITY_CLASS = 0xF0
 _TASKPRI = regs.APIC_TASKPRI >> REG_SHIFT

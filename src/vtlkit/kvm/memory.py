@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from vtlkit.engine.api import PAGE_SIZE, Access, RamBlock
 from vtlkit.host.api import Host, LockRank
@@ -23,7 +23,9 @@ from vtlkit.kvm.address_space import AddressSpace, AttributeChange, Change, Over
 from vtlkit.kvm.attributes import MemoryAttributes
 from vtlkit.kvm.errors import GuestMemoryError
 from vtlkit.kvm.memslots import MAX_GPA, MemoryRegion, Memslots
-from vtlkit.trace.tracer import VmTrace
+
+if TYPE_CHECKING:
+    from vtlkit.trace.tracer import VmTrace
 
 _PAGE_MASK = PAGE_SIZE - 1
 _READ_ONLY = Access.READ | Access.EXECUTE

@@ -6,6 +6,8 @@ errno; what the guest can see is a value, never an exception.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from vtlkit.engine.api import EngineFactory
 from vtlkit.host.api import Host
 from vtlkit.kvm.attributes import MemoryAttributes
@@ -80,7 +82,9 @@ from vtlkit.kvm.vm import MAX_VCPUS, Vm
 from vtlkit.kvm.wait_state import WaitFlags, WaitResult, WaitType
 from vtlkit.kvm.windows import Windows
 from vtlkit.kvm.windows import request as windows_request
-from vtlkit.trace.tracer import Tracer
+
+if TYPE_CHECKING:
+    from vtlkit.trace.tracer import Tracer
 
 __all__ = [
     "ALL_VPS",

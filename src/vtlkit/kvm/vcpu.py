@@ -41,13 +41,13 @@ from vtlkit.kvm.vcpu_state import VcpuState
 from vtlkit.kvm.vcpu_time import VcpuTime
 from vtlkit.kvm.wait import ignores_rflags_if, suspend, wait
 from vtlkit.kvm.wait_state import WaitResult, WaitState, check_arguments
-from vtlkit.trace.tracer import VcpuTrace
 from vtlkit.x86.msr import APICBASE_BASE, APICBASE_ENABLE, X2APIC_ENABLE
 from vtlkit.x86.registers import CR0_PE
 
 if TYPE_CHECKING:
     from vtlkit.kvm.vendor.api import Vendor
     from vtlkit.kvm.vm import Vm
+    from vtlkit.trace.tracer import VcpuTrace
 
 
 class Mode(enum.IntEnum):

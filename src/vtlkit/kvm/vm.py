@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterable
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from vtlkit.engine.api import Engine, EngineFactory
 from vtlkit.host.api import Host, LockRank
@@ -30,8 +30,10 @@ from vtlkit.kvm.routing import PIT_IRQ_SOURCE_ID, IrqRouting, Route
 from vtlkit.kvm.vcpu import Vcpu
 from vtlkit.kvm.vendor import DEFAULT_VENDOR, vendor_named
 from vtlkit.kvm.vm_memory import VmMemory
-from vtlkit.trace.tracer import Tracer
 from vtlkit.x86.apic import DeliveryMode
+
+if TYPE_CHECKING:
+    from vtlkit.trace.tracer import Tracer
 
 MAX_VCPUS: Final = 1024
 TSC_KHZ: Final = 1_000_000

@@ -11,10 +11,9 @@ from perfetto.protos.perfetto.trace.perfetto_trace_pb2 import DebugAnnotation, I
 
 from vtlkit.trace.events import Event, MalformedEvent, from_values
 from vtlkit.trace.perfetto_sink import MACHINE_TRACK, SEQUENCE
-from vtlkit.trace.reader import UnreadableTrace
+from vtlkit.trace.reader import PACKET_TAG, UnreadableTrace
 from vtlkit.trace.template import Value
 
-_PACKET_TAG: Final = b"\n"
 _CUT_OFF: Final = "is no Perfetto trace, or one that is not complete"
 _FOREIGN: Final = "is a Perfetto trace, but not one of vtlkit"
 
@@ -42,7 +41,7 @@ def read_perfetto(file: BinaryIO) -> Iterator[Event]:
 def _packets(file: BinaryIO) -> Iterator[TracePacket]:
     while tag := file.read(1):
         try:
-            packet = proto.parse_length_prefixed(TracePacket, file) if tag == _PACKET_TAG else None
+            packet = proto.parse_length_prefixed(TracePacket, file) if tag == PACKET_TAG else None
         except (DecodeError, ValueError, OverflowError, MemoryError):
             # The last two: a length that is larger than any file.
             packet = None

@@ -15,8 +15,8 @@ from typing import BinaryIO, Final
 from vtlkit.trace.events import KINDS, NO_VCPU, TEMPLATES, Event, MalformedEvent, from_values
 from vtlkit.trace.sinks import FTRACE_HEADER, JSON_HEADER
 
-_PERFETTO_START: Final = b"\n"
-"""The tag of a packet: field 1, which has a length."""
+PACKET_TAG: Final = b"\n"
+"""How a Perfetto trace and each of its packets begin: field 1, which has a length."""
 _LINE: Final = re.compile(r" *(.+)-\d+ +\[\d+\] \S+ +(\d+)\.(\d{9}): (\w+): (.*) \((.+?)(?:-vcpu(\d+))?\)")
 _LONGEST_LINE: Final = 1 << 16
 
@@ -38,7 +38,7 @@ def read_trace(path: Path) -> Iterator[Event]:
             yield from _lines(file, 2, _from_json)
         elif start == FTRACE_HEADER.encode().splitlines(keepends=True)[0]:
             yield from _lines(file, 2, _from_ftrace)
-        elif start.startswith(_PERFETTO_START):
+        elif start.startswith(PACKET_TAG):
             from vtlkit.trace.perfetto_reader import read_perfetto
 
             file.seek(0)

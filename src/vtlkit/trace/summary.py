@@ -15,13 +15,22 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import ceil
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from vtlkit.trace import events
 from vtlkit.trace.events import Event, vcpu_name
 
+Key = TypeVar("Key", str, tuple[str, str])
 KICKS_REMEMBERED: Final = 4096
 """Kicks whose effect may still come: of older ones, nothing is expected."""
+
+FIGURES: Final = {"min": 0.0, "median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+"""What is told of a latency -> the share of its samples that do not exceed it."""
+
+
+def most_first(counts: Counter[Key]) -> list[tuple[Key, int]]:
+    """The counts in descending order, those that are equal in the order of their keys."""
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
 @dataclass(slots=True)
@@ -34,10 +43,14 @@ class Latency:
         # A deterministic host's clock may still lack an exit whose time another task's event does not know.
         self.samples.append(max(ns, 0))
 
-    def quantile(self, share: float) -> int:
-        """The smallest time that at least this share of the samples (0 to 1) does not exceed."""
+    def quantiles(self, shares: Iterable[float]) -> list[int]:
+        """For each, the smallest time that at least this share of the samples (0 to 1) does not exceed."""
         ordered = sorted(self.samples)
-        return ordered[max(ceil(share * len(ordered)) - 1, 0)]
+        return [ordered[max(ceil(share * len(ordered)) - 1, 0)] for share in shares]
+
+    def figures(self) -> dict[str, int]:
+        """What `FIGURES` names; there is at least one sample."""
+        return dict(zip(FIGURES, self.quantiles(FIGURES.values()), strict=True))
 
     def buckets(self) -> list[tuple[int, int, int]]:
         """(low, high, count): times from `low` up to, not including, `high`; powers of two, none left out between."""
@@ -50,9 +63,7 @@ class Latency:
     def to_json(self) -> dict[str, Any]:
         if not self.samples:
             return {"count": 0}
-        named = {"min": 0.0, "median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
-        figures = {name: self.quantile(share) for name, share in named.items()}
-        return {"count": len(self.samples), **figures, "buckets": self.buckets()}
+        return {"count": len(self.samples), **self.figures(), "buckets": self.buckets()}
 
 
 @dataclass(slots=True)
@@ -82,7 +93,6 @@ class Summary:
         }
 
     def to_json(self) -> dict[str, Any]:
-        reasons = sorted(self.exit_counts, key=lambda reason: (-self.exit_counts[reason], reason))
         return {
             "events": dict(sorted(self.events.items())),
             "first_ns": self.first_ns,
@@ -95,7 +105,8 @@ class Summary:
                 "blocked": self.blocked.to_json(),
             },
             "exits": [
-                {"reason": reason, "count": self.exit_counts[reason], "ns": self.exit_ns[reason]} for reason in reasons
+                {"reason": reason, "count": count, "ns": self.exit_ns[reason]}
+                for reason, count in most_first(self.exit_counts)
             ],
             "woke": [
                 {"source": source, "target": target, "count": count}

@@ -15,13 +15,12 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from vtlkit.engine.api import EngineFactory, RamBlock
 from vtlkit.host.api import LockRank, RunnableHost
 from vtlkit.kvm import uapi
 from vtlkit.kvm.uapi import Kvm, KvmRun, MemoryRegion, Vcpu
-from vtlkit.trace.tracer import Tracer
 from vtlkit.vmm import acpi, firmware
 from vtlkit.vmm.config import MachineConfig
 from vtlkit.vmm.devices.debugexit import exit_status
@@ -31,6 +30,9 @@ from vtlkit.vmm.pc import Pc
 from vtlkit.vmm.report import describe_vcpu
 from vtlkit.vmm.vsm.partition import Partition
 from vtlkit.vmm.vsm.vp import Vp
+
+if TYPE_CHECKING:
+    from vtlkit.trace.tracer import Tracer
 
 _ROM_SLOT: Final = 100
 

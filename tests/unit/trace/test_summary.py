@@ -107,7 +107,7 @@ def test_quantiles(samples: list[int], share: float, expected: int) -> None:
     latency = Latency()
     for sample in reversed(samples):
         latency.add(sample)
-    assert latency.quantile(share) == expected
+    assert latency.quantiles([share]) == [expected]
 
 
 def test_buckets_are_powers_of_two_without_gaps() -> None:

@@ -318,7 +318,7 @@ class Vp:
                 # Taken before the look: what comes after it sets the bit anew.
                 self._look.test_and_clear(other)
                 vcpu = self.vcpus.get(other)
-                if not target and other > level and vcpu is not None and self.waits.pending(other, vcpu):
+                if not target and other > level and vcpu is not None and self.waits.pending(vcpu):
                     target = other
         if not target:
             if everything >> VINA & 1:

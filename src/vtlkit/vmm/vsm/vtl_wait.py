@@ -62,7 +62,7 @@ class Waits:
     def settle(self) -> None:
         """Wait for the VTLs above the active one, and for no others."""
 
-    def pending(self, level: int, vcpu: Vcpu) -> bool:
+    def pending(self, vcpu: Vcpu) -> bool:
         """Whether a VTL above the active one has a wake event."""
         raise NotImplementedError
 
@@ -106,10 +106,10 @@ class Poll(Waits):
 
     def changed(self, source: int, giver: Vcpu, newcomer: Vcpu) -> None:
         giver.vtl_inactive, newcomer.vtl_inactive = True, False
-        if source > self.vp.active.load() and self.pending(source, giver):
+        if source > self.vp.active.load() and self.pending(giver):
             self.vp.look(source)
 
-    def pending(self, level: int, vcpu: Vcpu) -> bool:
+    def pending(self, vcpu: Vcpu) -> bool:
         self._looks += 1
         return vcpu.wake_event_pending()
 

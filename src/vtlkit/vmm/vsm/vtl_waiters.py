@@ -231,7 +231,7 @@ class Blocking(Waits):
         for waiter in self._waiters.values():
             waiter.wanted(waiter.level > active)
 
-    def pending(self, level: int, vcpu: Vcpu) -> bool:
+    def pending(self, vcpu: Vcpu) -> bool:
         waiter = self._waiters.get(vcpu)
         return waiter is not None and waiter.woken.load()
 
