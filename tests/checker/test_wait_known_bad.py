@@ -6,7 +6,7 @@ import pytest
 
 from tests.sim.known_bad import fails
 from vtlkit.checker.scenarios import simulator
-from vtlkit.checker.scenarios.wait import Wait, _inactive
+from vtlkit.checker.scenarios.wait import Bell, Wait, _inactive
 from vtlkit.kvm.kvm_run import Intr
 from vtlkit.kvm.mpstate import MpState
 from vtlkit.kvm.vcpu import Vcpu
@@ -15,19 +15,12 @@ from vtlkit.kvm.wait_state import WaitType
 
 def poll_that_empties_after_the_look(vcpu: Vcpu) -> None:
     """What comes between the two is forgotten."""
-    queue = vcpu.host.wait_queue("poll")
-    rung = vcpu.host.cell(False, "rung")
-
-    def ring() -> None:
-        rung.store(True)
-        queue.wake()
-
     vcpu.vtl_inactive = True
-    vcpu.listen(ring)
+    bell = Bell(vcpu)
     while not vcpu.wake_event_pending():
         vcpu.host.relax()
-        rung.store(False)
-        vcpu.host.wait_event(queue, lambda: rung.load(), interruptible=False)
+        bell.rung.store(False)
+        bell.wait()
     vcpu.listen(None)
     vcpu.vtl_inactive = False
 
