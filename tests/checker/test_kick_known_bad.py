@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.sim.known_bad import SEEDS, failure
 from vtlkit.checker.scenarios import Scenario, catalogue, run_seed
 from vtlkit.checker.scenarios import kick as kick_scenarios
 from vtlkit.checker.scenarios.kick import Watch
@@ -14,7 +15,7 @@ from vtlkit.checker.scenarios.memory_transactions import WAYS, Way, kicked, one_
 from vtlkit.checker.scenarios.rig import Rig, Script
 from vtlkit.engine.scripted import ops
 from vtlkit.host.api import RunnableHost
-from vtlkit.host.sim import Deadlock, Simulator
+from vtlkit.host.sim import Simulator
 from vtlkit.kvm import wait
 from vtlkit.kvm.kick_all import KickAll, KickDesign
 from vtlkit.kvm.kvm_run import Intr
@@ -23,18 +24,11 @@ from vtlkit.kvm.memslots import MemoryRegion
 from vtlkit.kvm.requests import Req
 from vtlkit.kvm.vcpu import Mode, Vcpu
 
-SEEDS = range(3000)
-
 
 def complaint(scenario: str | Scenario, seeds: range = SEEDS) -> str:
     """What the first seed that fails says; nothing if none does."""
     found = catalogue()[scenario] if isinstance(scenario, str) else scenario
-    for seed in seeds:
-        try:
-            run_seed(found, seed)
-        except (AssertionError, Deadlock) as error:
-            return str(error)
-    return ""
+    return failure(lambda seed: run_seed(found, seed), seeds) or ""
 
 
 class Altered:

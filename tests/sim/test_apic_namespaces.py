@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.sim.known_bad import fails, scenario
 from tests.unit.kvm.core_rig import script
 from tests.unit.kvm.namespace_worlds import BOTH_FORMS, send
-from vtlkit.checker.scenarios import catalogue, run_seed, simulator
+from vtlkit.checker.scenarios import simulator
 from vtlkit.checker.scenarios.namespaces_rig import Form, Namespaces
 from vtlkit.host.api import RunnableHost
-from vtlkit.host.sim import Deadlock
 from vtlkit.host.threads import ThreadHost
 from vtlkit.kvm.events import PENDING_INIT, PENDING_SIPI, accept_apic_events
 from vtlkit.kvm.ioapic import IoApic
@@ -27,7 +27,6 @@ from vtlkit.x86.apic import DeliveryMode
 VECTOR = 0x50
 SENDS = 4
 SEEDS = range(150)
-MANY = range(3000)
 REAL_RUNS = 20
 
 Race = Callable[[RunnableHost, Form], None]
@@ -140,23 +139,6 @@ def test_a_line_that_is_driven_during_a_change_is_of_one_table() -> None:
 # --- known bad --------------------------------------------------------------------------------------------------------
 
 
-def caught(attempt: Callable[[int], object]) -> bool:
-    """Whether some seed shows that it is broken."""
-
-    def breaks(seed: int) -> bool:
-        try:
-            attempt(seed)
-        except (AssertionError, Deadlock):
-            return True
-        return False
-
-    return any(breaks(seed) for seed in MANY)
-
-
-def scenario(name: str) -> Callable[[int], object]:
-    return lambda seed: run_seed(catalogue()[name], seed)
-
-
 def test_a_map_of_all_groups_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if one matching function had forgotten the mask."""
     enable = ApicNamespaces.enable_groups
@@ -169,8 +151,8 @@ def test_a_map_of_all_groups_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(ApicNamespaces, "enable_groups", share)
     monkeypatch.setattr(IpiBus, "by_apic_id", lambda _self, _apic_id: None)
-    assert caught(scenario("apic-namespaces.groups"))
-    assert caught(lambda seed: moving_id(simulator(seed), Form.GROUPS))
+    assert fails(scenario("apic-namespaces.groups"))
+    assert fails(lambda seed: moving_id(simulator(seed), Form.GROUPS))
 
 
 def test_an_end_of_interrupt_that_is_matched_by_the_present_route_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,7 +164,7 @@ def test_an_end_of_interrupt_that_is_matched_by_the_present_route_is_caught(monk
         eoi(self, vcpu_id, vector, bus)
 
     monkeypatch.setattr(IoApic, "eoi", by_route)
-    assert caught(scenario("apic-namespaces.move"))
+    assert fails(scenario("apic-namespaces.move"))
 
 
 def test_a_line_driven_by_the_group_of_the_moment_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +176,7 @@ def test_a_line_driven_by_the_group_of_the_moment_is_caught(monkeypatch: pytest.
         return set_irq(self, pin, level, source_id, line_status=line_status)
 
     monkeypatch.setattr(IoApic, "set_irq", without_bus)
-    assert caught(two_tables)
+    assert fails(two_tables)
 
 
 def test_telling_of_a_new_address_before_it_is_there_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,7 +190,7 @@ def test_telling_of_a_new_address_before_it_is_there_is_caught(monkeypatch: pyte
             publish(self)
 
     monkeypatch.setattr(LapicCore, "_publish_address", early)
-    assert caught(lambda seed: moving_id(simulator(seed), Form.VMS))
+    assert fails(lambda seed: moving_id(simulator(seed), Form.VMS))
 
 
 def test_a_kick_before_the_interrupt_is_there_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,4 +206,4 @@ def test_a_kick_before_the_interrupt_is_there_is_caught(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(LapicCore, "accept_irq", early)
     for name in ("apic-namespaces.vms", "apic-namespaces.groups"):
-        assert caught(scenario(name))
+        assert fails(scenario(name))

@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
+from tests.sim.known_bad import fails, scenario
+from tests.sim.test_run_loop import linger
 from tests.unit.kvm import core_rig
 from tests.unit.kvm.core_rig import DONE, Cpu, Machine, Script, recorder
-from vtlkit.checker.scenarios import catalogue, run_seed
 from vtlkit.engine.api import Exit, RamBlock
 from vtlkit.engine.scripted import Guest, Handler, ops
 from vtlkit.host.api import Host
@@ -127,8 +128,7 @@ def reads_around_a_change(seed: int) -> list[tuple[bool, int]]:
     machine.vcpu.nmi()
 
     def writer() -> None:
-        for _ in range(machine.host.choose(60, "linger")):
-            machine.vcpu.apic.irr.load()
+        linger(machine, 60)
         machine.vm.set_user_memory_region_list([MemoryRegion(1, PAGE, 0), MemoryRegion(2, PAGE, 4096, new)])
         machine.vm.wait_for_memory(lambda: bool(finished))
         changed.append(True)
@@ -146,20 +146,9 @@ def test_who_changes_memory_may_rely_on_the_vcpus_mode_whenever_the_exit_comes()
 # --- known-bad variants -----------------------------------------------------------------------------------------------
 
 
-def caught(name: str, error: type[BaseException]) -> bool:
-    """Whether a seed breaks the scenario's promise, and in this way."""
-    scenario = catalogue()[name]
-    for seed in range(3000):
-        try:
-            run_seed(scenario, seed)
-        except error:
-            return True
-    return False
-
-
 def test_a_timer_that_stays_an_exit_while_the_vcpu_waits_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LapicTimer, "switch_to_sw_timer", lambda _self: None)
-    assert caught("exit.timer", Deadlock)
+    assert fails(scenario("exit.timer"), errors=(Deadlock,))
 
 
 def test_answering_a_signal_in_the_middle_of_an_instruction_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +159,7 @@ def test_answering_a_signal_in_the_middle_of_an_instruction_is_caught(monkeypatc
         return Intr() if vcpu.take_signal() else enter(vcpu)
 
     monkeypatch.setattr(run_loop, "_enter_guest", careless)
-    assert caught("exit.forced", AssertionError)
+    assert fails(scenario("exit.forced"), errors=(AssertionError,))
 
 
 def test_entering_with_a_request_because_an_exit_is_forced_anyway_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

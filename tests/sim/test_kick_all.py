@@ -12,6 +12,7 @@ import pytest
 
 from tests.unit.kvm.core_rig import DONE, Machine, Script, engine_of, recorder
 from tests.unit.kvm.hyperv.flush_rig import FlushMachine
+from vtlkit.checker.scenarios.wait import set_block
 from vtlkit.engine.scripted import ops
 from vtlkit.host.api import RunnableHost
 from vtlkit.host.sim import Simulator
@@ -22,7 +23,6 @@ from vtlkit.kvm.kvm_run import Intr, Io, KvmRun, SystemEventExit
 from vtlkit.kvm.mpstate import MpState
 from vtlkit.kvm.requests import Req
 from vtlkit.kvm.vcpu import Mode, Vcpu
-from vtlkit.kvm.vcpu_events import EventsValid
 from vtlkit.kvm.wait import Ended, check_block
 from vtlkit.x86.apic import DeliveryMode
 from vtlkit.x86.registers import RFLAGS_IF
@@ -105,9 +105,7 @@ def of_an_inactive_vtl(host: RunnableHost) -> Place:
 def in_a_completion_that_blocks(host: RunnableHost) -> Place:
     machine = Machine(host=host)
     vcpu = machine.vcpu
-    events = vcpu.get_vcpu_events()
-    events.hv_vtl_block = True
-    vcpu.set_vcpu_events(events, EventsValid.HV_VTL_BLOCK)
+    set_block(vcpu, True)
     return Place(machine, vcpu, sleeping(vcpu), vcpu.nmi)
 
 

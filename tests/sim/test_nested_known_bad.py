@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vtlkit.checker.scenarios import catalogue, run_seed
-from vtlkit.host.sim import Deadlock
+from tests.sim.known_bad import fails, scenario
 from vtlkit.kvm import wait
 from vtlkit.kvm.nested import pending
 from vtlkit.kvm.nested.svm import Nested
@@ -13,25 +12,10 @@ from vtlkit.kvm.vcpu import Vcpu
 from vtlkit.kvm.vendor.svm import SvmVendor
 from vtlkit.x86.registers import RFLAGS_IF
 
-SEEDS = 3000
-
-
-def breaks(name: str) -> bool:
-    """Whether some seed breaks the scenario's promise."""
-    return any(_broken(name, seed) for seed in range(SEEDS))
-
-
-def _broken(name: str, seed: int) -> bool:
-    try:
-        run_seed(catalogue()[name], seed)
-    except (AssertionError, Deadlock):
-        return True
-    return False
-
 
 def test_an_interrupt_that_comes_since_l1_was_asked_slips_into_l2(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SvmVendor, "injection_allowed", lambda self, vcpu: not self.interrupt_blocked(vcpu))
-    assert breaks("nested.intercepted")
+    assert fails(scenario("nested.intercepted"))
 
 
 def test_l2_is_left_before_the_event_of_its_entry_is_delivered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,12 +26,12 @@ def test_l2_is_left_before_the_event_of_its_entry_is_delivered(monkeypatch: pyte
         return False
 
     monkeypatch.setattr(pending, "check_events", check_events)
-    assert breaks("nested.intercepted")
+    assert fails(scenario("nested.intercepted"))
 
 
 def test_the_flag_of_l2_counts_where_l1_masks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Nested, "interrupt_masked", lambda self: not self._vcpu.engine.rflags & RFLAGS_IF)
-    assert breaks("nested.masked")
+    assert fails(scenario("nested.masked"))
 
 
 def test_a_virtual_interrupt_is_no_wake_event(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,4 +45,4 @@ def test_a_virtual_interrupt_is_no_wake_event(monkeypatch: pytest.MonkeyPatch) -
             vcpu.nested.control = control
 
     monkeypatch.setattr(wait, "has_events", has_events)
-    assert breaks("nested.direct")
+    assert fails(scenario("nested.direct"))

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.unit.kvm.core_rig import DONE, Machine, Script
+from vtlkit.checker.scenarios.rig import EOI, NMI, halting
 from vtlkit.engine.api import Event
 from vtlkit.engine.scripted import ops
 from vtlkit.host.api import Bitmap
@@ -26,7 +27,6 @@ from vtlkit.x86.registers import RFLAGS_IF
 
 SEEDS = range(200)
 VECTORS = (0x31, 0x41, 0x51)
-NMI = 2
 
 
 def linger(machine: Machine, steps: int) -> None:
@@ -41,22 +41,7 @@ def linger(machine: Machine, steps: int) -> None:
 def sleepy_machine(seed: int) -> tuple[Machine, list[int]]:
     """A guest that halts whenever it can and goes to user space when it has seen every event; handlers end in EOI."""
     seen: list[int] = []
-
-    def program(_engine: object) -> Script:
-        while True:
-            yield ops.Hlt()
-
-    def handler(_engine: object, event: Event) -> Script:
-        seen.append(event.vector)
-        return body(event.vector)
-
-    def body(vector: int) -> Script:
-        if vector != NMI:
-            yield ops.Write(0xFEE000B0, 4, 0)
-        if set(seen) == {NMI, *VECTORS}:
-            yield ops.Out(DONE, 1, 0)
-
-    handlers = dict.fromkeys((NMI, *VECTORS), handler)
+    program, handlers = halting(seen, (NMI, *VECTORS))
     return Machine(program, handlers=handlers, host=Simulator(seed=seed, instrument=True)), seen
 
 
@@ -144,7 +129,6 @@ def test_no_signal_is_lost_to_a_sleeper() -> None:
 
 SAME_CLASS = (0x61, 0x63, 0x65)
 """Each holds the others back while it is in service."""
-EOI = ops.Write(0xFEE000B0, 4, 0)
 
 
 def taken_by_a_busy_guest(seed: int, before_run: Callable[[Machine], None] = lambda _machine: None) -> list[int]:

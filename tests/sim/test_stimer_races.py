@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 from tests.sim.test_run_loop import linger
-from tests.unit.kvm.core_rig import DONE, Machine, Script
+from tests.unit.kvm.core_rig import Machine
 from tests.unit.kvm.hyperv.timer_rig import ENABLED, PERIODIC, direct, offer_hyperv, sint
 from tests.unit.vmm.vsm.vsm_rig import Guest, VsmRig
 from tests.unit.vmm.vsm.vsm_rig import Script as VtlScript
+from vtlkit.checker.scenarios.rig import halting
 from vtlkit.engine.api import Event
 from vtlkit.engine.scripted import ops
 from vtlkit.host.api import Timer
@@ -117,20 +118,7 @@ def halting_guest(seed: int) -> tuple[Machine, list[int]]:
     """Halts whenever it can, until it has seen a direct timer, a timer's message and ALL_FLAGS event flags."""
     seen: list[int] = []
 
-    def program(_engine: object) -> Script:
-        while True:
-            yield ops.Hlt()
-
-    def handler(_engine: object, event: Event) -> Script:
-        seen.append(event.vector)
-        return body()
-
-    def body() -> Script:
-        yield ops.Write(0xFEE000B0, 4, 0)
-        if set(seen) == {TIMER, FLAGS, MESSAGE} and flags(machine) == ALL_FLAGS:
-            yield ops.Out(DONE, 1, 0)
-
-    handlers = dict.fromkeys((TIMER, FLAGS, MESSAGE), handler)
+    program, handlers = halting(seen, (TIMER, FLAGS, MESSAGE), lambda: flags(machine) == ALL_FLAGS)
     machine = Machine(program, handlers=handlers, host=OtherCpus(seed=seed, instrument=True))
     machine.cpu.rflags |= RFLAGS_IF
     set_up(machine.vcpu)

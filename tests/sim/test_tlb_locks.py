@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
+from tests.sim.known_bad import end_within, fails
 from tests.sim.test_vtl_switch import give_back, simulator
 from tests.unit.vmm.vsm.designs import tlb_flush_inhibit as tlb_flush_inhibit
 from tests.unit.vmm.vsm.test_tlb_locks import CONFIG0, LOCKED, VECTOR, flush, wait_for
 from tests.unit.vmm.vsm.vsm_rig import Body, Guest, Script, VsmRig
 from vtlkit.engine.scripted import ops
-from vtlkit.host.sim import Deadlock, Simulator
+from vtlkit.host.sim import Simulator
 from vtlkit.hvdef.status import HvStatus
 from vtlkit.vmm.vsm.tlb_locks import TlbLocks
 from vtlkit.vmm.vsm.vp import Vp
@@ -153,24 +154,6 @@ def release_nothing(_self: TlbLocks, _vp: Vp, _holder: int) -> None:
     """A VTL that returns keeps its locks."""
 
 
-def fails(seeds: int, interrupts: int) -> bool:
-    """Whether a run does, of one of these seeds; one that does not end is found by its virtual time."""
-    for seed in range(seeds):
-        host = simulator(seed)
-        rig = World(host, flusher_vtl=1, interrupts=interrupts).rig
-        for vp in rig.partition.vps:
-            vp.start()
-        try:
-            host.run(until=LIMIT_NS)
-            if not rig.ending():
-                return True
-        except (Deadlock, AssertionError):
-            return True
-        finally:
-            host.stop()
-    return False
-
-
 @pytest.mark.parametrize(
     ("where", "what", "bad", "interrupts"),
     [
@@ -183,6 +166,9 @@ def fails(seeds: int, interrupts: int) -> bool:
 def test_each_broken_step_is_found(
     monkeypatch: pytest.MonkeyPatch, where: Any, what: str, bad: Callable[..., Any], interrupts: int
 ) -> None:
-    assert not fails(5, interrupts)
+    def attempt(seed: int) -> None:
+        end_within(LIMIT_NS, World(simulator(seed), flusher_vtl=1, interrupts=interrupts).rig)
+
+    assert not fails(attempt, range(5))
     monkeypatch.setattr(where, what, bad)
-    assert fails(60, interrupts)
+    assert fails(attempt, range(60))

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from tests.sim.known_bad import end_within, fails
 from tests.sim.test_vtl_switch import simulator
 from tests.unit.vmm.vsm.vsm_rig import Guest, Script, VsmRig
 from vtlkit.engine.scripted import ops
-from vtlkit.host.sim import Deadlock
 from vtlkit.hvdef.registers import HvRegisterName as Name
 from vtlkit.hvdef.status import HvStatus
 from vtlkit.kvm.uapi import MpState
@@ -19,8 +19,8 @@ from vtlkit.vmm.vsm.vina import Vina
 from vtlkit.vmm.vsm.vp import Vp
 
 SEEDS = 12
-GOOD_SEEDS = 4
-BAD_SEEDS = 150
+GOOD_SEEDS = range(4)
+BAD_SEEDS = range(150)
 ROUNDS = 4
 NOTICE = 0x70
 VECTOR = 0x60
@@ -321,24 +321,6 @@ def take_that_empties_first(vp: Vp, active: int) -> None:
         start.state.apply(vp.vcpus[start.level])
 
 
-def failures(make: Callable[[Any], VsmRig], good: Callable[[VsmRig], bool], seeds: int) -> list[int]:
-    """The first seed that fails, if one does."""
-    for seed in range(seeds):
-        host = simulator(seed)
-        try:
-            rig = make(host)
-            for vp in rig.partition.vps:
-                vp.start()
-            host.run(until=LIMIT_NS)
-            if not rig.ending() or not good(rig):
-                return [seed]
-        except (Deadlock, AssertionError):
-            return [seed]
-        finally:
-            host.stop()
-    return []
-
-
 def fine(_rig: VsmRig) -> bool:
     return True
 
@@ -379,6 +361,9 @@ def started_once(rig: VsmRig) -> bool:
 def test_each_broken_step_is_found(
     monkeypatch: pytest.MonkeyPatch, owner: Any, method: str, bad: Any, make: Any, good: Any
 ) -> None:
-    assert failures(make, good, GOOD_SEEDS) == []
+    def attempt(seed: int) -> None:
+        end_within(LIMIT_NS, make(simulator(seed)), good)
+
+    assert not fails(attempt, GOOD_SEEDS)
     monkeypatch.setattr(owner, method, bad)
-    assert failures(make, good, BAD_SEEDS)
+    assert fails(attempt, BAD_SEEDS)

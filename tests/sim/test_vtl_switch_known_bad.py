@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from tests.sim.known_bad import end_within, fails
 from tests.sim.test_vtl_switch import ROUNDS, halted_guests, simulator, supervised_guests, writing_guests
 from tests.unit.vmm.vsm.vsm_rig import VsmRig
-from vtlkit.host.sim import Deadlock, Simulator
 from vtlkit.hvdef.vsm import HvVtlEntryReason
 from vtlkit.vmm.vsm.vp import Vp
 
-GOOD_SEEDS = 10
-BAD_SEEDS = 400
+GOOD_SEEDS = range(10)
+BAD_SEEDS = range(400)
 LIMIT_NS = 50_000_000
 
 
@@ -67,27 +66,6 @@ def no_second_look(self: Vp, token: int) -> bool:
     return True
 
 
-def failures(make: Callable[[Simulator], VsmRig], seeds: int = BAD_SEEDS) -> list[int]:
-    """The first seed that fails, if one does."""
-    found: list[int] = []
-    for seed in range(seeds):
-        if found:
-            break
-        host = simulator(seed)
-        try:
-            rig = make(host)
-            for vp in rig.partition.vps:
-                vp.start()
-            host.run(until=LIMIT_NS)
-            if not rig.ending():
-                found.append(seed)
-        except (Deadlock, AssertionError):
-            found.append(seed)
-        finally:
-            host.stop()
-    return found
-
-
 @pytest.mark.parametrize(
     ("method", "bad", "make"),
     [
@@ -110,6 +88,9 @@ def failures(make: Callable[[Simulator], VsmRig], seeds: int = BAD_SEEDS) -> lis
     ],
 )
 def test_each_broken_step_is_found(monkeypatch: pytest.MonkeyPatch, method: str, bad: Any, make: Any) -> None:
-    assert failures(make, GOOD_SEEDS) == []
+    def attempt(seed: int) -> None:
+        end_within(LIMIT_NS, make(simulator(seed)))
+
+    assert not fails(attempt, GOOD_SEEDS)
     monkeypatch.setattr(Vp, method, bad)
-    assert failures(make)
+    assert fails(attempt, BAD_SEEDS)

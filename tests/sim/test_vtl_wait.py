@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.sim.known_bad import end_within, fails
 from tests.sim.test_vtl_switch import (
     ROUNDS,
     VECTOR,
@@ -19,13 +20,13 @@ from tests.sim.test_vtl_switch import (
 )
 from tests.unit.vmm.vsm.vsm_rig import Body, Guest, Script, VsmRig
 from vtlkit.engine.scripted import ops
-from vtlkit.host.sim import Deadlock, Simulator
+from vtlkit.host.sim import Simulator
 from vtlkit.kvm.uapi import Hyperv, Vcpu
 from vtlkit.vmm.vsm.vtl_wait import VtlWait
 from vtlkit.vmm.vsm.vtl_waiters import Blocking, CompletionWaiter, Waiter
 
 SEEDS = range(15)
-BAD_SEEDS = 1500
+BAD_SEEDS = range(1500)
 SHORT_NS, LONG_NS = 500_000, 1_500_000
 """More than the worlds of the broken steps take while all is well; the long one where two exchange interrupts."""
 
@@ -284,21 +285,6 @@ def counting(design: VtlWait) -> Callable[[Simulator], VsmRig]:
     return lambda host: rig(design, counting_guests(ROUNDS), host)
 
 
-def fails(make: Callable[[Simulator], VsmRig], seed: int, limit_ns: int) -> bool:
-    """Whether the world of one seed deadlocks, breaks a promise or does not end."""
-    host = simulator(seed)
-    try:
-        world = make(host)
-        for vp in world.partition.vps:
-            vp.start()
-        host.run(until=limit_ns)
-        return not (world.ending() and world.tasks == 0)
-    except (Deadlock, AssertionError):
-        return True
-    finally:
-        host.stop()
-
-
 @pytest.mark.parametrize(
     ("owner", "method", "bad", "make"),
     [
@@ -319,6 +305,10 @@ def test_each_broken_step_is_found(
     make: Callable[[Simulator], VsmRig],
 ) -> None:
     limit_ns = LONG_NS if bad in (ASKS_FIRST, REMEMBERS) else SHORT_NS
-    assert not any(fails(make, seed, limit_ns) for seed in range(10))
+
+    def attempt(seed: int) -> None:
+        end_within(limit_ns, make(simulator(seed)), lambda world: world.tasks == 0)
+
+    assert not fails(attempt, range(10))
     monkeypatch.setattr(owner, method, bad)
-    assert any(fails(make, seed, limit_ns) for seed in range(BAD_SEEDS))
+    assert fails(attempt, BAD_SEEDS)

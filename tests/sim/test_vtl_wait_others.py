@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.sim.known_bad import fails
 from tests.sim.test_vtl_switch import simulator
 from tests.sim.test_vtl_wait import BAD_SEEDS, every_design, rig
 from tests.unit.vmm.vsm.vsm_rig import Body, Guest, Script, VsmRig, input_vtl
@@ -158,12 +159,4 @@ def disarms_beside_others(self: CompletionWaiter, block: bool) -> None:
 
 def test_events_written_back_without_the_mutex_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CompletionWaiter, "_set_block", disarms_beside_others)
-
-    def loses(seed: int) -> bool:
-        try:
-            keeps_the_mask(VtlWait.COMPLETION, simulator(seed))
-        except AssertionError:
-            return True
-        return False
-
-    assert any(loses(seed) for seed in range(BAD_SEEDS))
+    assert fails(lambda seed: keeps_the_mask(VtlWait.COMPLETION, simulator(seed)), BAD_SEEDS, (AssertionError,))

@@ -8,6 +8,7 @@ from tests.checker.graphs.axioms import Candidate, forwards, rc11_consistent
 from tests.checker.graphs.oracle import Key, Machine
 from tests.checker.graphs.random_programs import KINDS, random_program
 from tests.checker.graphs.test_verdicts import block
+from tests.sim.known_bad import fails
 from vtlkit.checker.graphs.consistency import MODELS
 from vtlkit.checker.graphs.consistency.psc import SequentialOrder
 from vtlkit.checker.graphs.consistency.rc11 import Rc11Graph
@@ -142,26 +143,14 @@ def test_the_order_of_larger_random_programs_is_that_of_the_axioms() -> None:
 def test_an_order_that_is_not_transitive_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SequentialOrder, "_closed", lambda _graph, events: events)
 
-    def is_caught(seed: int) -> bool:
-        try:
-            compare_order(random_program(seed, 11, FENCED), 100)
-        except AssertionError:
-            return True
-        return False
+    def attempt(seed: int) -> None:
+        compare_order(random_program(seed, 11, FENCED), 100)
 
-    assert any(is_caught(seed) for seed in range(1000))
+    assert fails(attempt, range(1000), (AssertionError,))
 
 
 @pytest.mark.parametrize("bad", list(KNOWN_BAD))
 def test_a_search_with_a_part_missing_is_caught(bad: str, monkeypatch: pytest.MonkeyPatch) -> None:
     owner, name, replacement, kinds = KNOWN_BAD[bad]
     monkeypatch.setattr(owner, name, replacement)
-
-    def is_caught(seed: int) -> bool:
-        try:
-            compare(random_program(seed, 7, kinds), "sc")
-        except (AssertionError, ValueError):
-            return True
-        return False
-
-    assert any(is_caught(seed) for seed in range(3000))
+    assert fails(lambda seed: compare(random_program(seed, 7, kinds), "sc"), errors=(AssertionError, ValueError))

@@ -6,13 +6,19 @@ hypervisor asks of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
-from typing import TypeAlias, cast
+from collections.abc import Callable, Mapping
+from typing import cast
 
 from tests.unit.kvm.irqchip_rig import SPIV_ON, write
+from vtlkit.checker.scenarios.rig import DONE as DONE
+from vtlkit.checker.scenarios.rig import RAM_SIZE as RAM_SIZE
+from vtlkit.checker.scenarios.rig import RESET as RESET
+from vtlkit.checker.scenarios.rig import Script as Script
+from vtlkit.checker.scenarios.rig import recorder as recorder
+from vtlkit.checker.scenarios.rig import run_tasks
+from vtlkit.checker.scenarios.rig import script as script
 from vtlkit.engine.api import Event, Exit, RamBlock
-from vtlkit.engine.scripted import Guest, Handler, ScriptedEngine, ops
-from vtlkit.engine.scripted.ops import Op
+from vtlkit.engine.scripted import Guest, Handler, ScriptedEngine
 from vtlkit.host.api import Host, RunnableHost
 from vtlkit.host.sim import Simulator
 from vtlkit.kvm.caps import Cap
@@ -24,14 +30,7 @@ from vtlkit.trace.sinks import Sink
 from vtlkit.trace.tracer import Tracer
 from vtlkit.x86.apic import APIC_SPIV
 
-RESET = 0xFFFFFFF0
-RAM_SIZE = 16 << 12
-DONE = 0x99
-"""A port without a device: the script's way to user space."""
-
 _UNBOUNDED = 1 << 60
-
-Script: TypeAlias = Generator[Op, int, None]
 
 
 class Cpu(ScriptedEngine):
@@ -103,31 +102,6 @@ class Cpus:
         """Nothing to free."""
 
 
-def script(*instructions: Op) -> Guest:
-    """A program of these instructions; then it halts for good."""
-
-    def begin(_engine: object) -> Script:
-        for instruction in instructions:  # noqa: UP028 - RAX is sent, which a tuple does not take
-            yield instruction
-
-    return begin
-
-
-def recorder(log: list[int], *instructions: Op) -> Handler:
-    """A handler that notes its vector when it is entered, does `instructions` and returns."""
-
-    def handler(_engine: object, event: Event) -> Script:
-        log.append(event.vector)
-        return body()
-
-    def body() -> Script:
-        yield ops.Compute(1)
-        for instruction in instructions:  # noqa: UP028 - RAX is sent, which a tuple does not take
-            yield instruction
-
-    return handler
-
-
 class Machine:
     """A VM of 16 pages of RAM with interrupt controllers; the APICs of its vCPUs are software-enabled."""
 
@@ -168,16 +142,7 @@ class Machine:
 
     def run(self, *functions: Callable[[], object]) -> None:
         """Run these as tasks, all until they are done."""
-        for number, function in enumerate(functions):
-            self.host.spawn(_task(function), f"task{number}")
-        self.host.run()
-
-
-def _task(function: Callable[[], object]) -> Callable[[], None]:
-    def body() -> None:
-        function()
-
-    return body
+        run_tasks(self.host, *functions)
 
 
 def engine_of(vcpu: Vcpu) -> Cpu:

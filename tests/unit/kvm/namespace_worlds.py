@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.unit.kvm.core_rig import RESET, script
-from tests.unit.kvm.hyperv.flush_rig import CR0, CR4, EFER
+from tests.unit.kvm.core_rig import script
 from vtlkit.checker.scenarios.namespaces_rig import Form, Namespaces
+from vtlkit.checker.scenarios.rig import to_long_mode
 from vtlkit.engine.scripted import Guest
 from vtlkit.host.sim import Simulator
 from vtlkit.kvm.events import PENDING_INIT, PENDING_SIPI
@@ -17,7 +17,6 @@ from vtlkit.kvm.uapi import HvFeatures, for_vcpu, hv_cpuid_entries
 from vtlkit.kvm.vcpu import Vcpu
 from vtlkit.x86 import apic as regs
 from vtlkit.x86.msr import APIC_BASE_MSR, X2APIC_ENABLE
-from vtlkit.x86.registers import RFLAGS_FIXED, Regs, Segment
 
 BOTH_FORMS = pytest.mark.parametrize("form", list(Form), ids=lambda form: form.value)
 NAMESPACES = 2
@@ -122,8 +121,4 @@ def enlighten(vcpu: Vcpu, processors: int) -> None:
     """64-bit CPL 0 code at the beginning of its program, and every feature of the Hyper-V interface."""
     entries = for_vcpu(vcpu.vm.get_supported_cpuid(), vcpu.apic.apic_id, processors)
     vcpu.set_cpuid2([*entries, *hv_cpuid_entries(HvFeatures())])
-    sregs = vcpu.get_sregs()
-    sregs.cs, sregs.ss = Segment(8, 0, 0xFFFFFFFF, 0xA9B), Segment(0x10, 0, 0xFFFFFFFF, 0xC93)
-    sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer = CR0, 0x2000, CR4, EFER
-    vcpu.set_sregs(sregs)
-    vcpu.set_regs(Regs(rip=RESET, rflags=RFLAGS_FIXED))
+    to_long_mode(vcpu)

@@ -10,7 +10,8 @@ import pytest
 from tests.unit.kvm.core_rig import DONE, RESET, Machine, recorder, script
 from tests.unit.kvm.test_inactive_wait import with_timer
 from tests.unit.kvm.test_wait import VECTOR, interrupt, nmi
-from tests.unit.kvm.wait_designs import WAKEUP, set_block
+from tests.unit.kvm.wait_designs import WAKEUP
+from vtlkit.checker.scenarios.wait import set_block
 from vtlkit.engine.api import Event, EventType
 from vtlkit.engine.scripted import ops
 from vtlkit.host.sim import Deadlock

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from vtlkit.checker.scenarios.wait import Bell, set_block
 from vtlkit.kvm.kvm_run import Intr, SystemEvent, SystemEventExit
 from vtlkit.kvm.mpstate import MpState
 from vtlkit.kvm.vcpu import Vcpu
-from vtlkit.kvm.vcpu_events import EventsValid
 from vtlkit.kvm.wait_state import WaitResult, WaitType
 
 WAKEUP = SystemEventExit(SystemEvent.WAKEUP)
@@ -43,12 +43,6 @@ def _run(vcpu: Vcpu) -> bool:
     return exit_ == WAKEUP
 
 
-def set_block(vcpu: Vcpu, block: bool) -> None:
-    events = vcpu.get_vcpu_events()
-    events.hv_vtl_block = block
-    vcpu.set_vcpu_events(events, EventsValid.HV_VTL_BLOCK)
-
-
 def _run_again(vcpu: Vcpu) -> bool:
     """A wake event uses the flag up."""
     if not vcpu.get_vcpu_events().hv_vtl_block:
@@ -62,21 +56,14 @@ def _call(vcpu: Vcpu) -> bool:
 
 def _poll(vcpu: Vcpu) -> bool:
     """What a poll of the descriptor does, with a queue of the host's in place of the kernel's."""
-    queue = vcpu.host.wait_queue("poll")
-    rung = vcpu.host.cell(False, "rung")
-
-    def ring() -> None:
-        rung.store(True)
-        queue.wake()
-
-    vcpu.listen(ring)
+    bell = Bell(vcpu)
     vcpu.host.smp_mb()
     try:
         while not vcpu.wake_event_pending():
             if vcpu.take_signal():
                 return False
-            vcpu.host.wait_event(queue, lambda: rung.load(), interruptible=False)
-            rung.xchg(False)
+            bell.wait()
+            bell.rung.xchg(False)
         return True
     finally:
         vcpu.listen(None)

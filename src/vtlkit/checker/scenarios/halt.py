@@ -7,35 +7,21 @@ from functools import partial
 from typing import Final
 
 from vtlkit.checker.scenarios import Scenario
-from vtlkit.checker.scenarios.rig import DONE, EOI, NMI, Rig, Script
-from vtlkit.engine.api import Event
-from vtlkit.engine.scripted import ops
+from vtlkit.checker.scenarios.rig import NMI, Rig, halting
 from vtlkit.host.api import RunnableHost
 from vtlkit.kvm.kvm_run import Io
 from vtlkit.x86.apic import DeliveryMode
 
 _VECTORS: Final = (0x31, 0x41, 0x51)
+_EVENTS: Final = (NMI, *_VECTORS)
 
 
 def _halt(host: RunnableHost) -> None:
     """A guest halts whenever it can, and goes to user space once it has seen every event; each is sent once."""
     seen: list[int] = []
 
-    def program(_engine: object) -> Script:
-        while True:
-            yield ops.Hlt()
-
-    def handler(_engine: object, event: Event) -> Script:
-        seen.append(event.vector)
-        return body(event.vector)
-
-    def body(vector: int) -> Script:
-        if vector != NMI:
-            yield EOI
-        if set(seen) == {NMI, *_VECTORS}:
-            yield ops.Out(DONE, 1, 0)
-
-    rig = Rig(host, [program], handlers=dict.fromkeys((NMI, *_VECTORS), handler))
+    program, handlers = halting(seen, _EVENTS)
+    rig = Rig(host, [program], handlers=handlers)
     vcpu = rig.vcpus[0]
 
     def accept(vector: int) -> None:
@@ -49,14 +35,10 @@ def _halt(host: RunnableHost) -> None:
         lambda: timer.start(100),
     ]
 
-    def sender(wake: Callable[[], object]) -> None:
-        rig.linger(200)
-        wake()
-
     exits: list[object] = []
-    rig.run(lambda: exits.append(vcpu.run()), *(partial(sender, wake) for wake in wakers))
+    rig.run(lambda: exits.append(vcpu.run()), *rig.senders(200, *wakers))
     assert [type(exit_) for exit_ in exits] == [Io], exits
-    assert sorted(seen) == sorted((NMI, *_VECTORS)), f"the guest has seen {seen}"
+    assert sorted(seen) == sorted(_EVENTS), f"the guest has seen {seen}"
 
 
 SCENARIOS = (Scenario("wait.halt", "a halted vCPU sleeps through no wake event", _halt),)

@@ -6,7 +6,7 @@ import enum
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-from vtlkit.checker.scenarios.rig import RAM_SIZE, Factory, run_tasks
+from vtlkit.checker.scenarios.rig import RAM_SIZE, Factory, make_ready, run_tasks
 from vtlkit.engine.api import RamBlock
 from vtlkit.engine.scripted import Guest, Handler
 from vtlkit.host.api import RunnableHost
@@ -15,8 +15,6 @@ from vtlkit.kvm.memslots import MemoryRegion
 from vtlkit.kvm.namespaces import ApicNamespace
 from vtlkit.kvm.vcpu import Vcpu
 from vtlkit.kvm.vm import Vm
-from vtlkit.x86.apic import APIC_SPIV, APIC_SPIV_APIC_ENABLED
-from vtlkit.x86.registers import RFLAGS_IF
 
 GROUP_BITS: Final = 4
 
@@ -66,9 +64,7 @@ class Namespaces:
     def _create(self, namespace: int, processor: int) -> Vcpu:
         vm = self.vm(namespace)
         vcpu = vm.create_vcpu(vm.namespaces.vcpu_id(self.group(namespace), processor))
-        vcpu.start_runnable()
-        vcpu.apic.mmio_write(APIC_SPIV, 4, APIC_SPIV_APIC_ENABLED | 0xFF)
-        vcpu.engine.rflags |= RFLAGS_IF
+        make_ready(vcpu)
         return vcpu
 
     def vm(self, namespace: int) -> Vm:

@@ -7,36 +7,26 @@ from functools import partial
 from typing import Final
 
 from vtlkit.checker.scenarios import Scenario
+from vtlkit.checker.scenarios.nested_rig import VMCB, Nesting
 from vtlkit.checker.scenarios.rig import DONE, EOI, NMI, RESET, Rig, Script
 from vtlkit.engine.api import Event
-from vtlkit.engine.scripted import Handler, ScriptedEngine, ops
+from vtlkit.engine.scripted import Handler, ops
 from vtlkit.host.api import RunnableHost
 from vtlkit.kvm.kvm_run import Io
-from vtlkit.kvm.nested.registers import save_state
-from vtlkit.kvm.nested.vmcb import (
-    EVENTINJ_VALID,
-    V_INTR_MASKING,
-    V_INTR_PRIO_SHIFT,
-    V_IRQ,
-    VMCB_SAVE_OFFSET,
-    VmcbControl,
-    VmcbSave,
-)
+from vtlkit.kvm.nested.vmcb import EVENTINJ_VALID, V_INTR_MASKING, V_INTR_PRIO_SHIFT, V_IRQ
 from vtlkit.x86.apic import DeliveryMode
-from vtlkit.x86.msr import MSR_EFER
-from vtlkit.x86.registers import CR0_PE, EFER_SVME, RFLAGS_IF
+from vtlkit.x86.registers import RFLAGS_IF
 from vtlkit.x86.svm import SvmExit
 
-VMCB: Final = 0x1000
-L2_RIP: Final = 0x2000
 _VECTORS: Final = (0x31, 0x41)
 _TIMER: Final = 0x51
 _INJECTED: Final = 0x71
 _VIRTUAL: Final = 0x81
+_LINGER: Final = 120
 
 
-class L1(Rig):
-    """One vCPU in protected mode with SVM on: `program` at reset, `guest` where the control block says."""
+class L1(Nesting, Rig):
+    """One vCPU: `program` at reset, which runs `guest`."""
 
     def __init__(
         self,
@@ -49,52 +39,15 @@ class L1(Rig):
     ) -> None:
         super().__init__(host, [program], handlers=handlers, interrupts=interrupts, nested=True)
         self.vcpu = self.vcpus[0]
-        engine = self.vcpu.engine
-        assert isinstance(engine, ScriptedEngine)
-        engine.nested = True
         self.vcpu.set_cpuid2(self.vm.get_supported_cpuid())
-        sregs = engine.get_sregs()
-        sregs.cr0 |= CR0_PE
-        engine.set_sregs(sregs)
-        engine.set_msr(MSR_EFER, EFER_SVME)
-        engine.programs[sregs.cs.base + L2_RIP] = guest
-        assert sum((sregs.cs.base, engine.regs.rip)) == RESET
-        self.vcpu.nested.hsave_pa = VMCB
-        self.control = VmcbControl(asid=1, msrpm_base_pa=VMCB, iopm_base_pa=VMCB)
-        self.intercept(SvmExit.VMRUN, SvmExit.VMMCALL, SvmExit.SHUTDOWN)
-        self.save = VmcbSave()
-        save_state(engine, self.save)
-        self.save.rip, self.save.rflags = L2_RIP, self.save.rflags | RFLAGS_IF
-
-    def intercept(self, *codes: SvmExit) -> None:
-        """Intercept these, too."""
-        for code in codes:
-            if code < SvmExit.VMRUN:
-                self.control.intercept_3 |= 1 << (code - SvmExit.INTR)
-            else:
-                self.control.intercept_4 |= 1 << (code - SvmExit.VMRUN)
-
-    def store(self) -> None:
-        """Put the control block into memory."""
-        self.control.pack_into(self.ram.view, VMCB)
-        self.save.pack_into(self.ram.view, VMCB + VMCB_SAVE_OFFSET)
-
-    def load(self) -> None:
-        """Read it as the last #VMEXIT left it."""
-        self.control = VmcbControl.unpack_from(self.ram.view, VMCB)
-        self.save = VmcbSave.unpack_from(self.ram.view, VMCB + VMCB_SAVE_OFFSET)
+        engine = self.vcpu.engine
+        assert engine.get_sregs().cs.base + engine.regs.rip == RESET
+        self.nest(guest, msr_map=VMCB, io_map=VMCB)
+        self.intercept(SvmExit.SHUTDOWN)
+        self.save.rflags |= RFLAGS_IF
 
     def accept(self, vector: int) -> None:
         self.vcpu.apic.accept_irq(DeliveryMode.FIXED, vector, 1, False)
-
-    def senders(self, *sends: Callable[[], object]) -> list[Callable[[], None]]:
-        """A task for each that lingers, then sends."""
-
-        def sender(send: Callable[[], object]) -> None:
-            self.linger(120)
-            send()
-
-        return [partial(sender, send) for send in sends]
 
 
 def _guest(_engine: object) -> Script:
@@ -143,7 +96,7 @@ def _intercepted(host: RunnableHost) -> None:
     rig.intercept(SvmExit.INTR, SvmExit.NMI)
     timer = host.timer(partial(rig.accept, _TIMER), "timer")
     sends = [partial(rig.accept, vector) for vector in _VECTORS]
-    _run(rig, *rig.senders(*sends, rig.vcpu.nmi, lambda: timer.start(100)))
+    _run(rig, *rig.senders(_LINGER, *sends, rig.vcpu.nmi, lambda: timer.start(100)))
     assert sorted(seen) == sorted(wanted), f"L1 has seen {seen}"
     assert injected[0] == injected[1], f"{injected[0]} events injected, {injected[1]} delivered"
 
@@ -174,7 +127,7 @@ def _direct(host: RunnableHost) -> None:
     rig.control.int_ctl = V_IRQ | 0xF << V_INTR_PRIO_SHIFT
     rig.control.int_vector = _VIRTUAL
     rig.save.rflags &= ~RFLAGS_IF
-    _run(rig, *rig.senders(*(partial(rig.accept, vector) for vector in sent)))
+    _run(rig, *rig.senders(_LINGER, *(partial(rig.accept, vector) for vector in sent)))
     assert rig.control.exit_code == SvmExit.VMMCALL
     assert not rig.control.int_ctl & V_IRQ, "the virtual interrupt is pending still"
     assert sorted(seen) == sorted((*sent, _VIRTUAL)), f"L2 has seen {seen}"
@@ -212,7 +165,7 @@ def _masked(host: RunnableHost) -> None:
     rig = L1(host, program, guest, dict.fromkeys(_VECTORS, handler), interrupts=False)
     rig.intercept(SvmExit.INTR)
     rig.control.int_ctl = V_INTR_MASKING
-    _run(rig, *rig.senders(*(partial(rig.accept, vector) for vector in _VECTORS)))
+    _run(rig, *rig.senders(_LINGER, *(partial(rig.accept, vector) for vector in _VECTORS)))
     assert sorted(seen) == sorted(_VECTORS), f"L1 has seen {seen}"
 
 

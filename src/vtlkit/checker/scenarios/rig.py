@@ -5,11 +5,13 @@ Every vCPU begins at `RESET` of its own program and is runnable from the start; 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Final, TypeAlias
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from typing import Final
 
 from vtlkit.engine.api import Event, RamBlock
 from vtlkit.engine.scripted import Guest, Handler, ScriptedEngine, ops
+from vtlkit.engine.scripted.core import Script as Script
 from vtlkit.engine.scripted.ops import Op
 from vtlkit.host.api import Host, RunnableHost
 from vtlkit.kvm.caps import Cap
@@ -17,7 +19,7 @@ from vtlkit.kvm.memslots import MemoryRegion
 from vtlkit.kvm.vcpu import Vcpu
 from vtlkit.kvm.vm import Vm
 from vtlkit.x86.apic import APIC_EOI, APIC_SPIV, APIC_SPIV_APIC_ENABLED
-from vtlkit.x86.registers import RFLAGS_IF
+from vtlkit.x86.registers import RFLAGS_FIXED, RFLAGS_IF, Regs, Segment
 
 RESET: Final = 0xFFFFFFF0
 DONE: Final = 0x99
@@ -27,8 +29,8 @@ APIC_BASE: Final = 0xFEE00000
 EOI: Final = ops.Write(APIC_BASE + APIC_EOI, 4, 0)
 RAM_SIZE: Final = 16 << 12
 _UNBOUNDED: Final = 1 << 60
-
-Script: TypeAlias = Generator[Op, int, None]
+_CR0, _CR4, _EFER = 0x80010033, 0x20, 0x500
+_ROOT: Final = 0x2000
 
 
 class Processor(ScriptedEngine):
@@ -68,7 +70,6 @@ class Rig:
         programs: Sequence[Guest],
         *,
         handlers: Mapping[int, Handler] | None = None,
-        irqchip: bool = False,
         interrupts: bool = True,
         prepare: Callable[[Vm], None] = lambda _vm: None,
         create: int | None = None,
@@ -81,8 +82,6 @@ class Rig:
         self.vm = Vm(host, Factory(programs, handlers or {}), "vm", vendor=vendor)
         self.vm.enable_cap(Cap.NESTED, int(nested))
         prepare(self.vm)
-        if irqchip:
-            self.vm.create_irqchip()
         self.ram = RamBlock(RAM_SIZE)
         self.vm.set_user_memory_region(MemoryRegion(0, 0, RAM_SIZE, self.ram))
         self.vcpus: list[Vcpu] = []
@@ -97,10 +96,7 @@ class Rig:
         """The vCPU of the next program."""
         vcpu = self.vm.create_vcpu(len(self.vcpus))
         self.vcpus.append(vcpu)
-        vcpu.start_runnable()
-        vcpu.apic.mmio_write(APIC_SPIV, 4, APIC_SPIV_APIC_ENABLED | 0xFF)
-        if self._interrupts:
-            vcpu.engine.rflags |= RFLAGS_IF
+        make_ready(vcpu, interrupts=self._interrupts)
         return vcpu
 
     def linger(self, steps: int) -> None:
@@ -108,9 +104,37 @@ class Rig:
         for _ in range(self.host.choose(steps, "linger")):
             self._pause.load()
 
+    def senders(self, steps: int, *sends: Callable[[], object]) -> list[Callable[[], None]]:
+        """A task for each that lingers for up to so many steps, then sends."""
+
+        def sender(send: Callable[[], object]) -> None:
+            self.linger(steps)
+            send()
+
+        return [partial(sender, send) for send in sends]
+
     def run(self, *functions: Callable[[], object]) -> None:
         """Run these as tasks until all are done."""
         run_tasks(self._runnable, *functions)
+
+
+def make_ready(vcpu: Vcpu, *, interrupts: bool = True) -> None:
+    """Runnable, its local APIC enabled by software. `interrupts`: RFLAGS.IF is set."""
+    vcpu.start_runnable()
+    vcpu.apic.mmio_write(APIC_SPIV, 4, APIC_SPIV_APIC_ENABLED | 0xFF)
+    if interrupts:
+        vcpu.engine.rflags |= RFLAGS_IF
+
+
+def to_long_mode(vcpu: Vcpu, rip: int = RESET, *, interrupts: bool = False) -> None:
+    """CPL 0 of 64-bit mode at `rip`, in which nothing is ever translated: programs are scripts. `interrupts`: RFLAGS.IF
+    is set."""
+    sregs = vcpu.get_sregs()
+    sregs.cs = Segment(8, 0, 0xFFFFFFFF, 0xA9B)
+    sregs.ss = Segment(0x10, 0, 0xFFFFFFFF, 0xC93)
+    sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer = _CR0, _ROOT, _CR4, _EFER
+    vcpu.set_sregs(sregs)
+    vcpu.set_regs(Regs(rip=rip, rflags=RFLAGS_FIXED | (RFLAGS_IF if interrupts else 0)))
 
 
 def run_tasks(host: RunnableHost, *functions: Callable[[], object]) -> None:
@@ -127,16 +151,45 @@ def _task(function: Callable[[], object]) -> Callable[[], None]:
     return body
 
 
-def recorder(log: list[int], *instructions: Op) -> Handler:
-    """An interrupt handler that notes its vector as it is entered, does `instructions` and returns."""
+def script(*instructions: Op) -> Guest:
+    """A program of these instructions; then it halts for good."""
 
-    def handler(_engine: object, event: Event) -> Script:
-        log.append(event.vector)
-        return body()
-
-    def body() -> Script:
+    def begin(_engine: object) -> Script:
         for instruction in instructions:  # noqa: UP028 - RAX is sent, which a tuple does not take
             yield instruction
-        yield ops.Compute(1)
+
+    return begin
+
+
+def recorder(log: list[int], *instructions: Op) -> Handler:
+    """An interrupt handler that notes its vector as it is entered, does `instructions` and returns."""
+    body = script(ops.Compute(1), *instructions)
+
+    def handler(engine: object, event: Event) -> Script:
+        log.append(event.vector)
+        return body(engine)
 
     return handler
+
+
+def halting(
+    seen: list[int], vectors: Collection[int], enough: Callable[[], bool] = lambda: True
+) -> tuple[Guest, dict[int, Handler]]:
+    """A guest that halts whenever it can, and goes to user space when it has seen every one of these vectors and that
+    is `enough`; and its handlers, which end in EOI, but for an NMI."""
+
+    def program(_engine: object) -> Script:
+        while True:
+            yield ops.Hlt()
+
+    def handler(_engine: object, event: Event) -> Script:
+        seen.append(event.vector)
+        return body(event.vector)
+
+    def body(vector: int) -> Script:
+        if vector != NMI:
+            yield EOI
+        if set(seen) == set(vectors) and enough():
+            yield ops.Out(DONE, 1, 0)
+
+    return program, dict.fromkeys(vectors, handler)

@@ -7,20 +7,16 @@ from functools import partial
 from typing import Final
 
 from vtlkit.checker.scenarios import Scenario
-from vtlkit.checker.scenarios.rig import DONE, RESET, Rig, Script
+from vtlkit.checker.scenarios.rig import DONE, Rig, Script, to_long_mode
 from vtlkit.engine.scripted import Guest, ops
 from vtlkit.host.api import Cell, RunnableHost
 from vtlkit.hvdef.hypercalls import HvCallCode
-from vtlkit.kvm.cpuid import CpuidEntry, for_vcpu
+from vtlkit.kvm.cpuid import for_vcpu
 from vtlkit.kvm.hyperv.flush_inhibit import FlushInhibitDesign
 from vtlkit.kvm.kvm_run import Intr, Io
 from vtlkit.kvm.uapi import HvFeatures, hv_cpuid_entries
 from vtlkit.kvm.vcpu import Vcpu
-from vtlkit.x86.registers import RFLAGS_FIXED, Regs, Segment
 
-_CR0, _CR4, _EFER = 0x80010033, 0x20, 0x500
-"""64-bit mode, in which nothing is ever translated: programs are scripts."""
-_ROOT: Final = 0x2000
 _INPUT: Final = 0x8000
 _HYPERV: Final = hv_cpuid_entries(HvFeatures())
 _FLUSHERS: Final = 2
@@ -44,7 +40,8 @@ class _World:
         vm = self.rig.vm
         entries = [*for_vcpu(vm.get_supported_cpuid(), 0, 1), *_HYPERV]
         for vcpu in self.rig.vcpus:
-            _to_long_mode(vcpu, entries)
+            vcpu.set_cpuid2(entries)
+            to_long_mode(vcpu)
         vm.hv.set_guest_os_id(1)
         vm.memory.write(_INPUT, struct.pack("<QQQ", 0, 0, 1 << _TARGET))
         self.target = self.rig.vcpus[_TARGET]
@@ -84,16 +81,6 @@ class _World:
 
 def _idle(_engine: object) -> Script:
     yield ops.Hlt()
-
-
-def _to_long_mode(vcpu: Vcpu, cpuid: list[CpuidEntry]) -> None:
-    vcpu.set_cpuid2(cpuid)
-    sregs = vcpu.get_sregs()
-    sregs.cs = Segment(8, 0, 0xFFFFFFFF, 0xA9B)
-    sregs.ss = Segment(0x10, 0, 0xFFFFFFFF, 0xC93)
-    sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer = _CR0, _ROOT, _CR4, _EFER
-    vcpu.set_sregs(sregs)
-    vcpu.set_regs(Regs(rip=RESET, rflags=RFLAGS_FIXED))
 
 
 def _flushes(design: FlushInhibitDesign, host: RunnableHost) -> None:

@@ -43,31 +43,46 @@ def _call(vcpu: Vcpu) -> None:
         pass
 
 
-def _completion(vcpu: Vcpu) -> None:
+def set_block(vcpu: Vcpu, block: bool) -> None:
+    """Have the completion of the vCPU's last exit block, or not."""
     events = vcpu.get_vcpu_events()
-    events.hv_vtl_block = True
+    events.hv_vtl_block = block
     vcpu.set_vcpu_events(events, EventsValid.HV_VTL_BLOCK)
+
+
+def _completion(vcpu: Vcpu) -> None:
+    set_block(vcpu, True)
     while isinstance(exit_ := vcpu.run(), Intr):
         assert vcpu.get_vcpu_events().hv_vtl_block
     assert exit_ == _WAKEUP, exit_
 
 
+class Bell:
+    """Stands for the descriptor, which is told in the same place: wakes who polls."""
+
+    def __init__(self, vcpu: Vcpu) -> None:
+        self._host = vcpu.host
+        self._queue = vcpu.host.wait_queue("poll")
+        self.rung = vcpu.host.cell(False, "rung")
+        vcpu.listen(self._ring)
+
+    def _ring(self) -> None:
+        self.rung.store(True)
+        self._queue.wake()
+
+    def wait(self) -> None:
+        """Until it has rung."""
+        self._host.wait_event(self._queue, self.rung.load, interruptible=False)
+
+
 def _poll(vcpu: Vcpu) -> None:
-    """The listener stands for the descriptor, which tells it in the same place: it wakes who polls."""
-    queue = vcpu.host.wait_queue("poll")
-    rung = vcpu.host.cell(False, "rung")
-
-    def ring() -> None:
-        rung.store(True)
-        queue.wake()
-
     vcpu.vtl_inactive = True
-    vcpu.listen(ring)
+    bell = Bell(vcpu)
     vcpu.host.smp_mb()
     while not vcpu.wake_event_pending():
-        vcpu.host.wait_event(queue, lambda: rung.load(), interruptible=False)
+        bell.wait()
         # Before the look: what comes after it rings anew.
-        rung.xchg(False)
+        bell.rung.xchg(False)
     vcpu.listen(None)
     vcpu.vtl_inactive = False
 
@@ -106,13 +121,8 @@ def _inactive(wait: Wait, host: RunnableHost) -> None:
             assert vcpu.complete_exit() is None
             rounds += 1
 
-    def sender(wake: Callable[[], object]) -> None:
-        rig.linger(120)
-        wake()
-
     interrupt = partial(vcpu.apic.accept_irq, DeliveryMode.FIXED, _VECTOR, 1, False)
-    wakers: tuple[Callable[[], object], ...] = (interrupt, vcpu.nmi, vcpu.signal)
-    rig.run(user, *(partial(sender, wake) for wake in wakers))
+    rig.run(user, *rig.senders(120, interrupt, vcpu.nmi, vcpu.signal))
     assert sorted(seen) == sorted(_ALL), f"the guest has seen {seen}"
     assert rounds <= len(_ALL), f"told of {rounds} wake events"
 

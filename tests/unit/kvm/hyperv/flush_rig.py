@@ -6,6 +6,7 @@ import struct
 from collections.abc import Callable, Mapping
 
 from tests.unit.kvm.core_rig import DONE, Machine, Script
+from vtlkit.checker.scenarios.rig import to_long_mode
 from vtlkit.engine.scripted import Guest, Handler, ScriptedEngine, ops
 from vtlkit.host.api import RunnableHost
 from vtlkit.hvdef.hypercalls import HvCallCode as Call
@@ -14,13 +15,11 @@ from vtlkit.kvm.hyperv.flush_inhibit import FlushInhibitDesign
 from vtlkit.kvm.kvm_run import Intr, KvmRun
 from vtlkit.kvm.uapi import HvFeatures, hv_cpuid_entries
 from vtlkit.kvm.vcpu import Vcpu
-from vtlkit.x86.registers import RFLAGS_FIXED, RFLAGS_IF, Regs, Segment
 
 PROGRAMS = 0x4000
 """Where programs begin, 0x10 bytes per vCPU."""
 INPUTS = 0x8000
 """A page of hypercall input per vCPU."""
-CR0, CR4, EFER = 0x80010033, 0x20, 0x500
 
 
 class FlushMachine(Machine):
@@ -51,13 +50,7 @@ class FlushMachine(Machine):
         for vcpu in self.vcpus:
             entries = for_vcpu(self.vm.get_supported_cpuid(), vcpu.vcpu_id, len(guests))
             vcpu.set_cpuid2([*entries, *hv_cpuid_entries(HvFeatures())])
-            sregs = vcpu.get_sregs()
-            sregs.cs = Segment(8, 0, 0xFFFFFFFF, 0xA9B)
-            sregs.ss = Segment(0x10, 0, 0xFFFFFFFF, 0xC93)
-            sregs.cr0, sregs.cr3, sregs.cr4, sregs.efer = CR0, 0x2000, CR4, EFER
-            vcpu.set_sregs(sregs)
-            flags = RFLAGS_FIXED | (RFLAGS_IF if interrupts else 0)
-            vcpu.set_regs(Regs(rip=PROGRAMS + 0x10 * vcpu.vcpu_id, rflags=flags))
+            to_long_mode(vcpu, PROGRAMS + 0x10 * vcpu.vcpu_id, interrupts=interrupts)
             vcpu.start_runnable()
         self.vm.hv.set_guest_os_id(1)
 
