@@ -24,8 +24,8 @@ LAYERS = {
     "engine": 2,
     "kvm": 3,
     "vmm": 4,
-    "testing": 4,
-    "checker": 5,
+    "checker": 4,
+    "testing": 5,
     "cli": 6,
     "__main__": 7,
 }

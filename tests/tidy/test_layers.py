@@ -36,7 +36,7 @@ def test_the_house_keeps_its_layers() -> None:
         ("vtlkit.host.api", "import importlib\nimportlib.import_module('vtlkit.cli')", "upward"),
         ("vtlkit.layout", "import vtlkit.trace", "sideways"),
         ("vtlkit.host.threads", "from vtlkit.engine.api import Exit", "sideways"),
-        ("vtlkit.testing.engines", "from vtlkit.vmm import machine", "sideways"),
+        ("vtlkit.checker.engines", "from vtlkit.vmm import machine", "sideways"),
         ("vtlkit.kvm.run", "from vtlkit.host import threads", "only way in"),
         ("vtlkit.kvm.run", "from vtlkit.host import Host", "only way in"),
         ("vtlkit.kvm.run", "import vtlkit.engine.unicorn", "only way in"),
@@ -78,7 +78,7 @@ def test_a_forbidden_edge_is_found(module: str, text: str, expected: str) -> Non
             "vtlkit.vmm.machine",
             "from vtlkit.kvm import uapi\nfrom vtlkit.kvm.uapi import Vm\nfrom vtlkit.host import api",
         ),
-        ("vtlkit.testing.engines", "from vtlkit.engine.unicorn import engine\nfrom vtlkit.host import threads"),
+        ("vtlkit.checker.engines", "from vtlkit.engine.unicorn import engine\nfrom vtlkit.host import threads"),
         (
             "vtlkit.cli.run",
             "import time\nimport typer\nfrom vtlkit import __version__\nfrom vtlkit.engine import unicorn",

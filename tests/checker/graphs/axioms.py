@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tests.checker.graphs.oracle import Event, Key
-from vtlkit.checker.graphs.program import BLOCKED, DONE, FENCE, READ, RMW_WRITE, Node, Unfolding
+from vtlkit.checker.graphs.unfolding import BLOCKED, DONE, FENCE, READ, RMW_WRITE, Node, Unfolding
 
 Pairs = set[tuple[Event, Event]]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from vtlkit.checker.graphs.ops import Await, Rmw, Value
-from vtlkit.checker.graphs.program import BLOCKED, DONE, FENCE, READ, RMW_WRITE, WRITE, Node, Unfolding
+from vtlkit.checker.graphs.unfolding import BLOCKED, DONE, FENCE, READ, RMW_WRITE, WRITE, Node, Unfolding
+from vtlkit.checker.ops import Await, Rmw, Value
 
 Event = int
 """`Node.number`; 0 is any initial write."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from vtlkit.checker.graphs.ops import (
+from vtlkit.checker.ops import (
     Await,
     Fence,
     Op,
@@ -18,7 +18,7 @@ from vtlkit.checker.graphs.ops import (
     lock,
     unlock,
 )
-from vtlkit.checker.graphs.program import Thread, Threads
+from vtlkit.checker.program import Thread, Threads
 from vtlkit.checker.programs.threads import Script
 
 READ_ORDERS = (Order.RELAXED, Order.ACQUIRE, Order.SEQ_CST)

@@ -15,9 +15,10 @@ from vtlkit.checker.graphs.consistency.rc11 import Rc11Graph
 from vtlkit.checker.graphs.consistency.sc import ScGraph
 from vtlkit.checker.graphs.deferral import Deferral
 from vtlkit.checker.graphs.graph import UNWRITTEN, Graph, members
-from vtlkit.checker.graphs.program import BLOCKED, READ, Node, Program, Unfolding
 from vtlkit.checker.graphs.report import Execution, Verdict
 from vtlkit.checker.graphs.search import _Search
+from vtlkit.checker.graphs.unfolding import BLOCKED, READ, Node, Unfolding
+from vtlkit.checker.program import Program
 
 WAITING = ("await", "await", "write", "write", "read", "increment", "fence")
 LOCKING = ("lock", "locks", "lock", "read", "write", "await")

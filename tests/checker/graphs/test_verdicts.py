@@ -7,7 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
-from vtlkit.checker.graphs.ops import (
+from vtlkit.checker.graphs.report import Execution, Exploration, Verdict
+from vtlkit.checker.graphs.search import explore
+from vtlkit.checker.graphs.unfolding import Unbounded
+from vtlkit.checker.ops import (
     Assume,
     Await,
     Failure,
@@ -22,9 +25,7 @@ from vtlkit.checker.graphs.ops import (
     lock,
     unlock,
 )
-from vtlkit.checker.graphs.program import Thread, Threads, Unbounded
-from vtlkit.checker.graphs.report import Execution, Exploration, Verdict
-from vtlkit.checker.graphs.search import explore
+from vtlkit.checker.program import Thread, Threads
 from vtlkit.checker.programs import counted
 from vtlkit.checker.programs.threads import Script, steps
 

@@ -10,7 +10,7 @@ one of them adds such a write. Under a proper lock none does: what follows the r
 from __future__ import annotations
 
 from vtlkit.checker.graphs.graph import UNWRITTEN, Graph
-from vtlkit.checker.graphs.program import BLOCKED, RMW_WRITE, Node
+from vtlkit.checker.graphs.unfolding import BLOCKED, RMW_WRITE, Node
 
 
 class Deferral:

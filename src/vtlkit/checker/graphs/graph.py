@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Final, Self
 
-from vtlkit.checker.graphs.program import BLOCKED, DONE, FENCE, READ, RMW_WRITE, Node, Unfolding
+from vtlkit.checker.graphs.unfolding import BLOCKED, DONE, FENCE, READ, RMW_WRITE, Node, Unfolding
 
 if TYPE_CHECKING:
     from vtlkit.checker.graphs.deferral import Deferral

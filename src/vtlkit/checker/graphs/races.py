@@ -11,7 +11,7 @@ from itertools import combinations
 
 from vtlkit.checker.graphs.consistency.psc import SequentialOrder
 from vtlkit.checker.graphs.graph import UNWRITTEN, Graph, members
-from vtlkit.checker.graphs.program import FENCE, READ, RMW_WRITE, Node
+from vtlkit.checker.graphs.unfolding import FENCE, READ, RMW_WRITE, Node
 
 
 @dataclass(frozen=True, slots=True)

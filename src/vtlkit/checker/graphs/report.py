@@ -6,8 +6,8 @@ import enum
 from dataclasses import dataclass, field
 
 from vtlkit.checker.graphs.graph import UNWRITTEN, Graph, members
-from vtlkit.checker.graphs.ops import Await, Done, Location, Rmw, Value
-from vtlkit.checker.graphs.program import BLOCKED, DONE, FENCE, READ, RMW_WRITE, Node
+from vtlkit.checker.graphs.unfolding import BLOCKED, DONE, FENCE, READ, RMW_WRITE, Node
+from vtlkit.checker.ops import Await, Done, Location, Rmw, Value
 
 
 class Verdict(enum.Enum):

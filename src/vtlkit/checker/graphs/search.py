@@ -14,9 +14,10 @@ from typing import Final
 from vtlkit.checker.graphs.consistency import MODELS
 from vtlkit.checker.graphs.deferral import Deferral, first_waiter
 from vtlkit.checker.graphs.graph import Graph, members
-from vtlkit.checker.graphs.program import EVENTS_LIMIT, FENCE, READ, RMW_WRITE, WRITE, Node, Program, Unfolding
 from vtlkit.checker.graphs.races import find_race
 from vtlkit.checker.graphs.report import Execution, Exploration, Verdict
+from vtlkit.checker.graphs.unfolding import EVENTS_LIMIT, FENCE, READ, RMW_WRITE, WRITE, Node, Unfolding
+from vtlkit.checker.program import Program
 
 PROGRESS_EVERY: Final = 1000
 """Graphs between two calls of `progress`."""

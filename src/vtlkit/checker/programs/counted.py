@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from math import factorial
 from typing import Final
 
-from vtlkit.checker.graphs.ops import Assume, Order, Read, Write, compare_and_swap, increment, lock, unlock
-from vtlkit.checker.graphs.program import Thread, Threads
+from vtlkit.checker.ops import Assume, Order, Read, Write, compare_and_swap, increment, lock, unlock
+from vtlkit.checker.program import Thread, Threads
 from vtlkit.checker.programs.threads import Script, steps
 
 ACQUIRE: Final = Order.ACQUIRE

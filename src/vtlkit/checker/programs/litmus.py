@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from vtlkit.checker.graphs.ops import Order, Read, Write, increment
-from vtlkit.checker.graphs.program import Thread, Threads
+from vtlkit.checker.ops import Order, Read, Write, increment
+from vtlkit.checker.program import Thread, Threads
 from vtlkit.checker.programs.counted import Counted
 from vtlkit.checker.programs.threads import fenced, steps
 

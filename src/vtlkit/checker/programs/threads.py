@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
-from vtlkit.checker.graphs.ops import Fence, Op, Order, Read, Value
-from vtlkit.checker.graphs.program import Thread
+from vtlkit.checker.ops import Fence, Op, Order, Read, Value
+from vtlkit.checker.program import Thread
 
 Script = Generator[Op, Value, None]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Self
 
 from vtlkit.checker.graphs.graph import Graph
-from vtlkit.checker.graphs.program import Node, Unfolding
+from vtlkit.checker.graphs.unfolding import Node, Unfolding
 
 
 class OrderedGraph(Graph):

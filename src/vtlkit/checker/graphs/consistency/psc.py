@@ -13,7 +13,7 @@ SEQ_CST, and those from it or the fences behind it, through the writes that foll
 from __future__ import annotations
 
 from vtlkit.checker.graphs.graph import UNWRITTEN, Graph, members
-from vtlkit.checker.graphs.program import FENCE, READ, Node, Unfolding
+from vtlkit.checker.graphs.unfolding import FENCE, READ, Node, Unfolding
 
 
 class SequentialOrder(Graph):

@@ -11,7 +11,7 @@ from typing import Self
 
 from vtlkit.checker.graphs.consistency.psc import SequentialOrder
 from vtlkit.checker.graphs.graph import UNWRITTEN
-from vtlkit.checker.graphs.program import FENCE, READ, RMW_WRITE, Node, Unfolding
+from vtlkit.checker.graphs.unfolding import FENCE, READ, RMW_WRITE, Node, Unfolding
 
 
 class Rc11Graph(SequentialOrder):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vtlkit.checker.graphs.consistency.order import OrderedGraph
 from vtlkit.checker.graphs.graph import UNWRITTEN
-from vtlkit.checker.graphs.program import Node
+from vtlkit.checker.graphs.unfolding import Node
 
 
 class ScGraph(OrderedGraph):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from vtlkit.checker.graphs.consistency.order import OrderedGraph
 from vtlkit.checker.graphs.graph import UNWRITTEN
-from vtlkit.checker.graphs.program import READ, Node
+from vtlkit.checker.graphs.unfolding import READ, Node
 
 
 class TsoGraph(OrderedGraph):

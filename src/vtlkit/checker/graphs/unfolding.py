@@ -1,4 +1,4 @@
-"""A program to check, and its unfolding: what each thread does next after each sequence of results, remembered.
+"""A program's unfolding: what each thread does next after each sequence of results, remembered.
 
 The search adds the same event in many graphs. A thread's state is the sequence of results that it was given, so it is a
 node of a tree that all graphs share, and running a thread one step again is one dictionary look-up. A node also carries
@@ -7,10 +7,9 @@ everything about the event that depends on its own thread alone: its number and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Final, Protocol
+from typing import Final
 
-from vtlkit.checker.graphs.ops import (
+from vtlkit.checker.ops import (
     NO_WRITE,
     Assume,
     Await,
@@ -25,6 +24,7 @@ from vtlkit.checker.graphs.ops import (
     Value,
     Write,
 )
+from vtlkit.checker.program import Program
 
 READ: Final = 0
 WRITE: Final = 1
@@ -38,59 +38,9 @@ BLOCKED: Final = 6
 EVENTS_LIMIT: Final = 200
 """Events of a thread, unless the caller says otherwise."""
 
-Thread = Callable[[], Generator[Op, Value, object]]
-
 
 class Unbounded(Exception):
     """A thread goes on and on: this engine needs loops with an end."""
-
-
-class Program(Protocol):
-    """What is checked. `next_op` must be a function: the same results always lead to the same operation."""
-
-    @property
-    def threads(self) -> int:
-        """Number of threads."""
-        ...
-
-    def initial(self, location: Location) -> Value:
-        """Value of a location before any write."""
-        ...
-
-    def next_op(self, thread: int, results: tuple[Value, ...]) -> Op | Done:
-        """What the thread does after its earlier operations had these results, one for each operation."""
-        ...
-
-
-class Threads:
-    """A program whose threads are generator functions without arguments."""
-
-    def __init__(self, *threads: Thread, initial: Mapping[Location, Value] | None = None) -> None:
-        self._threads: Sequence[Thread] = threads
-        self._initial = dict(initial or {})
-
-    @property
-    def threads(self) -> int:
-        """Number of threads."""
-        return len(self._threads)
-
-    def initial(self, location: Location) -> Value:
-        """What the caller named, or 0."""
-        return self._initial.get(location, 0)
-
-    def next_op(self, thread: int, results: tuple[Value, ...]) -> Op | Done:
-        """Run the thread from its start, as a generator cannot be copied; the unfolding asks once for each sequence."""
-        generator = self._threads[thread]()
-        try:
-            op = next(generator)
-            for result in results:
-                op = generator.send(result)
-        except StopIteration as end:
-            return Done(end.value)
-        except AssertionError as error:
-            return Failure(str(error) or "assertion failed")
-        generator.close()
-        return op
 
 
 class _Children(dict[Value, "Node"]):
