@@ -17,6 +17,8 @@ from vtlkit.checker.result import Counterexample, ProblemKind, Result, Verdict
 ENGINE: Final = "graphs"
 KEEP_LOOKING: Final = 2000
 """Graphs that are looked at after the first failure, for a shorter one."""
+TELL_EVERY: Final = 100
+"""Complete executions between two calls of `progress`."""
 
 
 def search_graphs(
@@ -35,16 +37,21 @@ def search_graphs(
     result = Result(model, ENGINE, tuple(program.names))
     found = Exploration(model)
 
-    def tell(_found: Exploration) -> None:
+    def tell(_found: object) -> None:
         _count(result, found)
         if progress is not None:
             progress(result)
+
+    def visit(_execution: object) -> None:
+        if not found.executions % TELL_EVERY:
+            tell(found)
 
     tell(found)
     try:
         explore(
             program,
             model,
+            visit=visit if progress is not None else None,
             progress=tell,
             deadlock_is_failure=True,
             limit=limit,

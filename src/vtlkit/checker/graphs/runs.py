@@ -16,6 +16,7 @@ from vtlkit.checker.graphs.graph import UNWRITTEN, Graph, members
 from vtlkit.checker.graphs.unfolding import BLOCKED, FENCE, READ, RMW_WRITE, WRITE, Node
 from vtlkit.checker.ops import Location, Order, Rmw
 from vtlkit.checker.result import Step
+from vtlkit.checker.telling import location_name
 
 _SHORT: Final = {
     Order.PLAIN: " (plain)",
@@ -170,13 +171,6 @@ class Run:
 
     def _place(self, node: Node) -> str:
         return self._program.place(node.thread, node.results)
-
-
-def location_name(location: Location) -> str:
-    """A location in a text: ("a", 1) is a[1]."""
-    if isinstance(location, tuple) and location and isinstance(location[0], str):
-        return location[0] + "".join(f"[{part}]" for part in location[1:])
-    return str(location)
 
 
 def _sorted(units: list[_Unit], threads: int) -> list[_Unit]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from vtlkit.checker.graphs.graph import UNWRITTEN, Graph, members
-from vtlkit.checker.graphs.runs import Run, location_name
+from vtlkit.checker.graphs.runs import Run
 from vtlkit.checker.graphs.unfolding import FENCE, READ, WRITE, Node
 from vtlkit.checker.ops import Location, Value
 from vtlkit.checker.program import Program
 from vtlkit.checker.result import Waiting
+from vtlkit.checker.telling import location_name
 
 
 class Memory(dict[Location, Value]):

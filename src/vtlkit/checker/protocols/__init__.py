@@ -59,6 +59,8 @@ class Protocol:
     known_bad: tuple[KnownBad, ...] = ()
     abstracts: str = ""
     endless: bool = False
+    promises_nothing: bool = False
+    """It is only counted: a benchmark."""
     group: str = ""
     """Heading in the list; where it is empty, whether it is shipped code or a model of the kernel's says it."""
 

@@ -21,16 +21,15 @@ def _sized(name: str, summary: str, make: Callable[[int], Threads], n: int, larg
             raise ValueError("n is at least 1")
         return make(sizes["n"])
 
-    return Protocol(
-        name, summary, build, {"n": n}, ({"n": large},) if large else (), engine="graphs", group=_BENCHMARKS
-    )
+    more: tuple[Sizes, ...] = ({"n": large},) if large else ()
+    return Protocol(name, summary, build, {"n": n}, more, engine="graphs", promises_nothing=True, group=_BENCHMARKS)
 
 
 def _fixed(name: str, summary: str, program: Threads, group: str) -> Protocol:
     def build(_model: str, _sizes: Sizes) -> Threads:
         return program
 
-    return Protocol(name, summary, build, engine="graphs", group=group)
+    return Protocol(name, summary, build, engine="graphs", promises_nothing=True, group=group)
 
 
 def _benchmarks() -> Iterator[Protocol]:
