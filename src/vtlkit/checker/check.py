@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final, cast
 
 from vtlkit.checker.program import Program
 from vtlkit.checker.reasons import explained
-from vtlkit.checker.result import Result
+from vtlkit.checker.result import Result, Verdict
 
 if TYPE_CHECKING:
     Build = Callable[[str], Program]
@@ -18,8 +16,9 @@ if TYPE_CHECKING:
 MODELS: Final = ("sc", "tso", "rc11")
 """Memory models, from the strongest to the weakest."""
 ENGINES: Final = ("states", "graphs")
+SMALL: Final = 3000
+"""States up to which plain Python is faster than loading numpy."""
 _OF_STATES: Final = ("sc", "tso")
-_STATES: Final = "vtlkit.checker.states.search"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +37,7 @@ def engine_for(model: str, wanted: str | None = None) -> str:
     if model not in MODELS:
         raise ValueError(f"no memory model '{model}': there are {', '.join(MODELS)}")
     if wanted is None or wanted == "auto":
-        return "states" if model in _OF_STATES and _has_states() else "graphs"
+        return "states" if model in _OF_STATES else "graphs"
     if wanted not in ENGINES:
         raise ValueError(f"no engine '{wanted}': there are {', '.join(ENGINES)}")
     if wanted == "states" and model not in _OF_STATES:
@@ -67,12 +66,18 @@ def check(
 
         result = search_graphs(made, model, progress=progress, limit=limits.count)
     else:
-        explore = import_module(_STATES).explore
-        result = explore(made, model, progress=progress, limit=limits.count, memory_limit=limits.memory_bytes)
+        result = _search_states(made, model, limits, progress)
     if result.counterexample is not None:
         result.counterexample = explained(result.counterexample, result.names)
     return result
 
 
-def _has_states() -> bool:
-    return find_spec(_STATES.rpartition(".")[0]) is not None
+def _search_states(program: Program, model: str, limits: Limits, progress: Callable[[Result], object] | None) -> Result:
+    """A small program is done in plain Python before the library for arrays would even be loaded."""
+    from vtlkit.checker.states.search import explore
+
+    if limits.count is None or limits.count > SMALL:
+        result = explore(program, model, progress=progress, limit=SMALL, arrays=False)
+        if result.verdict is not Verdict.BOUND:
+            return result
+    return explore(program, model, progress=progress, limit=limits.count, memory_limit=limits.memory_bytes)

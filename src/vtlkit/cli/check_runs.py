@@ -11,13 +11,13 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Final
 
 from vtlkit.cli.check_words import COMMAND, Job
 from vtlkit.cli.status import BadInput
 
 if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
     from multiprocessing.context import ForkProcess
 
     from vtlkit.checker.check import Limits
@@ -117,7 +117,7 @@ def _search(job: Job, limits: Limits, progress: Callable[[Result], object]) -> R
 
 def _run_on_processes(outcomes: list[Outcome], limits: Limits, watcher: Watcher) -> None:
     """Each in a child, as many at a time as there are processors. A child is a fork: it has everything loaded."""
-    from multiprocessing.connection import wait
+    from multiprocessing.connection import Connection, wait
 
     waiting = iter(outcomes)
     running: dict[Connection, tuple[Outcome, ForkProcess]] = {}
