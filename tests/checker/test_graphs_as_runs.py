@@ -56,7 +56,7 @@ def test_a_store_that_is_seen_late_is_two_steps() -> None:
 
     explore(program, "tso", visit=visit)
     assert [step.what for step in weak[0].steps] == [
-        "stores x = 1, buffered",
+        "stores x = 1 into its store buffer",
         "reads y = 0",
         "writes y = 1",
         "reads x = 0",

@@ -33,7 +33,7 @@ def writes(location: Location, value: Value, order: Order) -> str:
 
 def buffers(location: Location, value: Value, order: Order) -> str:
     """A store into the store buffer."""
-    return f"stores {location_name(location)} = {value!r}, buffered{_of(order)}"
+    return f"stores {location_name(location)} = {value!r}{_of(order)} into its store buffer"
 
 
 def hands_on(location: Location, value: Value) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from vtlkit.checker.ops import NO_WRITE, Assume, Await, Failure, Fence, Location, Order, Read, Rmw, Value, Write
+from vtlkit.checker import phrases
+from vtlkit.checker.ops import NO_WRITE, Assume, Await, Failure, Fence, Read, Rmw, Value, Write
 from vtlkit.checker.result import Counterexample, ProblemKind, Step, Waiting
 from vtlkit.checker.states import machine
 from vtlkit.checker.states.automaton import FLUSH, WRITES, Automaton, KnowsSleepers, Local, Node
@@ -132,18 +133,15 @@ class _Run:
         self.steps.append(step)
         return len(self.steps) - 1
 
-    def _text(self, location: Location, value: Value, order: Order, verb: str) -> str:
-        return f"{verb} {location} = {value!r} ({order.name.lower()})"
-
     def _fold(self, thread: int, node: Node, buffer: Buffer, draining: bool) -> None:
         """Tell what the thread does between two steps."""
         for passed, *_ in self.automaton.fold(self.automaton.group_of[thread], node, buffer, draining)[:-1]:
             op, place = passed.op, self._place(thread, passed)
             if isinstance(op, Fence):
-                self._own(Step(thread, f"fence ({op.order.name.lower()})", place))
+                self._own(Step(thread, phrases.fence(op.order), place))
             elif isinstance(op, Write):
-                text = self._text(op.location, op.value, op.order, "writes")
-                step = Step(thread, f"{text}, into its store buffer", place, op.location, written=op.value)
+                text = phrases.buffers(op.location, op.value, op.order)
+                step = Step(thread, text, place, op.location, written=op.value)
                 self.buffered_by[thread].append(self._own(step))
             else:
                 assert isinstance(op, Assume)
@@ -162,7 +160,7 @@ class _Run:
             word, number = local.buffer[0]
             location, value = automaton.words.locations[word], automaton.words.values[word][number]
             place = self.steps[self.buffered_by[thread].pop(0)].place
-            what = f"hands on {location} = {value!r} to memory"
+            what = phrases.hands_on(location, value)
             index = self._add(Step(thread, what, place, location, written=value, buffered=True))
             self.writes.setdefault(word, []).append(index)
             self._fold(thread, local.node, local.buffer[1:], local.draining)
@@ -174,7 +172,7 @@ class _Run:
         """The thread's operation: its step, and its result."""
         words, op, place = self.automaton.words, local.node.op, self._place(thread, local.node)
         if isinstance(op, Fence):
-            self._own(Step(thread, f"fence ({op.order.name.lower()})", place))
+            self._own(Step(thread, phrases.fence(op.order), place))
             return None
         if isinstance(op, Assume):
             return None
@@ -182,7 +180,7 @@ class _Run:
         word = words.word(op.location)
         wrote = self.writes.setdefault(word, [])
         if isinstance(op, Write):
-            text = self._text(op.location, op.value, op.order, "writes")
+            text = phrases.writes(op.location, op.value, op.order)
             wrote.append(self._own(Step(thread, text, place, op.location, written=op.value)))
             return None
         if local.forwarded >= 0:
@@ -192,11 +190,10 @@ class _Run:
         else:
             source = wrote[-1] if wrote else None
             old = words.values[word][machine.value_of(before, word)]
-        text = self._text(op.location, old, op.order, "reads")
         if isinstance(op, Rmw) and (new := op.update(old)) is not NO_WRITE:
-            text = f"{self._text(op.location, new, op.order, 'atomically writes')}, was {old!r}"
-            step = Step(thread, text, place, op.location, old, new, source)
+            step = Step(thread, phrases.changes(op, old, new), place, op.location, old, new, source)
             wrote.append(self._own(step))
             return old
+        text = (phrases.finds if isinstance(op, Await) else phrases.reads)(op.location, old, op.order)
         self._own(Step(thread, text, place, op.location, old, source=source))
         return old
