@@ -271,7 +271,7 @@ def test_of_a_long_run_the_middles_of_stretches_are_left_out_but_not_what_is_ref
     shown = rows(long_run(100))
     assert [row.number for row in shown] == ["1", "2", "", "5", "", "49", "50", "51", "52", "53", "", "99", "100"]
     assert [row.text for row in shown if not row.number] == ["... 2 steps ...", "... 43 steps ...", "... 45 steps ..."]
-    assert shown[7].text == "reads x = 5 <- 5"
+    assert shown[7].text == "reads x = 5 <-5"
 
 
 def test_a_text_of_a_whole_result() -> None:

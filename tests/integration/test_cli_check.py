@@ -68,7 +68,7 @@ def test_a_counterexample_is_a_table_who_waits_and_a_token(capsys: pytest.Captur
     assert "hands on blocking = 1 to memory" in rows[-1]
     assert "handover.py:" in rows[-1]
     assert rows[3].index("rmw pending: 0 -> 1") == head.index("waker 0")
-    assert "<- 1" in rows[3]
+    assert "<-1" in rows[3]
     assert "    step 5 looked at blocking before step 6 stored it" in lines
     token = output.split("--replay ")[1].split("'")[1]
     assert token == f"check:{NAME}:wakers=1,barrier=0,look_again=1:tso:graphs"

@@ -6,7 +6,14 @@ from typing import Final
 
 from vtlkit.checker.ops import Location, Order, Rmw, Value
 
-_ORDERS: Final = {Order.RELAXED: ""}
+_ORDERS: Final = {
+    Order.PLAIN: " (plain)",
+    Order.RELAXED: "",
+    Order.ACQUIRE: " (acq)",
+    Order.RELEASE: " (rel)",
+    Order.ACQ_REL: " (acq+rel)",
+    Order.SEQ_CST: " (sc)",
+}
 
 
 def location_name(location: Location) -> str:
@@ -18,22 +25,22 @@ def location_name(location: Location) -> str:
 
 def reads(location: Location, value: Value, order: Order) -> str:
     """A load."""
-    return f"reads {location_name(location)} = {value!r}{_of(order)}"
+    return f"reads {location_name(location)} = {value!r}{_ORDERS[order]}"
 
 
 def finds(location: Location, value: Value, order: Order) -> str:
     """The end of a wait."""
-    return f"finds {location_name(location)} = {value!r}{_of(order)}"
+    return f"finds {location_name(location)} = {value!r}{_ORDERS[order]}"
 
 
 def writes(location: Location, value: Value, order: Order) -> str:
     """A store that others see at once."""
-    return f"writes {location_name(location)} = {value!r}{_of(order)}"
+    return f"writes {location_name(location)} = {value!r}{_ORDERS[order]}"
 
 
 def buffers(location: Location, value: Value, order: Order) -> str:
     """A store into the store buffer."""
-    return f"stores {location_name(location)} = {value!r}{_of(order)} into its store buffer"
+    return f"stores {location_name(location)} = {value!r}{_ORDERS[order]} into its store buffer"
 
 
 def hands_on(location: Location, value: Value) -> str:
@@ -44,13 +51,9 @@ def hands_on(location: Location, value: Value) -> str:
 def changes(op: Rmw, old: Value, new: Value) -> str:
     """A read-modify-write that writes."""
     label = f" [{op.label}]" if op.label != "rmw" else ""
-    return f"rmw {location_name(op.location)}: {old!r} -> {new!r}{label}{_of(op.order)}"
+    return f"rmw {location_name(op.location)}: {old!r} -> {new!r}{label}{_ORDERS[op.order]}"
 
 
 def fence(order: Order) -> str:
     """A barrier."""
-    return f"fence{_of(order)}"
-
-
-def _of(order: Order) -> str:
-    return _ORDERS.get(order, f" ({order.name.lower()})")
+    return f"fence{_ORDERS[order]}"

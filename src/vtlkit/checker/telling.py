@@ -90,8 +90,8 @@ def describe(result: Result) -> str:
 
 def _text(step: Step) -> str:
     if step.source is not None:
-        return f"{step.what} <- {step.source + 1}{' (old)' if step.stale else ''}"
-    return f"{step.what} <- init{' (old)' if step.stale else ''}" if _read_initial(step) else step.what
+        return f"{step.what} <-{step.source + 1}{' (old)' if step.stale else ''}"
+    return f"{step.what} <-init{' (old)' if step.stale else ''}" if _read_initial(step) else step.what
 
 
 def _read_initial(step: Step) -> bool:
