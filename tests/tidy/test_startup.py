@@ -55,6 +55,15 @@ def test_a_run_without_a_trace_loads_none() -> None:
     assert not [name for name in modules if name.startswith("vtlkit.trace.")]
 
 
+def test_a_small_check_that_holds_loads_neither_arrays_nor_tables() -> None:
+    _, report = probe(PROBE, "check", "kvm_block")
+    assert report["status"] == 0
+    modules = report["modules"]
+    assert isinstance(modules, list)
+    assert "vtlkit.checker.states.search" in modules
+    assert not loaded(report) & {*HEAVY, "numpy", "rich"}
+
+
 def test_the_probe_sees_what_is_loaded() -> None:
     _, report = probe("import greenlet\n" + PROBE.replace('runpy.run_module("vtlkit", run_name="__main__")', "pass"))
     assert loaded(report) & HEAVY == {"greenlet"}
