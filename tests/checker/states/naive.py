@@ -42,13 +42,19 @@ class Naive:
     def __init__(self, program: Program, buffered: bool, buffer_limit: int = 8) -> None:
         self.program, self.buffered, self.buffer_limit = program, buffered, buffer_limit
         self.found = Found()
+        self._places: dict[tuple[int, tuple[Value, ...]], int] = {}
+        self._numbers: dict[tuple[int, Hashable], int] = {}
 
     def key(self, point: Point) -> Hashable:
         places = []
         for thread, results in enumerate(point.results):
-            op = self.program.next_op(thread, results)
-            identity = self.program.identity(thread, results)
-            places.append(repr(op) if isinstance(op, Done) else results if identity is None else identity)
+            if (thread, results) not in self._places:
+                op = self.program.next_op(thread, results)
+                identity = self.program.identity(thread, results)
+                place = repr(op) if isinstance(op, Done) else results if identity is None else identity
+                number = self._numbers.setdefault((thread, place), len(self._numbers))
+                self._places[thread, results] = number
+            places.append(self._places[thread, results])
         return tuple(places), point.buffers, point.draining, point.memory
 
     def start(self) -> Point:

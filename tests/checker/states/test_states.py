@@ -96,21 +96,21 @@ def check(program: Program, model: str, buffer_limit: int = 8) -> Found:
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("kinds", [SIMPLE, FAILING], ids=["simple", "failing"])
 @given(data=st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_programs_that_end_are_searched_as_by_hand(model: str, kinds: tuple[str, ...], data: st.DataObject) -> None:
     check(data.draw(programs(kinds)), model)
 
 
 @pytest.mark.parametrize("model", MODELS)
 @given(program=programs(ENDLESS, loops=True))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_programs_without_an_end_are_searched_as_by_hand(model: str, program: Threads) -> None:
     check(program, model, buffer_limit=2)
 
 
 @pytest.mark.parametrize("model", MODELS)
 @given(program=programs(RACING))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_plain_accesses_that_can_meet_are_a_race(model: str, program: Threads) -> None:
     under_sc = Naive(program, False)
     found = under_sc.run()
