@@ -99,6 +99,19 @@ def test_a_deadlock_of_locks_says_who_has_them() -> None:
     ]
 
 
+def test_a_place_is_the_innermost_line() -> None:
+    def inner() -> Script:
+        yield Write("x", 1)
+        yield Await("y", bool)
+
+    def outer() -> Script:
+        yield from inner()
+
+    counterexample = found(Threads(outer))
+    assert counterexample.steps[0].place.endswith(" inner")
+    assert counterexample.waiting[0].place.endswith(" inner")
+
+
 def test_one_that_nobody_wakes_is_told_so() -> None:
     assert found(Threads(steps(Await("x", bool)))).waiting[0].why == "nobody has written it"
 
@@ -114,6 +127,9 @@ def test_a_race_names_both_places() -> None:
 def test_a_bound_is_no_proof() -> None:
     limited = check(handover(wakers=2), "sc", engine="graphs", limits=Limits(count=10))
     assert (limited.verdict, limited.notes) == (Verdict.BOUND, ["stopped after 10 executions"])
+
+    states = check(handover(wakers=2), "sc", engine="states", limits=Limits(count=10))
+    assert (states.verdict, states.notes[-1]) == (Verdict.BOUND, "stopped after 10 states")
 
     def endless() -> Script:
         while True:

@@ -80,4 +80,9 @@ def _search_states(program: Program, model: str, limits: Limits, progress: Calla
         result = explore(program, model, progress=progress, limit=SMALL, arrays=False)
         if result.verdict is not Verdict.BOUND:
             return result
-    return explore(program, model, progress=progress, limit=limits.count, memory_limit=limits.memory_bytes)
+    result = explore(program, model, progress=progress, limit=limits.count, memory_limit=limits.memory_bytes)
+    if result.verdict is Verdict.BOUND:
+        by_count = limits.count is not None and (result.states or 0) >= limits.count
+        bound = f"after {limits.count} states" if by_count else f"at {limits.memory_bytes} bytes"
+        result.notes.append(f"stopped {bound}")
+    return result

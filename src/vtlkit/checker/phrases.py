@@ -50,7 +50,8 @@ def hands_on(location: Location, value: Value) -> str:
 
 def changes(op: Rmw, old: Value, new: Value) -> str:
     """A read-modify-write that writes."""
-    label = f" [{op.label}]" if op.label != "rmw" else ""
+    # What an addition adds is seen.
+    label = "" if op.label == "rmw" or op.label.startswith("+=") else f" [{op.label}]"
     return f"rmw {location_name(op.location)}: {old!r} -> {new!r}{label}{_ORDERS[op.order]}"
 
 

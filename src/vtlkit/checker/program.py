@@ -81,7 +81,9 @@ class Threads:
 
     def place(self, thread: int, results: tuple[Value, ...]) -> str:
         """The innermost frame's line."""
-        generator: object = self._run(thread, results)[1]
+        # The outermost one must stay: it would close the others as it goes.
+        outermost = self._run(thread, results)[1]
+        generator: object = outermost
         while isinstance(inner := getattr(generator, "gi_yieldfrom", None), Generator):
             generator = inner
         frame = getattr(generator, "gi_frame", None)

@@ -12,6 +12,8 @@ from vtlkit.checker.ops import Location
 from vtlkit.checker.phrases import location_name
 from vtlkit.checker.result import Counterexample, ProblemKind, Step, Waiting
 
+LOOKS = 2
+"""Words that a waiter looked at last: what it looked at before is seldom why it waits."""
 SEPARATOR = "; "
 """Between the reasons in `Waiting.why`."""
 
@@ -69,7 +71,7 @@ def _explain(waiting: Waiting, steps: Sequence[Step], hidden: frozenset[int], na
 def _missed(waiting: Waiting, steps: Sequence[Step], hidden: frozenset[int]) -> tuple[tuple[int, ...], list[str]]:
     """What others wrote after the waiter's last look at a word; a sentence for each word, the last look first."""
     missed: set[int] = set()
-    reasons = []
+    reasons: list[str] = []
     seen: list[Location] = [waiting.location, None]
     for index in reversed(range(len(steps))):
         step = steps[index]
@@ -85,7 +87,7 @@ def _missed(waiting: Waiting, steps: Sequence[Step], hidden: frozenset[int]) -> 
             for other in _writes(steps, hidden, step.location)
             if other > known and steps[other].thread != step.thread
         ]
-        if later:
+        if later and len(reasons) < LOOKS:
             missed |= set(later)
             numbers = ", ".join(str(other + 1) for other in later)
             name = location_name(step.location)
@@ -100,7 +102,7 @@ def _looked_early(waiting: Waiting, steps: Sequence[Step], stored: int) -> list[
         for index, step in enumerate(steps)
         if step.location == waiting.location and step.read is not None and step.thread != waiting.thread
     }
-    reasons = []
+    reasons: list[str] = []
     for index in looks.values():
         step = steps[index]
         if step.written is not None or (step.source is not None and step.source >= stored):

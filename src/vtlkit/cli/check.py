@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -37,7 +38,10 @@ def check(
         int | None, typer.Option(min=1, metavar="N", help="Give up behind so many states or executions.")
     ] = None,
     memory: Annotated[
-        int | None, typer.Option(parser=parse_bytes, metavar="SIZE", help="Give up at so many bytes of states: 4G.")
+        int | None,
+        typer.Option(
+            parser=parse_bytes, metavar="SIZE", help="Give up at so many bytes of states; half of the RAM if not given."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     names_only: Annotated[bool, typer.Option("--list", help="Only list the protocols.")] = False,
@@ -91,7 +95,7 @@ def _check(
 
         trace_file = CounterexampleFile(trace)
     with shown(show_progress) as watcher:
-        outcomes, interrupted = run_jobs(jobs, Limits(limit, memory), watcher)
+        outcomes, interrupted = run_jobs(jobs, Limits(limit, memory or _half_of_memory()), watcher)
     from vtlkit.cli.check_report import print_json, print_outcomes
 
     if as_json:
@@ -105,6 +109,11 @@ def _check(
         complain(COMMAND, "interrupted: the counts are of what was looked at")
         return Status.INTERRUPTED
     return _status(outcomes)
+
+
+def _half_of_memory() -> int:
+    """Bytes: a search that takes all would end in the kernel's hands, without a word."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def _status(outcomes: list[Outcome]) -> int:

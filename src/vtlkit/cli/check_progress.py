@@ -40,7 +40,7 @@ class Lines(Quiet):
         self._next: dict[str, float] = {}
 
     def known(self, outcome: Outcome) -> None:
-        key = outcome.job.token
+        key = outcome.job.token("")
         if outcome.result is None or (outcome.seconds < self._next.get(key, 0.0) and not outcome.ended):
             return
         self._next[key] = outcome.seconds + _LINE_SECONDS
@@ -58,7 +58,7 @@ class Bars(Quiet):
         self._next: dict[str, float] = {}
 
     def known(self, outcome: Outcome) -> None:
-        key = outcome.job.token
+        key = outcome.job.token("")
         if outcome.result is None or (outcome.seconds < self._next.get(key, _SILENT_SECONDS) and not outcome.ended):
             return
         self._next[key] = outcome.seconds + _REDRAW_SECONDS

@@ -53,7 +53,7 @@ def _print_outcome(outcome: Outcome) -> None:
     if result is None:
         print(f"{label} not begun")
         return
-    figures = f"{counts(result)} in {outcome.seconds:.2f} s ({job.engine})"
+    figures = f"{counts(result)} in {outcome.seconds:.2f} s ({outcome.engine})"
     if result.verdict is Verdict.PROVED:
         # What promises nothing is only counted.
         proved = "all of them" if job.protocol.promises_nothing else f"proved for this size: {PROMISE}"
@@ -90,7 +90,7 @@ def _print_counterexample(outcome: Outcome, result: Result, found: Counterexampl
     print_wide(table)
     for line in waits(found, result.names):
         print(f"  {line}")
-    print(f"  vtlkit check --replay '{outcome.job.token}'")
+    print(f"  vtlkit check --replay '{outcome.token}'")
 
 
 def print_json(outcomes: Iterable[Outcome]) -> None:
@@ -108,11 +108,11 @@ def as_dict(outcome: Outcome) -> dict[str, Any]:
         row["n"] = job.sizes["n"]
     row |= {
         "model": job.model,
-        "engine": job.engine,
+        "engine": outcome.engine,
         "verdict": None if result is None else result.verdict.value,
         "interrupted": not outcome.ended,
         "seconds": round(outcome.seconds, 6),
-        "token": job.token,
+        "token": outcome.token,
     }
     if result is None:
         return row

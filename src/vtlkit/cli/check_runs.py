@@ -38,6 +38,18 @@ class Outcome:
     seconds: float = 0.0
     ended: bool = False
 
+    @property
+    def engine(self) -> str:
+        """The one that did it, or would do it."""
+        from vtlkit.checker.check import engine_for
+
+        return self.result.engine if self.result is not None else engine_for(self.job.model, self.job.engine)
+
+    @property
+    def token(self) -> str:
+        """See `Job.token`."""
+        return self.job.token(self.engine)
+
 
 class Watcher:
     """Is told how the checks go on."""
@@ -165,11 +177,11 @@ def _take(outcome: Outcome, connection: Connection, watcher: Watcher) -> None:
     try:
         kind, content, seconds = connection.recv()
     except EOFError:
-        raise RuntimeError(f"the process that checked {outcome.job.token} has died") from None
+        raise RuntimeError(f"the process that checked {outcome.token} has died") from None
     if kind == "bad":
         raise BadInput(COMMAND, content)
     if kind == "bug":
-        raise RuntimeError(f"in the process that checked {outcome.job.token}:\n{content}")
+        raise RuntimeError(f"in the process that checked {outcome.token}:\n{content}")
     outcome.result, outcome.seconds, outcome.ended = content, seconds, kind == "end"
     watcher.known(outcome)
 

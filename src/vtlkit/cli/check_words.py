@@ -29,7 +29,8 @@ class Job:
     variant: str
     sizes: Mapping[str, int]
     model: str
-    engine: str
+    engine: str | None = None
+    """None: the one that suits the program, which is known when it has been built."""
     file: Path | None = None
     """The user's, where the protocol is."""
 
@@ -44,11 +45,10 @@ class Job:
         """`wakers 3, vcpus 1`."""
         return ", ".join(f"{name} {value}" for name, value in self.sizes.items())
 
-    @property
-    def token(self) -> str:
-        """What `--replay` takes."""
+    def token(self, engine: str) -> str:
+        """What `--replay` takes, to do again what `engine` did."""
         sizes = ",".join(f"{name}={value}" for name, value in self.sizes.items())
-        return f"check:{self.title}:{sizes}:{self.model}:{self.engine}"
+        return f"check:{self.title}:{sizes}:{self.model}:{engine}"
 
     def build(self) -> Program:
         """The program. Raises what the protocol raises."""
@@ -136,8 +136,9 @@ def _of_protocol(protocol: Protocol, sizes: Mapping[str, int], wish: Wish, file:
             raise BadInput(COMMAND, f"{protocol.name} is for {', '.join(protocol.models)}, not for {model}")
         if wish.engine is not None and protocol.engine not in (None, wish.engine):
             raise BadInput(COMMAND, f"{protocol.name} is for the engine '{protocol.engine}' alone: leave --engine out")
+        engine = wish.engine or protocol.engine
         try:
-            engine = engine_for(model, wish.engine or protocol.engine)
+            engine_for(model, engine)
         except ValueError as error:
             raise BadInput(COMMAND, str(error)) from None
         yield Job(protocol, variant, chosen, model, engine, file)
