@@ -342,9 +342,7 @@ def test_ctrl_c_prints_what_is_known() -> None:
 def test_progress_is_silent_in_a_pipe_unless_it_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     assert check(capsys, "ainc", "--n", "6")[2] == ""
     errors = check(capsys, "ainc", "--n", "6", "--progress")[2]
-    assert [line.split(":")[0] for line in errors.splitlines() if line.endswith("ended")] == [
-        "ainc sc",
-        "ainc tso",
-        "ainc rc11",
-    ]
+    # On a busy machine they run side by side, and end in any order.
+    ended = {line.split(":")[0] for line in errors.splitlines() if line.endswith("ended")}
+    assert ended == {"ainc sc", "ainc tso", "ainc rc11"}
     assert "720 executions" in errors

@@ -167,7 +167,12 @@ def _start(job: Job, limits: Limits) -> tuple[Connection, ForkProcess]:
     context = get_context("fork")
     here, there = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(job, limits, there), daemon=True)
-    process.start()
+    # Ctrl-C goes to all processes, and is the parent's to answer: a child leaves it blocked.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     there.close()
     return here, process
 
@@ -200,8 +205,6 @@ class _Teller(Watcher):
 
 
 def _child(job: Job, limits: Limits, connection: Connection) -> None:
-    # Ctrl-C is the parent's to answer.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         _run(Outcome(job), limits, _Teller(connection), None)
     except BadInput as error:

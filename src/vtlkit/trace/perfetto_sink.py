@@ -136,6 +136,7 @@ class PerfettoSink:
 
     def _check_step(self, event: events.CheckStep) -> None:
         """A slice on the task's own track, with an arrow from the step that wrote what it read."""
+        self._now = event.time_ns + 1
         self._slice(event, self._source_track(event.task), event.text, 0, (event.step, event.source))
 
     @staticmethod
