@@ -45,6 +45,7 @@ THIRD_PARTY = {
     "rich": ("cli",),
     "perfetto": ("trace.perfetto_sink", "trace.perfetto_reader"),
     "google": ("trace.perfetto_reader",),
+    "numpy": ("checker.states",),
 }
 """Distribution module -> its adapters. A module that is neither here nor in the standard library is an error."""
 

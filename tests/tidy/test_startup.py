@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[2] / "src"
-HEAVY = {"unicorn", "iced_x86", "greenlet", "perfetto", "google"}
+HEAVY = {"unicorn", "iced_x86", "greenlet", "perfetto", "google", "numpy"}
 
 PROBE = """
 import json, runpy, sys

@@ -90,6 +90,13 @@ class Threads:
         name = frame.f_code.co_filename.rpartition("/")[2]
         return f"{name}:{frame.f_lineno} {frame.f_code.co_name}"
 
+    def symmetric(self) -> Sequence[Sequence[int]]:
+        """Threads made of one function: it cannot know which of them it is, so nobody can."""
+        groups: dict[Thread, list[int]] = {}
+        for number, thread in enumerate(self._threads):
+            groups.setdefault(thread, []).append(number)
+        return list(groups.values())
+
     def _run(self, thread: int, results: tuple[Value, ...]) -> tuple[Op | Done, Generator[Op, Value, object] | None]:
         generator = self._threads[thread]()
         try:
