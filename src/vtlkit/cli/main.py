@@ -18,6 +18,7 @@ from typer.main import get_command
 
 from vtlkit import __version__
 from vtlkit.cli.bench import bench
+from vtlkit.cli.check import check
 from vtlkit.cli.info import info
 from vtlkit.cli.run import run
 from vtlkit.cli.status import BadInput, Status, complain, report_bug
@@ -65,6 +66,8 @@ def application() -> typer.Typer:
 
     for command in (run, trace, info, bench, stress):
         app.command()(_telling_ctrl_c(command))
+    # A protocol's sizes are options that only it knows.
+    app.command(context_settings={"ignore_unknown_options": True})(_telling_ctrl_c(check))
     return app
 
 

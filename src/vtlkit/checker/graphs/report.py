@@ -47,6 +47,20 @@ class Exploration:
     verdict: Verdict = Verdict.HOLDS
     text: str = ""
     counterexample: list[Step] = field(default_factory=list)
+    failing: Failing | None = None
+    """The counterexample as a graph."""
+    frontier: int = 0
+    """Graphs that wait for their turn."""
+    all_visited: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Failing:
+    """An execution that breaks a promise, what broke it (nothing: it is a deadlock), and how many events show that."""
+
+    execution: Execution
+    culprits: tuple[Node, ...]
+    events: int
 
 
 class Execution:
@@ -56,6 +70,11 @@ class Execution:
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
+
+    @property
+    def graph(self) -> Graph:
+        """The graph itself."""
+        return self._graph
 
     @property
     def blocked(self) -> bool:
