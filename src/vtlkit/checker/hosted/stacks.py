@@ -38,7 +38,11 @@ Stack = tuple[str, ...]
 
 def only_known(code: CodeType, lasti: int) -> bool:
     """Whether all that is on the stack during the call at offset `lasti` follows from the frame's variables."""
-    left = _left(code).get(lasti)
+    offsets = _left(code)
+    # In the middle of a call it may already stand behind the instruction's caches.
+    while lasti > 0 and lasti not in offsets:
+        lasti -= 2
+    left = offsets.get(lasti)
     return left is not None and all(kind in _SAFE for kind in left)
 
 
@@ -131,9 +135,10 @@ def _during(name: str, before: Stack, after: Stack) -> Stack:
 
 
 def _counted_loops(instructions: list[dis.Instruction]) -> frozenset[int]:
-    """Offsets of GET_ITER over `range(...)` of constants and of variables that never change, whose loop variable nobody
-    else writes."""
-    stored = [one.argval for one in instructions if one.opname in ("STORE_FAST", "STORE_DEREF", "DELETE_FAST")]
+    """Offsets of GET_ITER over `range(...)` of constants and of variables that nothing behind it writes, whose loop
+    variable nobody else writes."""
+    stores = [one for one in instructions if one.opname in ("STORE_FAST", "STORE_DEREF", "DELETE_FAST")]
+    stored = [one.argval for one in stores]
     counted = set()
     for index, instruction in enumerate(instructions):
         if instruction.opname != "GET_ITER":
@@ -143,12 +148,15 @@ def _counted_loops(instructions: list[dis.Instruction]) -> frozenset[int]:
         while start >= 0 and instructions[start].opname in ("CALL", "PRECALL", "LOAD_CONST", "LOAD_FAST", "LOAD_DEREF"):
             arguments.append(instructions[start])
             start -= 1
+        if start >= 1 and (instructions[start].opname, instructions[start].argval) == ("LOAD_GLOBAL", "len"):
+            start -= 1
         callee = instructions[start] if start >= 0 else None
         if callee is None or callee.opname != "LOAD_GLOBAL" or callee.argval != "range":
             continue
         names = [one.argval for one in arguments if one.opname in ("LOAD_FAST", "LOAD_DEREF")]
         variable = _loop_variable(instructions, index)
-        if variable is not None and stored.count(variable) == 1 and not any(name in stored for name in names):
+        later = [one.argval for one in stores if one.offset > instruction.offset]
+        if variable is not None and stored.count(variable) == 1 and not any(name in later for name in names):
             counted.add(instruction.offset)
     return frozenset(counted)
 

@@ -55,8 +55,8 @@ class CheckLock(Lock):
 
     def try_acquire(self) -> bool:
         runner = _running(self._world, self)
-        old = _took(self._word.update(_try(runner.number), Order.ACQUIRE, label="try_lock"))
-        if old[0] is not None:
+        old = self._word.update(_try(runner.number), Order.ACQUIRE, label="try_lock")
+        if not _is_free(old):
             return False
         add_held(runner.held, self)
         return True
@@ -119,7 +119,8 @@ class CheckRwSem(RwSem):
         if runner is None:
             return
         number = runner.number
-        if _took(self._word.update(_write_in(number), Order.ACQUIRE, label="down_write"))[:2] != (None, 0):
+        old = self._word.update(_write_in(number), Order.ACQUIRE, label="down_write")
+        if not _may_write(old):
             self._word.update(_write_waited(number), Order.ACQUIRE, until=_may_write, label="down_write waits")
         runner.held.append(self)
 
@@ -230,7 +231,8 @@ class CheckTask(Task):
 
     def wake_up(self, queue: str | None) -> bool:
         """try_to_wake_up: whoever sleeps on `queue`, or interruptibly if None."""
-        return self.state.update(_waking(queue), Order.ACQ_REL, label="wake_up") != RUNNING
+        old = self.state.update(_waking(queue), Order.ACQ_REL, label="wake_up")
+        return _waking(queue)(old) is not NO_WRITE
 
     def signal(self) -> None:
         self.signalled.write(True)
@@ -238,13 +240,18 @@ class CheckTask(Task):
         self.wake_up(None)
 
     def signal_pending(self) -> bool:
-        return bool(self.signalled.read())
+        pending = self.signalled.read()
+        return bool(pending)
 
     def clear_signal(self) -> bool:
-        return bool(self.signalled.read() and self.signalled.update(_nothing_pending, Order.ACQ_REL, label="xchg"))
+        pending = self.signalled.read()
+        if pending:
+            pending = self.signalled.update(_nothing_pending, Order.ACQ_REL, label="xchg")
+        return bool(pending)
 
     def done(self) -> bool:
-        return bool(self._done.read(Order.ACQUIRE))
+        done = self._done.read(Order.ACQUIRE)
+        return bool(done)
 
     def join(self) -> None:
         self._world.wait(self._done, bool, False)
@@ -299,8 +306,13 @@ class CheckQueue(WaitQueue):
 
     def wake(self) -> bool:
         self._world.full_barrier()
-        woken = [self._tasks[name].wake_up(self.name) for name in self._world.book.queues.get(self.name, ())]
-        return any(woken)
+        names = self._world.book.queues.get(self.name, ())
+        woken = False
+        # Counted, so that a task that waits in here is seen to be where it is (`stacks`).
+        for number in range(len(names)):
+            found = self._tasks[names[number]].wake_up(self.name)
+            woken = woken or found
+        return woken
 
     def waiters(self) -> int:
         states = [self._tasks[name].state.read() for name in self._world.book.queues.get(self.name, ())]
@@ -326,10 +338,12 @@ class CheckTimer(Timer):
         self._armed.write(deadline_ns, Order.RELEASE)
 
     def cancel(self) -> bool:
-        return self._armed.update(_disarm, Order.ACQ_REL, label="cancel") is not None
+        old = self._armed.update(_disarm, Order.ACQ_REL, label="cancel")
+        return old is not None
 
     def armed(self) -> bool:
-        return self._armed.read() is not None
+        armed = self._armed.read()
+        return armed is not None
 
     def deadline_ns(self) -> int | None:
         deadline = self._armed.read()

@@ -121,13 +121,15 @@ class CheckCell(Cell[T], Generic[T]):
         self._word = Word(world, name, world.objects.encode(value))
 
     def load(self) -> T:
-        return self._world.objects.decode(self._word.read())  # type: ignore[return-value]
+        value = self._word.read()
+        return self._decoded(value)
 
     def store(self, value: T) -> None:
         self._word.write(self._world.objects.encode(value))
 
     def load_acquire(self) -> T:
-        return self._world.objects.decode(self._word.read(Order.ACQUIRE))  # type: ignore[return-value]
+        value = self._word.read(Order.ACQUIRE)
+        return self._decoded(value)
 
     def store_release(self, value: T) -> None:
         self._word.write(self._world.objects.encode(value), Order.RELEASE)
@@ -144,12 +146,18 @@ class CheckCell(Cell[T], Generic[T]):
         return self._ordered(lambda value: value + delta, "fetch_add")  # type: ignore[operator]
 
     def _ordered(self, change: Callable[[Value], Value], label: str) -> T:
-        return self._world.objects.decode(ordered(self._word, change, label))  # type: ignore[return-value]
+        value = ordered(self._word, change, label)
+        return self._decoded(value)
+
+    def _decoded(self, value: Value) -> T:
+        # Read first and decoded after: nothing but variables is on the stack while a task waits (`stacks`).
+        return self._world.objects.decode(value)  # type: ignore[return-value]
 
     def await_value(self, until: Callable[[T], bool], *, may_sleep: bool) -> T:
         """Wait until the value satisfies `until`. `may_sleep`: waiting for ever is no error."""
         decode = self._world.objects.decode
-        return decode(self._world.wait(self._word, lambda value: until(decode(value)), may_sleep))  # type: ignore
+        found = self._world.wait(self._word, lambda value: until(decode(value)), may_sleep)  # type: ignore[arg-type]
+        return self._decoded(found)
 
 
 def ordered(word: Word, change: Callable[[Value], Value], label: str) -> Value:
@@ -177,7 +185,8 @@ class CheckBitmap(Bitmap):
         return value
 
     def test(self, bit: int) -> bool:
-        return bool(self.load() >> bit & 1)
+        value = self.load()
+        return bool(value >> bit & 1)
 
     def set(self, bit: int) -> None:
         self._word.update(_setter(bit), label=f"set_bit {bit}")
@@ -186,10 +195,12 @@ class CheckBitmap(Bitmap):
         self._word.update(_clearer(bit), label=f"clear_bit {bit}")
 
     def test_and_set(self, bit: int) -> bool:
-        return _bit(ordered(self._word, _setter(bit), f"test_and_set_bit {bit}"), bit)
+        old = ordered(self._word, _setter(bit), f"test_and_set_bit {bit}")
+        return _bit(old, bit)
 
     def test_and_clear(self, bit: int) -> bool:
-        return _bit(ordered(self._word, _clearer(bit), f"test_and_clear_bit {bit}"), bit)
+        old = ordered(self._word, _clearer(bit), f"test_and_clear_bit {bit}")
+        return _bit(old, bit)
 
 
 def _bit(value: Value, bit: int) -> bool:
