@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final, cast
 
 from vtlkit.checker.program import Program
+from vtlkit.checker.reasons import explained
 from vtlkit.checker.result import Result
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ MODELS: Final = ("sc", "tso", "rc11")
 """Memory models, from the strongest to the weakest."""
 ENGINES: Final = ("states", "graphs")
 _OF_STATES: Final = ("sc", "tso")
-_STATES: Final = "vtlkit.checker.states"
+_STATES: Final = "vtlkit.checker.states.search"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ def engine_for(model: str, wanted: str | None = None) -> str:
     if model not in MODELS:
         raise ValueError(f"no memory model '{model}': there are {', '.join(MODELS)}")
     if wanted is None or wanted == "auto":
-        return "states" if model in _OF_STATES and find_spec(_STATES) is not None else "graphs"
+        return "states" if model in _OF_STATES and _has_states() else "graphs"
     if wanted not in ENGINES:
         raise ValueError(f"no engine '{wanted}': there are {', '.join(ENGINES)}")
     if wanted == "states" and model not in _OF_STATES:
@@ -64,7 +65,14 @@ def check(
     if chosen == "graphs":
         from vtlkit.checker.graphs.results import search_graphs
 
-        return search_graphs(made, model, progress=progress, limit=limits.count)
-    explore = import_module(_STATES).explore
-    result: Result = explore(made, model, progress=progress, limit=limits.count, memory_limit=limits.memory_bytes)
+        result = search_graphs(made, model, progress=progress, limit=limits.count)
+    else:
+        explore = import_module(_STATES).explore
+        result = explore(made, model, progress=progress, limit=limits.count, memory_limit=limits.memory_bytes)
+    if result.counterexample is not None:
+        result.counterexample = explained(result.counterexample, result.names)
     return result
+
+
+def _has_states() -> bool:
+    return find_spec(_STATES.rpartition(".")[0]) is not None

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from vtlkit.checker.ops import Location
+from vtlkit.checker.phrases import location_name
+from vtlkit.checker.reasons import SEPARATOR
 from vtlkit.checker.result import Counterexample, Result, Step
 
 LONG: Final = 60
@@ -25,13 +26,6 @@ class Row:
     thread: int
     text: str
     place: str
-
-
-def location_name(location: Location) -> str:
-    """A location in a text: ("a", 1) is a[1]."""
-    if isinstance(location, tuple) and location and isinstance(location[0], str):
-        return location[0] + "".join(f"[{part}]" for part in location[1:])
-    return str(location)
 
 
 def rows(counterexample: Counterexample) -> list[Row]:
@@ -59,9 +53,7 @@ def waits(counterexample: Counterexample, names: Sequence[str]) -> list[str]:
         lines.append(
             f"{names[each.thread]} waits: {location_name(each.location)} is {each.value!r} and stays so{place}"
         )
-        reasons = each.why.split("; ") if each.why else []
-        if each.missed and not reasons:
-            reasons = [f"missed step {', '.join(str(index + 1) for index in each.missed)}"]
+        reasons = each.why.split(SEPARATOR) if each.why else []
         lines += [f"  {reason}" for reason in reasons]
     return lines
 

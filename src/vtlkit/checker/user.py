@@ -37,6 +37,11 @@ def protocol(function: Function) -> Function:
     return function
 
 
+def is_marked(value: object) -> bool:
+    """Whether this is a function that `protocol` marked."""
+    return callable(value) and getattr(value, _MARK, False) is True
+
+
 def as_protocol(function: Callable[..., Any]) -> Protocol:
     """The registry's form of a marked function.
 
@@ -81,7 +86,7 @@ def load(path: Path) -> dict[str, Protocol]:
         raise UserError(located(error, path)) from error
     finally:
         del sys.path[0]
-    marked = [each for each in vars(module).values() if getattr(each, _MARK, False) and callable(each)]
+    marked = [each for each in vars(module).values() if is_marked(each)]
     if not marked:
         raise UserError(f"{path}: no protocol: mark a function with @protocol of vtlkit.checker")
     return {function.__name__: as_protocol(function) for function in marked}

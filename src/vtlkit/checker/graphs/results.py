@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from vtlkit.checker.graphs.report import Exploration, Failing
@@ -10,15 +10,26 @@ from vtlkit.checker.graphs.report import Verdict as Found
 from vtlkit.checker.graphs.runs import Run
 from vtlkit.checker.graphs.search import explore
 from vtlkit.checker.graphs.unfolding import EVENTS_LIMIT, READ, Node, Unbounded
-from vtlkit.checker.graphs.waits import Memory, waiting_for
+from vtlkit.checker.ops import Location, Value
 from vtlkit.checker.program import Program
-from vtlkit.checker.result import Counterexample, ProblemKind, Result, Verdict
+from vtlkit.checker.result import Counterexample, ProblemKind, Result, Verdict, Waiting
 
 ENGINE: Final = "graphs"
 KEEP_LOOKING: Final = 2000
 """Graphs that are looked at after the first failure, for a shorter one."""
 TELL_EVERY: Final = 100
 """Complete executions between two calls of `progress`."""
+
+
+class _Memory(dict[Location, Value]):
+    """Location -> last value; a location that nobody wrote has its initial one."""
+
+    def __init__(self, program: Program, written: Mapping[Location, Value]) -> None:
+        super().__init__(written)
+        self._program = program
+
+    def __missing__(self, location: Location) -> Value:
+        return self._program.initial(location)
 
 
 def search_graphs(
@@ -92,18 +103,21 @@ def _tell(program: Program, found: Exploration, failing: Failing) -> Counterexam
     if found.verdict is Found.RACES:
         text = _race_text(program, culprits)
         return Counterexample(ProblemKind.DATA_RACE, text, steps, shortest=found.all_visited)
-    memory = Memory(program, failing.execution.memory)
-    waiting = tuple([waiting_for(run, graph, node, memory) for node in failing.execution.waiting])
-    lost = [node for node in failing.execution.waiting if _holds(program, node, memory)]
+    memory = _Memory(program, failing.execution.memory)
+    sleepers = failing.execution.waiting
+    lost = any(_holds(program, node, memory) for node in sleepers)
+    waiting = tuple(
+        [
+            Waiting(node.thread, location, memory[location], program.place(node.thread, node.results))
+            for node in sleepers
+            for location in (graph.unfolding.locations[node.loc],)
+        ]
+    )
     kind = ProblemKind.LOST_WAKE_UP if lost else ProblemKind.DEADLOCK
-    names = [program.names[each.thread] for each in waiting]
-    text = f"{', '.join(names)} wait{'s' if len(names) == 1 else ''} for ever"
-    if lost:
-        text += f"; what {program.names[lost[0].thread]} waits for has happened"
-    return Counterexample(kind, text, steps, waiting, found.all_visited)
+    return Counterexample(kind, found.text, steps, waiting, found.all_visited)
 
 
-def _holds(program: Program, node: Node, memory: Memory) -> bool:
+def _holds(program: Program, node: Node, memory: _Memory) -> bool:
     """Whether the program says that this sleeper sleeps although its condition holds."""
     judge = getattr(program, "sleeper_condition_holds", None)
     return judge is not None and judge(node.thread, node.results, memory) is True

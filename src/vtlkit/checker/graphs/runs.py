@@ -8,24 +8,14 @@ before, and they are marked.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
 
+from vtlkit.checker import phrases
 from vtlkit.checker.graphs.consistency.order import OrderedGraph
 from vtlkit.checker.graphs.consistency.tso import TsoGraph
 from vtlkit.checker.graphs.graph import UNWRITTEN, Graph, members
 from vtlkit.checker.graphs.unfolding import BLOCKED, FENCE, READ, RMW_WRITE, WRITE, Node
-from vtlkit.checker.ops import Location, Order, Rmw
+from vtlkit.checker.ops import Location, Rmw
 from vtlkit.checker.result import Step
-from vtlkit.checker.telling import location_name
-
-_SHORT: Final = {
-    Order.PLAIN: " (plain)",
-    Order.RELAXED: "",
-    Order.ACQUIRE: " (acquire)",
-    Order.RELEASE: " (release)",
-    Order.ACQ_REL: " (acq_rel)",
-    Order.SEQ_CST: " (seq_cst)",
-}
 
 
 @dataclass(slots=True)
@@ -121,10 +111,9 @@ class Run:
         if unit.writes is not None:
             self.at[unit.writes.number] = len(self.steps)
         if buffers and node.number in self._put:
-            text = f"hands on {self._name(node)} = {node.value!r} to memory"
-            self.steps.append(
-                Step(node.thread, text, self._place(node), self._at(node), None, node.value, buffered=True)
-            )
+            location = self._at(node)
+            text = phrases.hands_on(location, node.value)
+            self.steps.append(Step(node.thread, text, self._place(node), location, None, node.value, buffered=True))
         else:
             self.steps.append(self._step(unit))
 
@@ -132,16 +121,18 @@ class Run:
         if node.number in self.at or node.number in self._put:
             return
         self._put[node.number] = len(self.steps)
-        text = f"stores {self._name(node)} = {node.value!r}, buffered{_SHORT[node.order]}"
-        self.steps.append(Step(node.thread, text, self._place(node), self._at(node), None, node.value))
+        location = self._at(node)
+        text = phrases.buffers(location, node.value, node.order)
+        self.steps.append(Step(node.thread, text, self._place(node), location, None, node.value))
 
     def _step(self, unit: _Unit) -> Step:
         node, place = unit.node, self._place(unit.node)
         if node.kind == FENCE:
-            return Step(node.thread, f"fence{_SHORT[node.order]}", place)
-        name, location, order = self._name(node), self._at(node), _SHORT[node.order]
+            return Step(node.thread, phrases.fence(node.order), place)
+        location = self._at(node)
         if node.kind == WRITE:
-            return Step(node.thread, f"writes {name} = {node.value!r}{order}", place, location, None, node.value)
+            text = phrases.writes(location, node.value, node.order)
+            return Step(node.thread, text, place, location, None, node.value)
         graph = self._graph
         source = graph.rf[node.number]
         value = graph.node[source].value if source else node.initial
@@ -150,14 +141,11 @@ class Run:
         own = source in self._put and source % graph.threads == node.thread and source not in self.at
         origin = self._put[source] if own else self.at.get(source)
         if unit.writes is not None:
-            label = getattr(node.op, "label", "")
-            written = unit.writes.value
-            text = (
-                f"atomically writes {name} = {written!r}, was {value!r}{f' [{label}]' if label != 'rmw' else ''}{order}"
-            )
-            return Step(node.thread, text, place, location, value, written, origin, stale)
-        verb = "finds" if node.waits else "reads"
-        return Step(node.thread, f"{verb} {name} = {value!r}{order}", place, location, value, None, origin, stale)
+            assert isinstance(node.op, Rmw)
+            text = phrases.changes(node.op, value, unit.writes.value)
+            return Step(node.thread, text, place, location, value, unit.writes.value, origin, stale)
+        text = (phrases.finds if node.waits else phrases.reads)(location, value, node.order)
+        return Step(node.thread, text, place, location, value, None, origin, stale)
 
     def _extra(self, node: Node) -> Step:
         """A culprit that is not in the graph: a failure."""
@@ -165,9 +153,6 @@ class Run:
 
     def _at(self, node: Node) -> Location:
         return self._graph.unfolding.locations[node.loc]
-
-    def _name(self, node: Node) -> str:
-        return location_name(self._at(node))
 
     def _place(self, node: Node) -> str:
         return self._program.place(node.thread, node.results)
