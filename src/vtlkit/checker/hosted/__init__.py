@@ -2,6 +2,6 @@
 
 from vtlkit.checker.hosted.host import CheckHost
 from vtlkit.checker.hosted.program import HostedProgram
-from vtlkit.checker.hosted.words import Again
+from vtlkit.checker.program import Again
 
 __all__ = ["Again", "CheckHost", "HostedProgram"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from vtlkit.checker.hosted.trie import Point
-from vtlkit.checker.hosted.words import Accesses, Again
+from vtlkit.checker.hosted.words import Accesses
+from vtlkit.checker.program import Again
 
 
 class Book:

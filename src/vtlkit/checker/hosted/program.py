@@ -11,9 +11,9 @@ from vtlkit.checker.hosted.common import Common
 from vtlkit.checker.hosted.host import CheckHost
 from vtlkit.checker.hosted.identity import identity_of
 from vtlkit.checker.hosted.trie import Point
-from vtlkit.checker.hosted.words import Again
 from vtlkit.checker.hosted.world import Diverged, World
 from vtlkit.checker.ops import NO_WRITE, Assume, Await, Done, Failure, Fence, Location, Op, Read, Rmw, Value, Write
+from vtlkit.checker.program import Again
 from vtlkit.host import api as host_api
 from vtlkit.host.api import Host
 from vtlkit.host.splitmix import SplitMix64
@@ -118,6 +118,7 @@ class HostedProgram:
         """What was learnt makes another program of this: forget what the tasks do."""
         self._drop_worlds()
         self._book.forget()
+        self.given_up = 0
         self._learn()
 
     # --- worlds ----------------------------------------------------------------------------------------------------

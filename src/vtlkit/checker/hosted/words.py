@@ -10,16 +10,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from vtlkit.checker.ops import NO_WRITE, Order, Read, Rmw, Value, Write
+from vtlkit.checker.program import Again
 from vtlkit.host.api import Bitmap, Cell
 
 if TYPE_CHECKING:
     from vtlkit.checker.hosted.world import World
 
 T = TypeVar("T")
-
-
-class Again(Exception):
-    """What was taken for one task's own is shared: the search has to begin anew, and will know."""
 
 
 class Accesses:

@@ -15,8 +15,9 @@ from greenlet import GreenletExit, getcurrent, greenlet
 
 from vtlkit.checker.hosted.objects import Made, Objects
 from vtlkit.checker.hosted.trie import Point, SharedData
-from vtlkit.checker.hosted.words import Again, Word
+from vtlkit.checker.hosted.words import Word
 from vtlkit.checker.ops import Assume, Await, Done, Failure, Fence, Op, Order, Read, Rmw, Value
+from vtlkit.checker.program import Again
 from vtlkit.host.ranks import RankedLock, check_none_held
 
 if TYPE_CHECKING:

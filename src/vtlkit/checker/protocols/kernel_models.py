@@ -14,6 +14,7 @@ from vtlkit.checker.ops import (
     Await,
     Failure,
     Fence,
+    Location,
     Order,
     Read,
     Rmw,
@@ -112,7 +113,7 @@ def tlb_inhibit(flushers: int, cycles: int = 1, bug: InhibitBug = InhibitBug.NON
                     waits_on = None
 
     names = ["inhibitor", *[f"flusher {number}" for number in range(flushers)]]
-    initial = {("waiting on", number): NOBODY for number in range(flushers)}
+    initial: dict[Location, Value] = {("waiting on", number): NOBODY for number in range(flushers)}
     return Threads(inhibitor, *[_flusher(number, bug) for number in range(flushers)], initial=initial, names=names)
 
 
