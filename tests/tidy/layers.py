@@ -40,7 +40,7 @@ DOORS = {
 THIRD_PARTY = {
     "unicorn": ("engine",),
     "iced_x86": ("engine", "testing"),
-    "greenlet": ("engine.unicorn", "host.sim"),
+    "greenlet": ("engine.unicorn", "host.sim", "checker.hosted"),
     "typer": ("cli",),
     "rich": ("cli",),
     "perfetto": ("trace.perfetto_sink", "trace.perfetto_reader"),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, cast
 
-from vtlkit.checker.program import Program
+from vtlkit.checker.program import Again, Program
 from vtlkit.checker.reasons import explained
 from vtlkit.checker.result import Result, Verdict
 
@@ -61,15 +61,50 @@ def check(
     """
     chosen, limits = engine_for(model, engine), limits or Limits()
     made = program(model) if not hasattr(program, "next_op") else cast(Program, program)
-    if chosen == "graphs":
-        from vtlkit.checker.graphs.results import search_graphs
-
-        result = search_graphs(made, model, progress=progress, limit=limits.count)
-    else:
-        result = _search_states(made, model, limits, progress)
+    result = _searched(made, model, _suited(made, chosen, engine), limits, progress)
     if result.counterexample is not None:
         result.counterexample = explained(result.counterexample, result.names)
     return result
+
+
+def _suited(program: Program, chosen: str, wanted: str | None) -> str:
+    """States that have no identity but the results so far are too many to prove anything by."""
+    if wanted in (None, "auto") and getattr(program, "causal", False):
+        return "graphs"
+    return chosen
+
+
+def _searched(
+    program: Program, model: str, engine: str, limits: Limits, progress: Callable[[Result], object] | None
+) -> Result:
+    """The search, as often as the program learns something about itself."""
+    while True:
+        _hook(program, "prepare", engine)
+        try:
+            result = _search(program, model, engine, limits, progress)
+            _hook(program, "finish")
+        except Again:
+            _hook(program, "again")
+            continue
+        if given_up := getattr(program, "given_up", 0):
+            result.notes.append(f"{given_up} times a task went round without news, and was followed no further")
+        return result
+
+
+def _search(
+    program: Program, model: str, engine: str, limits: Limits, progress: Callable[[Result], object] | None
+) -> Result:
+    if engine == "graphs":
+        from vtlkit.checker.graphs.results import search_graphs
+
+        return search_graphs(program, model, progress=progress, limit=limits.count)
+    return _search_states(program, model, limits, progress)
+
+
+def _hook(program: Program, name: str, *arguments: object) -> None:
+    hook = getattr(program, name, None)
+    if hook is not None:
+        hook(*arguments)
 
 
 def _search_states(program: Program, model: str, limits: Limits, progress: Callable[[Result], object] | None) -> Result:

@@ -15,6 +15,14 @@ from vtlkit.checker.ops import Done, Failure, Location, Op, Value
 Thread = Callable[[], Generator[Op, Value, object]]
 
 
+class Again(Exception):
+    """The program has learnt something about itself that makes it another one: the search has to begin anew.
+
+    Programs that raise it have `prepare(engine)`, to be called before a search, `again()`, to be called when it was
+    raised, and `finish()`, to be called when the search is over, which raises it too.
+    """
+
+
 class Program(Protocol):
     """What is checked. `next_op` must be a function: the same results always lead to the same operation."""
 

@@ -2,7 +2,7 @@
 
 Every module of this package that has a tuple `PROTOCOLS` adds to it. A module imports what its protocols are made of in
 their `build`, not before: to find one protocol must not load what all the others are made of. A protocol `wait.x` is
-looked for in the module `wait` first.
+looked for in the module `wait` first, then in the light ones.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ Expected = Mapping[str, tuple[ProblemKind, int] | None]
 """Memory model -> what is found with which number of steps; None: this variant is right under that model."""
 
 ALL_MODELS = ("sc", "tso", "rc11")
+_LIGHT = ("kernel", "benchmarks")
+"""Modules that load nothing of the hypervisor: they are looked into before all the others."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,11 @@ def find(name: str) -> Protocol:
     """One protocol. Raises KeyError."""
     likely = name.partition(".")[0].replace("-", "_")
     if likely.isidentifier() and find_spec(f"{__name__}.{likely}") is not None:
-        for protocol in _of_module(likely):
+        modules = (likely, *_LIGHT)
+    else:
+        modules = _LIGHT
+    for module in modules:
+        for protocol in _of_module(module):
             if protocol.name == name:
                 return protocol
     return catalogue()[name]
