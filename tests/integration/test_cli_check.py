@@ -268,6 +268,15 @@ def test_no_counterexample_is_no_trace(capsys: pytest.CaptureFixture[str], tmp_p
     assert not (tmp_path / "x.txt").exists()
 
 
+def test_help_says_what_there_is() -> None:
+    done = cli_rig.vtlkit("check", "--help")
+    assert (done.status, done.errors) == (0, "")
+    text = done.console.decode()
+    options = ("model", "variant", "engine", "limit", "memory", "json", "list", "replay", "trace", "progress")
+    assert [option for option in options if f"--{option}" not in text] == []
+    assert "check" in cli_rig.vtlkit("--help").console.decode()
+
+
 def test_words_in_any_order_and_a_token_that_says_all() -> None:
     assert split_words(["--n", "3", "a", "--m=4", "b"]) == (["a", "b"], {"n": 3, "m": 4})
     (job,) = jobs_for("tlb_inhibit", {"cycles": 2}, Wish("suspended-first", ("tso",)))

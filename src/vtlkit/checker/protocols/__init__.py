@@ -96,11 +96,8 @@ def catalogue() -> dict[str, Protocol]:
 def find(name: str) -> Protocol:
     """One protocol. Raises KeyError."""
     likely = name.partition(".")[0].replace("-", "_")
-    if likely.isidentifier() and find_spec(f"{__name__}.{likely}") is not None:
-        modules = (likely, *_LIGHT)
-    else:
-        modules = _LIGHT
-    for module in modules:
+    is_module = likely.isidentifier() and find_spec(f"{__name__}.{likely}") is not None
+    for module in (likely, *_LIGHT) if is_module else _LIGHT:
         for protocol in _of_module(module):
             if protocol.name == name:
                 return protocol
