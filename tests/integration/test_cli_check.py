@@ -17,7 +17,7 @@ from tests.integration import cli_rig
 from vtlkit.checker import protocols
 from vtlkit.checker.check import Limits
 from vtlkit.checker.result import Result
-from vtlkit.cli import check_runs
+from vtlkit.cli import check_runs, check_table
 from vtlkit.cli.check_words import Job, Wish, jobs_for, parse_token, split_words
 from vtlkit.cli.main import main
 from vtlkit.cli.status import BadInput
@@ -77,6 +77,23 @@ def test_a_counterexample_is_a_table_who_waits_and_a_token(capsys: pytest.Captur
     assert again == 1
     table = output[output.index("step ") : output.index("--replay")]
     assert table == replayed[replayed.index("step ") : replayed.index("--replay")]
+
+
+def test_where_there_is_no_room_for_columns_steps_are_indented(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check_table, "WIDE", 100)
+    _, output, _ = check(capsys, "kvm_block", "--variant", "no-barrier", "--model", "tso", "--wakers", "3")
+    lines = [line.rstrip() for line in output.splitlines()]
+    head = next(line for line in lines if line.split()[:1] == ["step"])
+    assert head.split() == ["step", "task", "what", "where"]
+    rows = [line for line in lines if line.split()[:1] and line.split()[0].isdigit()]
+    assert len(rows) == 10
+    begin = head.index("what")
+    assert rows[0][begin:].startswith("reads pending = 0 (acq) <-init")
+    assert rows[3][begin:].startswith("  rmw pending: 0 -> 1 (rel) <-init")
+    assert rows[5][begin:].startswith("      rmw pending: 2 -> 3 (rel) <-5")
+    assert max(map(len, rows)) <= 100
 
 
 def test_json_has_everything(capsys: pytest.CaptureFixture[str]) -> None:

@@ -69,25 +69,11 @@ def _print_outcome(outcome: Outcome) -> None:
 
 
 def _print_counterexample(outcome: Outcome, result: Result, found: Counterexample) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-    from rich.text import Text
-
-    from vtlkit.checker.telling import rows, waits
+    from vtlkit.checker.telling import waits
+    from vtlkit.cli.check_table import counterexample_table
     from vtlkit.cli.wide import print_wide
 
-    shown = rows(found)
-    used = sorted({row.thread for row in shown})
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    table.add_column("step", justify="right")
-    for thread in used:
-        table.add_column(result.names[thread], overflow="fold")
-    if any(row.place for row in shown):
-        table.add_column("where", style="dim", overflow="fold")
-    for row in shown:
-        cells = [row.text if thread == row.thread else "" for thread in used]
-        table.add_row(row.number, *map(Text, cells), Text(row.place))
-    print_wide(table)
+    print_wide(counterexample_table(found, result.names))
     for line in waits(found, result.names):
         print(f"  {line}")
     print(f"  vtlkit check --replay '{outcome.token}'")
