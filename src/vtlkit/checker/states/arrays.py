@@ -42,6 +42,7 @@ class ArraySearch:
         self._pieces: list[Packed] = []
         self._failure: tuple[State, State] | None = None
         self.ends = 0
+        self._over = False
 
     def run(self) -> Problem | None:
         """Search until the end, a limit or the first problem."""
@@ -54,7 +55,7 @@ class ArraySearch:
             return Problem(ProblemKind.ASSERTION, (machine.initial(self.automaton),))
         while True:
             problem = self._level()
-            if problem is not None:
+            if problem is not None or self._over:
                 return problem
             fresh = self._combined()
             result.frontier = fresh.size
@@ -64,12 +65,9 @@ class ArraySearch:
             self._remember(fresh)
             result.states += fresh.size
             result.depth = len(self.levels) - 1
-            result.memory_bytes = max(result.memory_bytes, self._bytes())
             if request.progress is not None:
                 request.progress(result)
-            if (request.limit is not None and result.states >= request.limit) or (
-                request.memory_limit is not None and result.memory_bytes >= request.memory_limit
-            ):
+            if request.is_full(result):
                 return None
         result.verdict = Verdict.PROVED
         if not request.livelock_wanted(result.states):
@@ -78,6 +76,7 @@ class ArraySearch:
 
     def _level(self) -> Problem | None:
         """Collect what follows the last level; report what is wrong there."""
+        result, request = self.result, self.request
         self._pieces = []
         begin = 0
         while begin < self.levels[-1].size:
@@ -92,6 +91,10 @@ class ArraySearch:
                 return Problem(ProblemKind.DEADLOCK, self._path(state))
             self._pieces.append(self._unknown(fresh))
             begin += CHUNK
+            result.memory_bytes = max(result.memory_bytes, self._bytes())
+            if request.memory_limit is not None and result.memory_bytes >= request.memory_limit:
+                self._over = True
+                return None
         if self._failure is not None:
             before, after = self._failure
             return Problem(ProblemKind.ASSERTION, (*self._path(before), after))
@@ -215,6 +218,7 @@ class ArraySearch:
     def _bytes(self) -> int:
         """Of levels, runs, tables, and what belongs to a chunk."""
         kept = sum(level.nbytes for level in self.levels) + 2 * sum(run.nbytes for run in self._runs)
+        kept += 2 * sum(piece.nbytes for piece in self._pieces)
         chunk = 8 * len(self.tables.columns) * min(CHUNK, self.levels[-1].size)
         return kept + 3 * chunk + self.tables.bytes
 
