@@ -9,16 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vtlkit.checker.result import ProblemKind
 from vtlkit.checker.states.outcome import NO_END, Problem
-from vtlkit.checker.states.tables import Packed
+from vtlkit.checker.states.tables import Packed, member, unique
 
 if TYPE_CHECKING:
     from vtlkit.checker.states.arrays import ArraySearch
-
-Flags = NDArray[np.bool_]
 
 
 def find(search: ArraySearch) -> Problem | None:
@@ -26,49 +23,64 @@ def find(search: ArraySearch) -> Problem | None:
     if not search.ends:
         search.result.notes.append(NO_END)
         return None
-    states = search.merged()
-    good = np.zeros(states.size, np.bool_)
+    left: list[Packed] = []
+    following: Packed = np.empty(0, np.int64)
     for level in reversed(search.levels):
-        for chunk in search.chunks(level):
-            _look_ahead(search, chunk, states, good)
-    if not good.all():
-        _follow_back(search, states, good)
-    if good.all():
+        parts = [_without_way_ahead(search, chunk, following) for chunk in search.chunks(level)]
+        left.append(np.concatenate(parts))
+        # What is left of this level is no way to an end for the level before it.
+        following = level[~member(level, left[-1])]
+    bad = _without_way_back(search, np.sort(np.concatenate(left)))
+    if not bad.size:
         return None
     for depth, level in enumerate(search.levels):
-        bad = level[~good[np.searchsorted(states, level)]]
-        if bad.size:
-            return Problem(ProblemKind.LIVELOCK, search.path(search.layout.unpack(int(bad[0])), depth))
+        here = level[member(level, bad)]
+        if here.size:
+            return Problem(ProblemKind.LIVELOCK, search.path(search.layout.unpack(int(here[0])), depth))
     raise AssertionError("a state that is on no level")
 
 
-def _look_ahead(search: ArraySearch, chunk: Packed, states: Packed, good: Flags) -> None:
-    """Mark those of a chunk that have no steps, or one into what is marked."""
-    moved = np.zeros(chunk.size, np.bool_)
-    found = np.zeros(chunk.size, np.bool_)
-    for opened, after in search.steps(chunk):
-        moved[opened] = True
-        found[opened] |= good[np.searchsorted(states, after)]
-    good[np.searchsorted(states, chunk)] = found | ~moved
+def _without_way_ahead(search: ArraySearch, states: Packed, good: Packed) -> Packed:
+    """Those that have steps, but none to a good state (of the next level)."""
+    moved = np.zeros(states.size, np.bool_)
+    place = np.arange(states.size)
+    for column in search.tables.columns:
+        left = states[place]
+        opened, after = search.step(column, left)
+        moved[place[opened]] = True
+        open_here = np.ones(left.size, np.bool_)
+        open_here[opened[member(after, good)]] = False
+        place = place[open_here]
+    return states[place[moved[place]]]
 
 
-def _follow_back(search: ArraySearch, states: Packed, good: Flags) -> None:
-    """Mark what reaches a marked state by any way."""
+def _without_way_back(search: ArraySearch, states: Packed) -> Packed:
+    """Those that no step leads out of, however many others of them it passes."""
+    good = np.zeros(states.size, np.bool_)
     sources, targets = [], []
-    for chunk in search.chunks(states[~good]):
-        place = np.searchsorted(states, chunk)
-        for opened, after in search.steps(chunk):
-            sources.append(place[opened])
-            targets.append(np.searchsorted(states, after))
+    begin = 0
+    for chunk in search.chunks(states):
+        for column in search.tables.columns:
+            opened, after = search.step(column, chunk)
+            source, target = opened + begin, np.searchsorted(states, after)
+            target[target == states.size] = 0
+            inside = states[target] == after
+            good[source[~inside]] = True
+            sources.append(source[inside])
+            targets.append(target[inside])
+        begin += chunk.size
+    if not sources:
+        return states
     source, target = np.concatenate(sources), np.concatenate(targets)
-    order = np.argsort(target, kind="stable")
-    source, target = source[order], target[order]
-    frontier = np.unique(target[good[target]])
+    # The edges into each state stand together, from `first` on.
+    source = source[np.argsort(target, kind="stable")]
+    counts = np.bincount(target, minlength=states.size)
+    first = np.cumsum(counts) - counts
+    frontier = np.flatnonzero(good)
     while frontier.size:
-        first = np.searchsorted(target, frontier)
-        counts = np.searchsorted(target, frontier, side="right") - first
-        # The edges into each state of the frontier stand together: their numbers, one after the other.
-        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        before = source[np.repeat(first, counts) + within]
-        frontier = np.unique(before[~good[before]])
+        sizes = counts[frontier]
+        within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        before = source[np.repeat(first[frontier], sizes) + within]
+        frontier = unique(before[~good[before]])
         good[frontier] = True
+    return states[~good]
