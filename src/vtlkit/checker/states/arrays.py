@@ -91,7 +91,7 @@ class ArraySearch:
                 return Problem(ProblemKind.DEADLOCK, self._path(state))
             self._pieces.append(self._unknown(fresh))
             begin += CHUNK
-            result.memory_bytes = max(result.memory_bytes, self._bytes())
+            result.memory_bytes = max(result.memory_bytes, self.bytes())
             if request.memory_limit is not None and result.memory_bytes >= request.memory_limit:
                 self._over = True
                 return None
@@ -218,7 +218,7 @@ class ArraySearch:
             merged.sort(kind="stable")
             runs[-2:] = [merged]
 
-    def _bytes(self) -> int:
+    def bytes(self) -> int:
         """Of levels, runs, tables, and what belongs to a chunk."""
         kept = sum(level.nbytes for level in self.levels) + 2 * sum(run.nbytes for run in self._runs)
         kept += 2 * sum(piece.nbytes for piece in self._pieces)
@@ -264,6 +264,10 @@ class ArraySearch:
         """An array in pieces that fit a cache."""
         for begin in range(0, states.size, CHUNK):
             yield states[begin : begin + CHUNK]
+
+    def merged(self) -> Packed:
+        """All states, sorted."""
+        return unique(np.concatenate(self._runs))
 
     def _path(self, state: State) -> tuple[State, ...]:
         """A shortest run to a state of the last level: predecessors are looked for, level by level."""

@@ -1,7 +1,6 @@
 """Livelock: states that have steps, and from which no end can be reached any more. Looked for once all are known.
 
-Most states reach an end through deeper ones: one pass over the levels, the deepest first, finds these and needs no
-edges. For what is left the edges are kept, and followed backwards.
+The steps are kept as pairs of places among the sorted states, and followed backwards from the states that have none.
 """
 
 from __future__ import annotations
@@ -23,14 +22,7 @@ def find(search: ArraySearch) -> Problem | None:
     if not search.ends:
         search.result.notes.append(NO_END)
         return None
-    left: list[Packed] = []
-    following: Packed = np.empty(0, np.int64)
-    for level in reversed(search.levels):
-        parts = [_without_way_ahead(search, chunk, following) for chunk in search.chunks(level)]
-        left.append(np.concatenate(parts))
-        # What is left of this level is no way to an end for the level before it.
-        following = level[~member(level, left[-1])]
-    bad = _without_way_back(search, np.sort(np.concatenate(left)))
+    bad = without_way_out(search, search.merged())
     if not bad.size:
         return None
     for depth, level in enumerate(search.levels):
@@ -40,39 +32,23 @@ def find(search: ArraySearch) -> Problem | None:
     raise AssertionError("a state that is on no level")
 
 
-def _without_way_ahead(search: ArraySearch, states: Packed, good: Packed) -> Packed:
-    """Those that have steps, but none to a good state (of the next level)."""
-    moved = np.zeros(states.size, np.bool_)
-    place = np.arange(states.size)
-    for column in search.tables.columns:
-        left = states[place]
-        opened, after = search.step(column, left)
-        moved[place[opened]] = True
-        open_here = np.ones(left.size, np.bool_)
-        open_here[opened[member(after, good)]] = False
-        place = place[open_here]
-    return states[place[moved[place]]]
-
-
-def _without_way_back(search: ArraySearch, states: Packed) -> Packed:
-    """Those that no step leads out of, however many others of them it passes."""
-    good = np.zeros(states.size, np.bool_)
+def without_way_out(search: ArraySearch, states: Packed) -> Packed:
+    """Those of all states, sorted, from which none can be reached that has no step."""
+    good = np.ones(states.size, np.bool_)
     sources, targets = [], []
     begin = 0
     for chunk in search.chunks(states):
         for column in search.tables.columns:
             opened, after = search.step(column, chunk)
-            source, target = opened + begin, np.searchsorted(states, after)
-            target[target == states.size] = 0
-            inside = states[target] == after
-            good[source[~inside]] = True
-            sources.append(source[inside])
-            targets.append(target[inside])
+            source = (opened + begin).astype(np.int32)
+            good[source] = False
+            sources.append(source)
+            targets.append(np.searchsorted(states, after).astype(np.int32))
         begin += chunk.size
-    if not sources:
-        return states
     source, target = np.concatenate(sources), np.concatenate(targets)
-    # The edges into each state stand together, from `first` on.
+    result = search.result
+    result.memory_bytes = max(result.memory_bytes, search.bytes() + 6 * source.nbytes)
+    # The steps into each state stand together, from `first` on.
     source = source[np.argsort(target, kind="stable")]
     counts = np.bincount(target, minlength=states.size)
     first = np.cumsum(counts) - counts
@@ -80,7 +56,7 @@ def _without_way_back(search: ArraySearch, states: Packed) -> Packed:
     while frontier.size:
         sizes = counts[frontier]
         within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        before = source[np.repeat(first[frontier], sizes) + within]
+        before = source[np.repeat(first[frontier], sizes) + within].astype(np.int64)
         frontier = unique(before[~good[before]])
         good[frontier] = True
     return states[~good]
