@@ -35,10 +35,11 @@ def explore(
     """Explore all states of a program under a model of `MODELS`.
 
     `progress` sees the result as it grows, at the start and level by level. `visit` sees each end: what the threads
-    returned (None for one that may be left asleep), and memory. The search stops at the first thing that is forbidden,
-    and with BOUND at `limit` states or when its tables come to `memory_limit` bytes. `symmetry`: threads that nobody
-    tells apart count once. `livelock`: None looks for livelocks unless there are very many states. `arrays`: with
-    numpy, or in plain Python; None leaves that to the search. `buffer_limit`: entries of a store buffer.
+    returned (None for one that may be left asleep), and memory; where a search begins anew, once more. The search
+    stops at the first thing that is forbidden, and with BOUND at `limit` states or when its tables come to
+    `memory_limit` bytes. `symmetry`: threads that nobody tells apart count once. `livelock`: None looks for livelocks
+    unless there are more than a million states. `arrays`: with numpy, or in plain Python; None leaves that to the
+    search. `buffer_limit`: entries of a store buffer.
 
     Raises ValueError for an unknown model, or a bound that is not positive.
     """
