@@ -18,7 +18,7 @@ from vtlkit.checker.states.automaton import PLAIN, WRITES, Automaton
 from vtlkit.checker.states.layout import Layout
 from vtlkit.checker.states.machine import State
 from vtlkit.checker.states.outcome import PlainAccess, Problem, Request, visit_end
-from vtlkit.checker.states.tables import CLOSED, GAVE_UP, UNKNOWN, WAITS, Packed, Table, Tables
+from vtlkit.checker.states.tables import CLOSED, GAVE_UP, UNKNOWN, WAITS, Packed, Table, Tables, member, unique
 
 CHUNK: Final = 1 << 15
 """States looked at in one go: what belongs to them fits a processor's cache."""
@@ -42,6 +42,7 @@ class ArraySearch:
         self._pieces: list[Packed] = []
         self._failure: tuple[State, State] | None = None
         self.ends = 0
+        self._over = False
 
     def run(self) -> Problem | None:
         """Search until the end, a limit or the first problem."""
@@ -54,7 +55,7 @@ class ArraySearch:
             return Problem(ProblemKind.ASSERTION, (machine.initial(self.automaton),))
         while True:
             problem = self._level()
-            if problem is not None:
+            if problem is not None or self._over:
                 return problem
             fresh = self._combined()
             result.frontier = fresh.size
@@ -64,12 +65,9 @@ class ArraySearch:
             self._remember(fresh)
             result.states += fresh.size
             result.depth = len(self.levels) - 1
-            result.memory_bytes = max(result.memory_bytes, self._bytes())
             if request.progress is not None:
                 request.progress(result)
-            if (request.limit is not None and result.states >= request.limit) or (
-                request.memory_limit is not None and result.memory_bytes >= request.memory_limit
-            ):
+            if request.is_full(result):
                 return None
         result.verdict = Verdict.PROVED
         if not request.livelock_wanted(result.states):
@@ -78,6 +76,7 @@ class ArraySearch:
 
     def _level(self) -> Problem | None:
         """Collect what follows the last level; report what is wrong there."""
+        result, request = self.result, self.request
         self._pieces = []
         begin = 0
         while begin < self.levels[-1].size:
@@ -92,6 +91,10 @@ class ArraySearch:
                 return Problem(ProblemKind.DEADLOCK, self._path(state))
             self._pieces.append(self._unknown(fresh))
             begin += CHUNK
+            result.memory_bytes = max(result.memory_bytes, self.bytes())
+            if request.memory_limit is not None and result.memory_bytes >= request.memory_limit:
+                self._over = True
+                return None
         if self._failure is not None:
             before, after = self._failure
             return Problem(ProblemKind.ASSERTION, (*self._path(before), after))
@@ -111,19 +114,24 @@ class ArraySearch:
             found.append(after)
         assert self.result.transitions is not None
         self.result.transitions += transitions
-        return _unique(self.canonical(np.concatenate(found))), states[~moved]
+        return unique(self.canonical(np.concatenate(found))), states[~moved]
 
     def _rows(self, states: Packed) -> Iterator[tuple[int, Table, Packed, Packed]]:
         """(thread, table, local states, rows) of each way, all of them filled. Raises _Repacked."""
-        layout = self.layout
-        for thread, way, table in self.tables.columns:
-            group = self.automaton.group_of[thread]
-            local = (states >> layout.thread_shift[thread]) & ((1 << layout.local_bits[group]) - 1)
-            row = table.base[local] + ((states >> table.shift[local]) & table.mask[local])
+        for column in self.tables.columns:
+            thread, way, table = column
+            local, row = self._look_up(column, states)
             step = table.steps[thread][row]
             if step.min() == UNKNOWN:
                 self._fill(states, thread, way, table, local, row, step)
             yield thread, table, local, row
+
+    def _look_up(self, column: tuple[int, int, Table], states: Packed) -> tuple[Packed, Packed]:
+        """Local states of a thread, and the rows that stand for its steps."""
+        thread, _, table = column
+        bits = self.layout.local_bits[self.automaton.group_of[thread]]
+        local = (states >> self.layout.thread_shift[thread]) & ((1 << bits) - 1)
+        return local, table.base[local] + ((states >> table.shift[local]) & table.mask[local])
 
     def _fill(
         self, states: Packed, thread: int, way: int, table: Table, local: Packed, row: Packed, step: Packed
@@ -194,15 +202,13 @@ class ArraySearch:
     def _unknown(self, states: Packed) -> Packed:
         """Those of sorted states that were not met on earlier levels."""
         for run in self._runs:
-            place = np.searchsorted(run, states)
-            place[place == run.size] = 0
-            states = states[run[place] != states]
+            states = states[~member(states, run)]
         return states
 
     def _combined(self) -> Packed:
         if len(self._pieces) == 1:
             return self._pieces[0]
-        return _unique(np.concatenate(self._pieces))
+        return unique(np.concatenate(self._pieces))
 
     def _remember(self, fresh: Packed) -> None:
         runs = self._runs
@@ -212,9 +218,10 @@ class ArraySearch:
             merged.sort(kind="stable")
             runs[-2:] = [merged]
 
-    def _bytes(self) -> int:
+    def bytes(self) -> int:
         """Of levels, runs, tables, and what belongs to a chunk."""
         kept = sum(level.nbytes for level in self.levels) + 2 * sum(run.nbytes for run in self._runs)
+        kept += 2 * sum(piece.nbytes for piece in self._pieces)
         chunk = 8 * len(self.tables.columns) * min(CHUNK, self.levels[-1].size)
         return kept + 3 * chunk + self.tables.bytes
 
@@ -246,12 +253,11 @@ class ArraySearch:
             seen.append((word, kind))
         return None
 
-    def steps(self, states: Packed) -> Iterator[tuple[NDArray[np.intp], Packed]]:
-        """For each way that is open: where in the array of states it is, and what follows these."""
-        for thread, table, _, row in self._rows(states):
-            step = table.steps[thread][row]
-            opened = np.flatnonzero(step != CLOSED)
-            yield opened, self.canonical(states[opened] + step[opened])
+    def step(self, column: tuple[int, int, Table], states: Packed) -> tuple[NDArray[np.intp], Packed]:
+        """Where in the array a way is open, and what follows these. Only once all rows are filled."""
+        step = column[2].steps[column[0]][self._look_up(column, states)[1]]
+        opened = np.flatnonzero(step != CLOSED)
+        return opened, self.canonical(states[opened] + step[opened])
 
     @staticmethod
     def chunks(states: Packed) -> Iterator[Packed]:
@@ -261,11 +267,7 @@ class ArraySearch:
 
     def merged(self) -> Packed:
         """All states, sorted."""
-        if len(self._runs) > 1:
-            merged = np.concatenate(self._runs)
-            merged.sort(kind="stable")
-            self._runs = [merged]
-        return self._runs[0]
+        return unique(np.concatenate(self._runs))
 
     def _path(self, state: State) -> tuple[State, ...]:
         """A shortest run to a state of the last level: predecessors are looked for, level by level."""
@@ -283,19 +285,9 @@ class ArraySearch:
     def _predecessor(self, depth: int, state: State) -> State:
         target = self.layout.pack(state)
         for states in self.chunks(self.levels[depth]):
-            for opened, after in self.steps(states):
+            for column in self.tables.columns:
+                opened, after = self.step(column, states)
                 hit = np.flatnonzero(after == target)
                 if hit.size:
                     return self.layout.unpack(int(states[opened[hit[0]]]))
         raise AssertionError("a state without a predecessor")
-
-
-def _unique(states: Packed) -> Packed:
-    """Sorted, each once."""
-    states.sort()
-    if states.size < 2:
-        return states
-    kept = np.empty(states.size, np.bool_)
-    kept[0] = True
-    np.not_equal(states[1:], states[:-1], out=kept[1:])
-    return states[kept]

@@ -36,7 +36,7 @@ class DictionarySearch:
             result.memory_bytes = STATE_BYTES * (result.states + len(frontier))
             if result.depth and request.progress is not None:
                 request.progress(result)
-            if result.depth and self._full():
+            if result.depth and request.is_full(result):
                 return None
             frontier_or_problem = self._level(frontier)
             if isinstance(frontier_or_problem, Problem):
@@ -46,13 +46,6 @@ class DictionarySearch:
         result.frontier = 0
         result.verdict = Verdict.PROVED
         return self._livelock()
-
-    def _full(self) -> bool:
-        limit, memory = self.request.limit, self.request.memory_limit
-        assert self.result.states is not None
-        return (limit is not None and self.result.states >= limit) or (
-            memory is not None and self.result.memory_bytes >= memory
-        )
 
     def _level(self, frontier: list[State]) -> list[State] | Problem:
         following: list[State] = []

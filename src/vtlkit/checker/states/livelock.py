@@ -1,7 +1,6 @@
 """Livelock: states that have steps, and from which no end can be reached any more. Looked for once all are known.
 
-Most states reach an end through deeper ones: one pass over the levels, the deepest first, finds these and needs no
-edges. For what is left the edges are kept, and followed backwards.
+The steps are kept as pairs of places among the sorted states, and followed backwards from the states that have none.
 """
 
 from __future__ import annotations
@@ -9,16 +8,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vtlkit.checker.result import ProblemKind
 from vtlkit.checker.states.outcome import NO_END, Problem
-from vtlkit.checker.states.tables import Packed
+from vtlkit.checker.states.tables import Packed, member, unique
 
 if TYPE_CHECKING:
     from vtlkit.checker.states.arrays import ArraySearch
-
-Flags = NDArray[np.bool_]
 
 
 def find(search: ArraySearch) -> Problem | None:
@@ -26,49 +22,41 @@ def find(search: ArraySearch) -> Problem | None:
     if not search.ends:
         search.result.notes.append(NO_END)
         return None
-    states = search.merged()
-    good = np.zeros(states.size, np.bool_)
-    for level in reversed(search.levels):
-        for chunk in search.chunks(level):
-            _look_ahead(search, chunk, states, good)
-    if not good.all():
-        _follow_back(search, states, good)
-    if good.all():
+    bad = without_way_out(search, search.merged())
+    if not bad.size:
         return None
     for depth, level in enumerate(search.levels):
-        bad = level[~good[np.searchsorted(states, level)]]
-        if bad.size:
-            return Problem(ProblemKind.LIVELOCK, search.path(search.layout.unpack(int(bad[0])), depth))
+        here = level[member(level, bad)]
+        if here.size:
+            return Problem(ProblemKind.LIVELOCK, search.path(search.layout.unpack(int(here[0])), depth))
     raise AssertionError("a state that is on no level")
 
 
-def _look_ahead(search: ArraySearch, chunk: Packed, states: Packed, good: Flags) -> None:
-    """Mark those of a chunk that have no steps, or one into what is marked."""
-    moved = np.zeros(chunk.size, np.bool_)
-    found = np.zeros(chunk.size, np.bool_)
-    for opened, after in search.steps(chunk):
-        moved[opened] = True
-        found[opened] |= good[np.searchsorted(states, after)]
-    good[np.searchsorted(states, chunk)] = found | ~moved
-
-
-def _follow_back(search: ArraySearch, states: Packed, good: Flags) -> None:
-    """Mark what reaches a marked state by any way."""
+def without_way_out(search: ArraySearch, states: Packed) -> Packed:
+    """Those of all states, sorted, from which none can be reached that has no step."""
+    good = np.ones(states.size, np.bool_)
     sources, targets = [], []
-    for chunk in search.chunks(states[~good]):
-        place = np.searchsorted(states, chunk)
-        for opened, after in search.steps(chunk):
-            sources.append(place[opened])
-            targets.append(np.searchsorted(states, after))
+    begin = 0
+    for chunk in search.chunks(states):
+        for column in search.tables.columns:
+            opened, after = search.step(column, chunk)
+            source = (opened + begin).astype(np.int32)
+            good[source] = False
+            sources.append(source)
+            targets.append(np.searchsorted(states, after).astype(np.int32))
+        begin += chunk.size
     source, target = np.concatenate(sources), np.concatenate(targets)
-    order = np.argsort(target, kind="stable")
-    source, target = source[order], target[order]
-    frontier = np.unique(target[good[target]])
+    result = search.result
+    result.memory_bytes = max(result.memory_bytes, search.bytes() + 6 * source.nbytes)
+    # The steps into each state stand together, from `first` on.
+    source = source[np.argsort(target, kind="stable")]
+    counts = np.bincount(target, minlength=states.size)
+    first = np.cumsum(counts) - counts
+    frontier = np.flatnonzero(good)
     while frontier.size:
-        first = np.searchsorted(target, frontier)
-        counts = np.searchsorted(target, frontier, side="right") - first
-        # The edges into each state of the frontier stand together: their numbers, one after the other.
-        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        before = source[np.repeat(first, counts) + within]
-        frontier = np.unique(before[~good[before]])
+        sizes = counts[frontier]
+        within = np.arange(sizes.sum()) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        before = source[np.repeat(first[frontier], sizes) + within].astype(np.int64)
+        frontier = unique(before[~good[before]])
         good[frontier] = True
+    return states[~good]

@@ -26,6 +26,13 @@ class Request:
     races: bool = True
     """Whether plain accesses are looked at."""
 
+    def is_full(self, result: Result) -> bool:
+        """Whether a limit is reached."""
+        assert result.states is not None
+        return (self.limit is not None and result.states >= self.limit) or (
+            self.memory_limit is not None and result.memory_bytes >= self.memory_limit
+        )
+
     def livelock_wanted(self, states: int) -> bool:
         """Whether to look for livelocks among so many states."""
         return states <= LIVELOCK_LIMIT if self.livelock is None else self.livelock

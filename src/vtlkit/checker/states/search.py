@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 from vtlkit.checker.program import Program
@@ -14,6 +15,8 @@ from vtlkit.checker.states.trace import counterexample
 
 MODELS: Final = ("sc", "tso")
 ENGINE: Final = "states"
+FEW_STATES: Final = 3000
+"""So many are searched without arrays, if nobody says how."""
 
 
 def explore(
@@ -31,12 +34,12 @@ def explore(
 ) -> Result:
     """Explore all states of a program under a model of `MODELS`.
 
-    `progress` sees the result as it grows, level by level; `visit` sees each end: what the threads returned (None for
-    one that may be left asleep), and memory.
-    The search stops at the first thing that is forbidden, and with BOUND at `limit` states or when its tables come to
+    `progress` sees the result as it grows, at the start and level by level. `visit` sees each end: what the threads
+    returned (None for one that may be left asleep), and memory; where a search begins anew, once more. The search
+    stops at the first thing that is forbidden, and with BOUND at `limit` states or when its tables come to
     `memory_limit` bytes. `symmetry`: threads that nobody tells apart count once. `livelock`: None looks for livelocks
-    unless there are very many states. `arrays`: with numpy, or in plain Python; None leaves that to the search.
-    `buffer_limit`: entries of a store buffer.
+    unless there are more than a million states. `arrays`: with numpy, or in plain Python; None leaves that to the
+    search. `buffer_limit`: entries of a store buffer.
 
     Raises ValueError for an unknown model, or a bound that is not positive.
     """
@@ -48,8 +51,10 @@ def explore(
     if program.threads < 1:
         raise ValueError("a program has at least one thread")
     request = Request(progress, visit, limit, memory_limit, livelock)
-    result = Result(model, ENGINE, tuple(program.names))
-    options = symmetry, buffer_limit, arrays is not False
+    result = Result(model, ENGINE, tuple(program.names), states=1, transitions=0, frontier=1)
+    if progress is not None:
+        progress(result)
+    options = symmetry, buffer_limit, arrays
     try:
         _search(program, model, request, result, *options)
     except PlainAccess:
@@ -71,12 +76,18 @@ def explore(
 
 
 def _search(
-    program: Program, model: str, request: Request, result: Result, symmetry: bool, buffer_limit: int, arrays: bool
+    program: Program,
+    model: str,
+    request: Request,
+    result: Result,
+    symmetry: bool,
+    buffer_limit: int,
+    arrays: bool | None,
 ) -> None:
     """One search, with arrays if states are narrow enough."""
     while True:
         automaton = Automaton(program, model == "tso", symmetry, buffer_limit)
-        result.verdict, result.depth, result.frontier, result.memory_bytes = Verdict.BOUND, 0, 1, 0
+        _reset(result)
         try:
             problem = _begin(automaton, request, result, arrays)
             break
@@ -89,14 +100,26 @@ def _search(
     result.notes += _notes(automaton)
 
 
-def _begin(automaton: Automaton, request: Request, result: Result, arrays: bool) -> Problem | None:
-    if arrays:
-        from vtlkit.checker.states.arrays import ArraySearch
+def _reset(result: Result) -> None:
+    result.verdict, result.states, result.transitions = Verdict.BOUND, 1, 0
+    result.depth, result.frontier, result.memory_bytes = 0, 1, 0
 
-        return ArraySearch(automaton, request, result).run()
+
+def _begin(automaton: Automaton, request: Request, result: Result, arrays: bool | None) -> Problem | None:
     from vtlkit.checker.states.dictionary import DictionarySearch
 
-    return DictionarySearch(automaton, request, result).run()
+    if arrays is None and request.visit is None and (request.limit is None or request.limit > FEW_STATES):
+        # numpy takes longer to load than a small search takes. What the automaton has learnt is kept.
+        first = replace(request, limit=FEW_STATES, progress=None)
+        problem = DictionarySearch(automaton, first, result).run()
+        if problem is not None or result.verdict is Verdict.PROVED or request.is_full(result):
+            return problem
+        _reset(result)
+    if arrays is False:
+        return DictionarySearch(automaton, request, result).run()
+    from vtlkit.checker.states.arrays import ArraySearch
+
+    return ArraySearch(automaton, request, result).run()
 
 
 def _notes(automaton: Automaton) -> list[str]:

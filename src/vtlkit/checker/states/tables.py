@@ -137,3 +137,23 @@ def _by_way(
     automaton: Automaton,
 ) -> list[tuple[tuple[int, int, int, int], tuple[int, int] | None]]:
     return [((group, way, local, value), target) for (group, local, way, value), target in automaton.rows.items()]
+
+
+def unique(states: Packed) -> Packed:
+    """Sorted (where they are), each once."""
+    states.sort()
+    if states.size < 2:
+        return states
+    kept = np.empty(states.size, np.bool_)
+    kept[0] = True
+    np.not_equal(states[1:], states[:-1], out=kept[1:])
+    return states[kept]
+
+
+def member(states: Packed, among: Packed) -> NDArray[np.bool_]:
+    """For each state whether it is in a sorted array."""
+    if not among.size:
+        return np.zeros(states.size, np.bool_)
+    place = np.searchsorted(among, states)
+    place[place == among.size] = 0
+    return np.equal(among[place], states)
