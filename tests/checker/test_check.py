@@ -99,6 +99,24 @@ def test_a_deadlock_of_locks_says_who_has_them() -> None:
     ]
 
 
+def test_what_came_and_went_is_missed() -> None:
+    def late() -> Script:
+        yield Read("flag")
+        yield Await("flag", lambda value: value == 1)
+
+    program = Threads(late, steps(Write("flag", 1), Write("flag", 2)), names=["late", "pulse"])
+    for engine in ("states", "graphs"):
+        counterexample = check(program, "sc", engine=engine).counterexample
+        assert counterexample is not None
+        (waiting,) = counterexample.waiting
+        told = [step.what for step in counterexample.steps]
+        read = [step.thread for step in counterexample.steps].index(0)
+        first, last = told.index("writes flag = 1"), told.index("writes flag = 2")
+        assert waiting.missed == ((first,) if read < first else ())
+        assert waiting.why.startswith(f"pulse wrote it last, in step {last + 1}")
+        assert ("was gone before it looked" in waiting.why) == (read < first)
+
+
 def test_a_place_is_the_innermost_line() -> None:
     def inner() -> Script:
         yield Write("x", 1)

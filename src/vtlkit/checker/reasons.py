@@ -62,10 +62,22 @@ def _explain(waiting: Waiting, steps: Sequence[Step], hidden: frozenset[int], na
     last = writes[-1]
     if steps[last].thread != waiting.thread:
         # A lock, most likely: what it waits for is not what it said itself.
-        return replace(waiting, why=f"{names[steps[last].thread]} wrote it last, in step {last + 1}", missed=())
+        return _of_others(waiting, steps, writes, names)
     missed, reasons = _missed(waiting, steps, hidden)
     reasons += _looked_early(waiting, steps, last)
     return replace(waiting, why=SEPARATOR.join(reasons), missed=missed)
+
+
+def _of_others(waiting: Waiting, steps: Sequence[Step], writes: list[int], names: Sequence[str]) -> Waiting:
+    """Somebody else wrote the word last. What was there in between, after the waiter's last step, came and went."""
+    *before, last = writes
+    own = max((index for index, step in enumerate(steps) if step.thread == waiting.thread), default=-1)
+    missed = tuple([index for index in before if index > own])
+    why = f"{names[steps[last].thread]} wrote it last, in step {last + 1}"
+    if missed:
+        numbers = ", ".join(str(index + 1) for index in missed)
+        why += f"{SEPARATOR}what step {numbers} wrote was gone before it looked"
+    return replace(waiting, why=why, missed=missed)
 
 
 def _missed(waiting: Waiting, steps: Sequence[Step], hidden: frozenset[int]) -> tuple[tuple[int, ...], list[str]]:
