@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from importlib import import_module
 from itertools import groupby
 from pathlib import Path
 
@@ -97,6 +98,21 @@ def test_a_deadlock_of_locks_says_who_has_them() -> None:
         "other wrote it last, in step 2",
         "one wrote it last, in step 1",
     ]
+
+
+def test_a_store_of_none_is_a_store() -> None:
+    def sleeper() -> Script:
+        if (yield Read("job")) == 1:
+            yield Write("state", None)
+            yield Await("state", bool)
+
+    program = Threads(sleeper, steps(Read("state"), Write("job", None)), initial={"job": 1, "state": 1})
+    for engine in ("states", "graphs"):
+        counterexample = check(program, "sc", engine=engine).counterexample
+        assert counterexample is not None
+        (waiting,) = counterexample.waiting
+        assert "looked at job in step" in waiting.why
+        assert [counterexample.steps[index].what for index in waiting.missed] == ["writes job = None"]
 
 
 def test_what_came_and_went_is_missed() -> None:
@@ -231,6 +247,11 @@ def test_what_is_listed_is_found_and_groups_are_together() -> None:
     assert len(headings) == len(set(headings))
     with pytest.raises(KeyError):
         protocols.find("wait.nothing")
+
+
+def test_what_is_not_looked_into_has_no_protocols() -> None:
+    for part in protocols._PARTS:
+        assert not hasattr(import_module(f"{protocols.__name__}.{part}"), "PROTOCOLS")
 
 
 def test_every_known_bad_variant_is_found() -> None:

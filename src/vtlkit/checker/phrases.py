@@ -14,6 +14,10 @@ _ORDERS: Final = {
     Order.ACQ_REL: " (acq+rel)",
     Order.SEQ_CST: " (sc)",
 }
+WRITING: Final = ("writes ", "rmw ", "hands on ")
+"""How steps begin by which others see a new value, be it None."""
+READING: Final = ("reads ", "finds ", "rmw ")
+"""How steps begin that look at a value."""
 
 
 def location_name(location: Location) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from vtlkit.checker.ops import Location
-from vtlkit.checker.phrases import location_name
+from vtlkit.checker.phrases import READING, WRITING, location_name
 from vtlkit.checker.result import Counterexample, ProblemKind, Step, Waiting
 
 LOOKS = 2
@@ -22,8 +22,7 @@ def explained(found: Counterexample, names: Sequence[str]) -> Counterexample:
     """The same with `why` and `missed` filled in, and a text that says who waits. `names`: of the threads."""
     if found.kind not in (ProblemKind.DEADLOCK, ProblemKind.LOST_WAKE_UP):
         return found
-    hidden = _into_buffers(found.steps)
-    waiting = tuple(_explain(each, found.steps, hidden, names) for each in found.waiting)
+    waiting = tuple(_explain(each, found.steps, names) for each in found.waiting)
     who = ", ".join(names[each.thread] for each in waiting)
     text = f"{who} {'waits' if len(waiting) == 1 else 'wait'} for ever"
     if found.kind is ProblemKind.LOST_WAKE_UP:
@@ -31,39 +30,21 @@ def explained(found: Counterexample, names: Sequence[str]) -> Counterexample:
     return replace(found, text=text, waiting=waiting)
 
 
-def _into_buffers(steps: Sequence[Step]) -> frozenset[int]:
-    """Stores that nobody else sees in that step, as a later one hands them on."""
-    found: set[int] = set()
-    for index, step in enumerate(steps):
-        if not step.buffered:
-            continue
-        for earlier in range(index):
-            other = steps[earlier]
-            same = (other.thread, other.location, other.written) == (step.thread, step.location, step.written)
-            if same and not other.buffered and other.read is None and earlier not in found:
-                found.add(earlier)
-                break
-    return frozenset(found)
-
-
-def _writes(steps: Sequence[Step], hidden: frozenset[int], location: Location) -> list[int]:
+def _writes(steps: Sequence[Step], location: Location) -> list[int]:
     """Steps by which others see a new value of a location."""
-    return [
-        index
-        for index, step in enumerate(steps)
-        if step.location == location and step.written is not None and index not in hidden
-    ]
+    found = [index for index, step in enumerate(steps) if step.location == location]
+    return [index for index in found if steps[index].what.startswith(WRITING)]
 
 
-def _explain(waiting: Waiting, steps: Sequence[Step], hidden: frozenset[int], names: Sequence[str]) -> Waiting:
-    writes = _writes(steps, hidden, waiting.location)
+def _explain(waiting: Waiting, steps: Sequence[Step], names: Sequence[str]) -> Waiting:
+    writes = _writes(steps, waiting.location)
     if not writes:
         return replace(waiting, why="nobody has written it", missed=())
     last = writes[-1]
     if steps[last].thread != waiting.thread:
         # A lock, most likely: what it waits for is not what it said itself.
         return _of_others(waiting, steps, writes, names)
-    missed, reasons = _missed(waiting, steps, hidden)
+    missed, reasons = _missed(waiting, steps)
     reasons += _looked_early(waiting, steps, last)
     return replace(waiting, why=SEPARATOR.join(reasons), missed=missed)
 
@@ -80,7 +61,7 @@ def _of_others(waiting: Waiting, steps: Sequence[Step], writes: list[int], names
     return replace(waiting, why=why, missed=missed)
 
 
-def _missed(waiting: Waiting, steps: Sequence[Step], hidden: frozenset[int]) -> tuple[tuple[int, ...], list[str]]:
+def _missed(waiting: Waiting, steps: Sequence[Step]) -> tuple[tuple[int, ...], list[str]]:
     """What others wrote after the waiter's last look at a word; a sentence for each word, the last look first."""
     missed: set[int] = set()
     reasons: list[str] = []
@@ -90,14 +71,12 @@ def _missed(waiting: Waiting, steps: Sequence[Step], hidden: frozenset[int]) -> 
         if step.thread != waiting.thread or step.location in seen or step.buffered:
             continue
         seen.append(step.location)
-        if step.read is None:
+        if not step.what.startswith(READING):
             continue
         known = step.source if step.source is not None else -1
-        known = index if step.written is not None else known
+        known = index if step.what.startswith(WRITING) else known
         later = [
-            other
-            for other in _writes(steps, hidden, step.location)
-            if other > known and steps[other].thread != step.thread
+            other for other in _writes(steps, step.location) if other > known and steps[other].thread != step.thread
         ]
         if later and len(reasons) < LOOKS:
             missed |= set(later)
@@ -112,12 +91,12 @@ def _looked_early(waiting: Waiting, steps: Sequence[Step], stored: int) -> list[
     looks = {
         step.thread: index
         for index, step in enumerate(steps)
-        if step.location == waiting.location and step.read is not None and step.thread != waiting.thread
+        if step.location == waiting.location and step.what.startswith(READING) and step.thread != waiting.thread
     }
     reasons: list[str] = []
     for index in looks.values():
         step = steps[index]
-        if step.written is not None or (step.source is not None and step.source >= stored):
+        if step.what.startswith(WRITING) or (step.source is not None and step.source >= stored):
             continue
         how = f"before step {stored + 1} stored it" if index < stored else f"and did not see step {stored + 1}"
         reasons.append(f"step {index + 1} looked at {location_name(waiting.location)} {how}")

@@ -25,6 +25,8 @@ Expected = Mapping[str, tuple[ProblemKind, int] | None]
 ALL_MODELS = ("sc", "tso", "rc11")
 _LIGHT = ("kernel", "benchmarks")
 """Modules that load nothing of the hypervisor: they are looked into before all the others."""
+_PARTS = ("kernel_models", "rig")
+"""Modules that protocols are made of. They have none themselves, and are not loaded to find that out."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,8 @@ def catalogue() -> dict[str, Protocol]:
     Raises ValueError: two have one name.
     """
     found: dict[str, Protocol] = {}
-    for module in pkgutil.iter_modules(__path__):
-        for protocol in _of_module(module.name):
+    for module in [each.name for each in pkgutil.iter_modules(__path__) if each.name not in _PARTS]:
+        for protocol in _of_module(module):
             if protocol.name in found:
                 raise ValueError(f"there are two protocols '{protocol.name}'")
             found[protocol.name] = protocol
