@@ -26,6 +26,8 @@ class Book:
         self.timers: set[str] = set()
         self.walks = False
         """Words hold objects that were there before the tasks began: these have to be numbered."""
+        self.makes = False
+        """Words hold objects that tasks make: these are named by what a task was told before."""
         self._roots: dict[str, Point] = {}
 
     def root(self, number: int, task: str) -> Point:
@@ -56,3 +58,9 @@ class Book:
         if not self.walks:
             self.walks = True
             raise Again("words hold objects")
+
+    def make(self) -> None:
+        """A word is to hold an object that a task has made. Raises Again if that is new."""
+        if not self.makes:
+            self.makes = True
+            raise Again("tasks make objects that words hold")

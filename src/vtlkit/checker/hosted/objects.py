@@ -82,6 +82,7 @@ class Objects:
             self._initial -= 1
             return self._enter(value, Known(self._initial, kind))
         self._world.book.need_walk()
+        self._world.book.make()
         task.made += 1
         return self._enter(value, Made(task.point, task.made, kind))
 

@@ -307,9 +307,9 @@ class CheckQueue(WaitQueue):
     def wake(self) -> bool:
         self._world.full_barrier()
         names = self._world.book.queues.get(self.name, ())
-        woken = False
+        woken, count = False, len(names)
         # Counted, so that a task that waits in here is seen to be where it is (`stacks`).
-        for number in range(len(names)):
+        for number in range(count):
             found = self._tasks[names[number]].wake_up(self.name)
             woken = woken or found
         return woken
