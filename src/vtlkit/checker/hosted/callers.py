@@ -11,7 +11,7 @@ from types import BuiltinFunctionType, CodeType, FrameType, FunctionType, Method
 from typing import Final
 
 from vtlkit.checker.hosted import stacks
-from vtlkit.checker.hosted.stacks import CONSTANT, COUNTED, NULL, Item
+from vtlkit.checker.hosted.stacks import CONSTANT, NULL, Item
 from vtlkit.checker.hosted.sync import CheckLock, CheckRwSem
 from vtlkit.host.guards import ReadGuard, WriteGuard
 

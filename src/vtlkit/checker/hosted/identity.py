@@ -1,8 +1,8 @@
 """What a suspended task will do, as a value: where its functions stand and what their variables are.
 
 For tasks that share nothing but words of the host; see `frames` for generators, and docs/design/checker.md. Host
-objects are known by name. What a task alone holds, lists and objects too, counts by its contents and by what else it is:
-two variables that hold one list are not two that hold equal lists.
+objects are known by name. What a task alone holds, lists and objects too, counts by its contents, and by where else it
+is held: two variables with one list are not two with equal lists.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class _Contents:
         if depth > _DEEPEST:
             raise Unknown
         if isinstance(value, _ALONE):
-            return kind
+            return id(kind)
         if isinstance(value, _NAMED):
             return kind, value.name
         if isinstance(value, _WORDS):
@@ -141,7 +141,7 @@ class _Contents:
             try:
                 return kind, self.of(value.cell_contents, depth)
             except ValueError:
-                return kind
+                return (kind,)
         if kind in _ITERATORS:
             reduced = value.__reduce__()
             assert isinstance(reduced, tuple)

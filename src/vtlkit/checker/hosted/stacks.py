@@ -31,19 +31,45 @@ COUNTED: Final[Item] = ("counted",)
 """An iterator over a range, as far on as the loop's variable says."""
 
 _TRANSPARENT: Final = frozenset(
-    ("RESUME", "NOP", "CACHE", "PRECALL", "KW_NAMES", "MAKE_CELL", "COPY_FREE_VARS", "EXTENDED_ARG", "SETUP_ANNOTATIONS")
+    (
+        "RESUME",
+        "NOP",
+        "CACHE",
+        "PRECALL",
+        "KW_NAMES",
+        "MAKE_CELL",
+        "COPY_FREE_VARS",
+        "EXTENDED_ARG",
+        "SETUP_ANNOTATIONS",
+    )
 )
 _VARIABLES: Final = {"LOAD_FAST": "variable", "LOAD_FAST_CHECK": "variable", "LOAD_DEREF": "closed over"}
 _REPLACES_TOP: Final = frozenset(
     (
-        *("UNARY_NOT", "UNARY_NEGATIVE", "UNARY_INVERT", "TO_BOOL", "GET_YIELD_FROM_ITER", "LIST_TO_TUPLE", "FORMAT_SIMPLE"),
+        *(
+            "UNARY_NOT",
+            "UNARY_NEGATIVE",
+            "UNARY_INVERT",
+            "TO_BOOL",
+            "GET_YIELD_FROM_ITER",
+            "LIST_TO_TUPLE",
+            "FORMAT_SIMPLE",
+        ),
         *("CONVERT_VALUE", "CALL_INTRINSIC_1", "PUSH_EXC_INFO", "CHECK_EXC_MATCH", "UNPACK_SEQUENCE", "GET_LEN"),
         *("MATCH_MAPPING", "MATCH_SEQUENCE", "UNPACK_EX", "WITH_EXCEPT_START"),
     )
 )
 """Takes one value at most and leaves some in its place: what is below stays."""
 _PUSHES: Final = frozenset(
-    ("LOAD_NAME", "IMPORT_FROM", "LOAD_BUILD_CLASS", "LOAD_ASSERTION_ERROR", "LOAD_CLOSURE", "LOAD_FAST_AND_CLEAR", "LOAD_CLASSDEREF")
+    (
+        "LOAD_NAME",
+        "IMPORT_FROM",
+        "LOAD_BUILD_CLASS",
+        "LOAD_ASSERTION_ERROR",
+        "LOAD_CLOSURE",
+        "LOAD_FAST_AND_CLEAR",
+        "LOAD_CLASSDEREF",
+    )
 )
 _COMBINES: Final = frozenset(
     (
@@ -56,7 +82,16 @@ _COMBINES: Final = frozenset(
 """Takes some values and leaves one."""
 _TAKES: Final = frozenset(
     (
-        *("POP_TOP", "STORE_FAST", "STORE_DEREF", "STORE_NAME", "STORE_GLOBAL", "STORE_ATTR", "STORE_SUBSCR", "STORE_SLICE"),
+        *(
+            "POP_TOP",
+            "STORE_FAST",
+            "STORE_DEREF",
+            "STORE_NAME",
+            "STORE_GLOBAL",
+            "STORE_ATTR",
+            "STORE_SUBSCR",
+            "STORE_SLICE",
+        ),
         *("DELETE_FAST", "DELETE_DEREF", "DELETE_NAME", "DELETE_GLOBAL", "DELETE_ATTR", "DELETE_SUBSCR", "POP_EXCEPT"),
         *("LIST_APPEND", "LIST_EXTEND", "SET_ADD", "SET_UPDATE", "DICT_UPDATE", "DICT_MERGE", "MAP_ADD", "END_FOR"),
         *("RETURN_VALUE", "RETURN_CONST", "RAISE_VARARGS", "RERAISE"),
@@ -253,7 +288,7 @@ def _callee(instruction: dis.Instruction, stack: Stack) -> Item:
     one, other = stack[-below - 2], stack[-below - 1]
     if one[0] == "exit":
         return one
-    if one == NULL or one == other:
+    if one in (NULL, other):
         return other
     return one if other == NULL else UNKNOWN
 
