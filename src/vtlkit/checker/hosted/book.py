@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from vtlkit.checker.hosted.trie import Point
 from vtlkit.checker.hosted.words import Accesses
-from vtlkit.checker.program import Again
 
 
 class Book:
@@ -26,6 +25,8 @@ class Book:
         self.timers: set[str] = set()
         self.walks = False
         """Words hold objects that were there before the tasks began: these have to be numbered."""
+        self.makes = False
+        """Words hold objects that tasks make: these are named by what a task was told before."""
         self._roots: dict[str, Point] = {}
 
     def root(self, number: int, task: str) -> Point:
@@ -35,6 +36,12 @@ class Book:
     def forget(self) -> None:
         """The search begins anew: what has been learnt stays, the tree goes."""
         self._roots.clear()
+        self.accesses.learnt = None
+
+    def share_data(self) -> None:
+        """Tasks change what others can reach. Raises Again."""
+        self.causal = True
+        self.accesses.learn("tasks share more than words of the host")
 
     def enter_queue(self, queue: str, task: str) -> None:
         """A task waits in a queue. Raises Again if that is new."""
@@ -43,16 +50,22 @@ class Book:
             tasks.append(task)
             tasks.sort()
             if not self.accesses.probing:
-                raise Again(f"'{task}' waits in '{queue}'")
+                self.accesses.learn(f"'{task}' waits in '{queue}'")
 
     def use_timer(self, name: str) -> None:
         """A timer is started, and so is a thread. Raises Again if that is new."""
         if name not in self.timers:
             self.timers.add(name)
-            raise Again(f"timer '{name}' is used")
+            self.accesses.learn(f"timer '{name}' is used")
 
     def need_walk(self) -> None:
         """A word is to hold an object that has no name. Raises Again if names may help."""
         if not self.walks:
             self.walks = True
-            raise Again("words hold objects")
+            self.accesses.learn("words hold objects")
+
+    def make(self) -> None:
+        """A word is to hold an object that a task has made. Raises Again if that is new."""
+        if not self.makes:
+            self.makes = True
+            self.accesses.learn("tasks make objects that words hold")

@@ -83,6 +83,7 @@ class CheckHost(Host):
     def schedule(self, deadline_ns: int | None = None) -> None:
         running = self._world.running
         assert running is not None, "a blocking call outside of a task"
+        self._world.may_block()
         task = self._tasks[running.name]
         if task.sleeps is TaskState.RUNNING:
             return

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import sys
+from collections import deque
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from vtlkit.checker.hosted.trie import Point
     from vtlkit.checker.hosted.world import World
 
+HOST: Final = ("vtlkit.checker.hosted", "vtlkit.host.")
+"""Modules of what a host makes."""
 PLAIN: Final = frozenset((int, bool, str, bytes, float, type(None)))
 
 
@@ -82,6 +85,7 @@ class Objects:
             self._initial -= 1
             return self._enter(value, Known(self._initial, kind))
         self._world.book.need_walk()
+        self._world.book.make()
         task.made += 1
         return self._enter(value, Made(task.point, task.made, kind))
 
@@ -104,11 +108,15 @@ class Objects:
                 number += 1
                 self._enter(value, Known(number, type(value).__name__))
             self._kept.append(value)
-            todo += parts_of(value)
+            if type(value).__module__.startswith(HOST):
+                # Behind it is the whole search, which grows. What is the program's own is a timer's callback.
+                todo += filter(None, [getattr(value, "_callback", None)])
+            else:
+                todo += parts_of(value)
 
 
 def parts_of(value: object) -> Iterator[object]:
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple | deque):
         yield from value
     elif isinstance(value, Mapping):
         yield from value.values()
@@ -121,7 +129,7 @@ def parts_of(value: object) -> Iterator[object]:
             with suppress(ValueError):
                 # One that is not filled yet.
                 yield cell.cell_contents
-    elif _is_ours(value):
+    if _is_ours(value):
         yield from getattr(value, "__dict__", {}).values()
         for cls in type(value).__mro__:
             for slot in getattr(cls, "__slots__", ()):

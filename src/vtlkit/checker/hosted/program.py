@@ -10,8 +10,9 @@ from vtlkit.checker.hosted.book import Book
 from vtlkit.checker.hosted.common import Common
 from vtlkit.checker.hosted.host import CheckHost
 from vtlkit.checker.hosted.identity import identity_of
+from vtlkit.checker.hosted.sections import Diverged
 from vtlkit.checker.hosted.trie import Point
-from vtlkit.checker.hosted.world import Diverged, World
+from vtlkit.checker.hosted.world import World
 from vtlkit.checker.ops import NO_WRITE, Assume, Await, Done, Failure, Fence, Location, Op, Read, Rmw, Value, Write
 from vtlkit.checker.program import Again
 from vtlkit.host import api as host_api
@@ -143,13 +144,6 @@ class HostedProgram:
             world.common = Common(functions)
         return world
 
-    def _end(self, world: World) -> None:
-        """Raises Again if it has become clear that tasks share data."""
-        world.end()
-        if world.common is not None and world.common.changed():
-            self._book.causal = True
-            raise Again("tasks share more than words of the host")
-
     def _world_at(self, point: Point) -> World:
         """A world whose task stands at `point`: the one that is nearest, or a new one."""
         near = (point, point.parent)
@@ -159,7 +153,7 @@ class HostedProgram:
                 try:
                     world.reach(point)
                 except Diverged:
-                    self._end(world)
+                    world.end()
                     break
                 self._keep(world)
                 return world
@@ -171,12 +165,12 @@ class HostedProgram:
     def _keep(self, world: World) -> None:
         self._worlds.insert(0, world)
         if len(self._worlds) > _WORLDS:
-            self._end(self._worlds.pop())
+            self._worlds.pop().end()
 
     def finish(self) -> None:
-        """The search is over. Raises Again if it has to be done anew."""
+        """The search is over."""
         while self._worlds:
-            self._end(self._worlds.pop())
+            self._worlds.pop().end()
 
     def _drop_worlds(self) -> None:
         for world in self._worlds:
@@ -227,7 +221,7 @@ class HostedProgram:
                 number = ready[chance.below(len(ready))]
                 world.advance(number, perform(world.next_op(number), memory))
         finally:
-            self._end(world)
+            world.end()
 
 
 def can_run(op: Op | Done, memory: Mapping[Location, Value]) -> bool:

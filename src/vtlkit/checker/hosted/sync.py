@@ -6,8 +6,9 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Final
 
+from vtlkit.checker.hosted.lockword import LockWord
 from vtlkit.checker.hosted.words import Word
-from vtlkit.checker.hosted.world import LockWord, Runner, World
+from vtlkit.checker.hosted.world import Runner, World
 from vtlkit.checker.ops import NO_WRITE, Order, Value
 from vtlkit.host.api import Lock, LockRank, RwSem, Task, Timer, WaitQueue
 from vtlkit.host.guards import ReadGuard, WriteGuard
@@ -48,6 +49,7 @@ class CheckLock(Lock):
             # While the world is being built nobody else is there.
             return
         runner = world.running
+        world.may_block()
         if runner.held:
             check_order(runner.name, runner.held, self)
         self._word.update(_take(runner.number), Order.ACQUIRE, until=_is_free, label="lock")
@@ -138,6 +140,7 @@ class CheckRwSem(RwSem):
 
     def _taking(self) -> Runner | None:
         runner = self._world.running
+        self._world.may_block()
         if runner is not None and runner.held:
             check_order(runner.name, runner.held, self)
         return runner
@@ -289,6 +292,7 @@ class CheckQueue(WaitQueue):
     def prepare(self, *, interruptible: bool = True) -> None:
         world = self._world
         assert world.running is not None, f"a wait on '{self.name}' outside of a task"
+        world.may_block()
         task = self._tasks[world.running.name]
         world.book.enter_queue(self.name, task.name)
         if self.name not in task.queues:
@@ -299,7 +303,10 @@ class CheckQueue(WaitQueue):
     def finish(self) -> None:
         world = self._world
         assert world.running is not None
-        task = self._tasks[world.running.name]
+        task = self._tasks.get(world.running.name)
+        if task is None:
+            # A timer's callback, which was told in `prepare` that it must not.
+            return
         if self.name in task.queues:
             task.queues = tuple([other for other in task.queues if other != self.name])
         task.set_state(TaskState.RUNNING)
@@ -307,10 +314,11 @@ class CheckQueue(WaitQueue):
     def wake(self) -> bool:
         self._world.full_barrier()
         names = self._world.book.queues.get(self.name, ())
-        woken = False
+        woken, count = False, len(names)
         # Counted, so that a task that waits in here is seen to be where it is (`stacks`).
-        for number in range(len(names)):
-            found = self._tasks[names[number]].wake_up(self.name)
+        for number in range(count):
+            task = self._tasks[names[number]]
+            found = task.wake_up(self.name)
             woken = woken or found
         return woken
 
@@ -357,7 +365,10 @@ class CheckTimer(Timer):
             deadline = self._armed.update(_disarm, Order.ACQ_REL, label="expire")
             if deadline is not None:
                 self._clock.update(_later(deadline), label="time passes")
+                assert world.running is not None
+                world.running.in_callback = True
                 self._callback()
+                world.running.in_callback = False
 
 
 def _is_armed(value: Value) -> bool:

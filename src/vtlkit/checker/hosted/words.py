@@ -7,7 +7,7 @@ writes, is no operation; `Accesses` keeps book, and says so when that turns out 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, NoReturn, TypeVar
 
 from vtlkit.checker.ops import NO_WRITE, Order, Read, Rmw, Value, Write
 from vtlkit.checker.program import Again
@@ -24,6 +24,8 @@ class Accesses:
 
     def __init__(self) -> None:
         self.shared: set[str] = set()
+        self.learnt: Again | None = None
+        """What makes the search begin anew. A task may swallow the exception: so it is kept here as well."""
         self.probing = True
         """All tasks run in one world: what they share is in it, and the search has not begun."""
         self._readers: dict[str, set[str]] = {}
@@ -48,7 +50,17 @@ class Accesses:
         """From now on every access to the word is an operation. Raises Again."""
         self.shared.add(name)
         if not self.probing:
-            raise Again(f"'{name}' is shared")
+            self.learn(f"'{name}' is shared")
+
+    def wait_for(self, name: str) -> NoReturn:
+        """A word is waited for that nobody has touched: somebody must, or it waits for ever. Raises Again."""
+        self.shared.add(name)
+        self.learn(f"'{name}' is waited for")
+
+    def learn(self, what: str) -> NoReturn:
+        """Raise Again, and keep it."""
+        self.learnt = Again(what)
+        raise self.learnt
 
 
 class Word:
@@ -70,6 +82,7 @@ class Word:
         if self.shared:
             return world.perform(Read(self.name, order))
         world.accesses.note(self.name, world.running.name, writes=False)
+        world.alone(self.name)
         return self.value
 
     def write(self, value: Value, order: Order = Order.RELAXED) -> None:
@@ -97,12 +110,11 @@ class Word:
         old = self.value
         if until is not None and not until(old):
             assert world.running is not None, f"'{self.name}' is waited for outside of a task"
-            # Nobody else has touched it yet: somebody must, or it waits for ever.
-            world.accesses.share(self.name)
-            raise Again(f"'{self.name}' is waited for")
+            world.accesses.wait_for(self.name)
         new = change(old)
         if world.running is not None:
             world.accesses.note(self.name, world.running.name, writes=new is not NO_WRITE)
+            world.alone(self.name)
         if new is not NO_WRITE:
             self.value = new
         return old

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
-from vtlkit.checker.hosted.objects import Made, Objects
+from vtlkit.checker.hosted.lockword import LockWord
+from vtlkit.checker.hosted.objects import PLAIN, Made, Objects
+from vtlkit.checker.hosted.sections import Diverged, Sections
 from vtlkit.checker.hosted.trie import Point, SharedData
 from vtlkit.checker.hosted.words import Word
 from vtlkit.checker.ops import Assume, Await, Done, Failure, Fence, Op, Order, Read, Rmw, Value
@@ -25,10 +27,7 @@ if TYPE_CHECKING:
     from vtlkit.checker.hosted.common import Common
 
 _FULL = Fence(Order.SEQ_CST)
-
-
-class Diverged(Exception):
-    """This world has gone another way: what is asked for needs a new one."""
+_READS_ALONE = 20_000
 
 
 class Runner:
@@ -54,7 +53,11 @@ class Runner:
         self.seen: list[tuple[Op, Value]] = []
         """Its operations since its last `relax`."""
         self.seen_before: list[tuple[object, Value]] | None = None
-        """Of those between that and the one before: locations and values, if it only read."""
+        """Of those between that and the one before: locations and values, if it only read; and where that was."""
+        self.reads_alone = 0
+        """Of words that are not shared, since its last operation."""
+        self.in_callback = False
+        """It runs a timer's callback."""
 
     def start(self) -> Op | Done:
         """Run it up to its first operation."""
@@ -68,9 +71,15 @@ class Runner:
         before, world.running = world.running, self
         self.greenlet.parent = getcurrent()
         try:
-            return self.greenlet.switch(result)  # type: ignore[no-any-return]
+            op: Op | Done = self.greenlet.switch(result)
         finally:
             world.running = before
+        if world.accesses.learnt is not None:
+            # Whatever the task made of it: its `with` and `except` blocks saw it, too.
+            raise world.accesses.learnt
+        if world.common is not None and world.common.changed():
+            world.book.share_data()
+        return op
 
     def _main(self, _nothing: Value) -> Op | Done:
         try:
@@ -101,6 +110,7 @@ class World:
         self.common: Common | None = None
         """Data that more than one task can reach."""
         self.words: dict[str, Word] = {}
+        self.sections = Sections()
         self.objects = Objects(self)
         self.running: Runner | None = None
         self.runners: list[Runner] = []
@@ -126,10 +136,11 @@ class World:
     def perform(self, op: Op) -> Value:
         """Do `op` as the running task: give control away, come back with the result."""
         runner = self.running
-        if self.dead or runner is None:
+        if self.dead or runner is None or self.accesses.learnt is not None:
             raise GreenletExit
-        runner.where = _where()
+        runner.where = _where(bool(self.book.rounds))
         runner.barrier = op is _FULL or (self.book.locked_orders and isinstance(op, Rmw))
+        runner.reads_alone = 0
         assert runner.greenlet is not None
         result: Value = runner.greenlet.parent.switch(op)  # type: ignore[union-attr]
         if self.dead:
@@ -137,6 +148,18 @@ class World:
         if self.book.rounds:
             runner.seen.append((op, result))
         return result
+
+    def alone(self, name: str) -> None:
+        """The running task has looked at a word that only it is known to touch. Raises AssertionError if it goes on
+        and on: nobody else gets to run."""
+        runner = self.running
+        assert runner is not None
+        runner.reads_alone += 1
+        if runner.reads_alone > _READS_ALONE:
+            if self.accesses.probing:
+                # Others may touch it yet.
+                self.perform(Assume(False))
+            raise AssertionError(f"task '{runner.name}' spins: nobody else touches '{name}'")
 
     def relax(self) -> None:
         """A round of a loop that spins ends. One that read just what the round before read leads nowhere new: give up
@@ -147,7 +170,8 @@ class World:
         seen, runner.seen = runner.seen, []
         before = runner.seen_before
         only_reads = all(isinstance(op, Read) for op, _ in seen)
-        runner.seen_before = [(getattr(op, "location", None), result) for op, result in seen] if only_reads else None
+        told = [(getattr(op, "location", None), result) for op, result in seen]
+        runner.seen_before = [*told, ("", _where(True))] if only_reads else None
         if seen and only_reads and runner.seen_before == before:
             self.perform(Assume(False))
 
@@ -162,13 +186,18 @@ class World:
         if self.running is not None and not self.running.barrier and self.book.weak:
             self.perform(Fence(order))
 
+    def may_block(self) -> None:
+        """Raises AssertionError in a timer's callback."""
+        if self.running is not None and self.running.in_callback:
+            raise AssertionError("blocking call in interrupt context")
+
     def wait(self, word: Word, until: Callable[[Value], bool], may_sleep: bool, woken: Value = None) -> Value:
         """Block the running task until the word satisfies `until`."""
+        self.may_block()
         if not word.shared:
             if until(word.value):
                 return word.read()
-            self.accesses.share(word.name)
-            raise Again(f"'{word.name}' is waited for")
+            self.accesses.wait_for(word.name)
         return self.perform(Await(word.name, until, Order.ACQUIRE, may_sleep, woken))
 
     # --- called by the program -------------------------------------------------------------------------------------
@@ -186,6 +215,9 @@ class World:
         self.next_op(number)
         runner = self.runners[number]
         self._depend(result)
+        if self.causal:
+            assert runner.point.op is not None
+            self.sections.passes(runner, runner.point.op, result)
         following = runner.point.child(result)
         # Where it stands while it runs on: what it makes is named by that.
         runner.point = following
@@ -226,22 +258,15 @@ class World:
             runner.kill()
 
 
-def _where() -> int:
-    """Of the running task's frames: equal for equal places."""
+def _where(variables: bool) -> int:
+    """Of the running task's frames: equal for equal places, and for equal plain values of `variables` there."""
     place = 0
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:
         place = hash((place, id(frame.f_code), frame.f_lasti))
+        if variables:
+            # A loop that counts does not go round.
+            plain = [(name, value) for name, value in frame.f_locals.items() if type(value) in PLAIN]
+            place = hash((place, tuple(plain)))
         frame = frame.f_back
     return place
-
-
-class LockWord(tuple[Value, ...]):
-    """A lock's state, as a tuple; in causal programs with where those stood who let it go before (`after`)."""
-
-    __slots__ = ()
-
-    @property
-    def after(self) -> tuple[Point, ...]:
-        """The last element."""
-        return self[-1]  # type: ignore[return-value]
