@@ -35,7 +35,7 @@ class CheckTimer(Timer):
 
     def cancel(self) -> bool:
         own = self._runner is not None and self._world.running is self._runner
-        old = self._armed.update(_disarm, Order.ACQ_REL, until=None if own else _is_quiet, label="cancel")
+        old = self._armed.update(disarmed, Order.ACQ_REL, until=None if own else _is_quiet, label="cancel")
         return _timer(old)[0] is not None
 
     def armed(self) -> bool:
@@ -76,7 +76,8 @@ def _start(deadline_ns: int) -> Callable[[Value], Value]:
     return lambda old: (deadline_ns, _timer(old)[1])
 
 
-def _disarm(old: Value) -> Value:
+def disarmed(old: Value) -> Value:
+    """The word of a timer behind a cancellation."""
     deadline, firing = _timer(old)
     return NO_WRITE if deadline is None else (None, firing)
 

@@ -14,7 +14,6 @@ from vtlkit.checker.protocols.worlds.common import (
     seen_by,
     settle,
     telling,
-    tells,
 )
 from vtlkit.checker.scenarios.rig import DONE, NMI, Script
 from vtlkit.engine.scripted import ops
@@ -89,7 +88,7 @@ def _started(_engine: object) -> Script:
     yield ops.Out(DONE, 1, _PAGE)
 
 
-# --- known-bad ---------------------------------------------------------------------------------------------------------
+# --- known-bad ------------------------------------------------------------------------------------------------------
 
 
 class _KicksFirst(LocalApic):

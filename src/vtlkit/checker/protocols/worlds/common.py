@@ -29,7 +29,7 @@ def seen_by(exit_: KvmRun) -> int:
     return exit_.data
 
 
-def tells(engine: object, event: Event) -> Script:
+def tells(_engine: object, event: Event) -> Script:
     """A handler that tells user space its vector."""
     yield ops.Out(DONE, 1, event.vector)
 
