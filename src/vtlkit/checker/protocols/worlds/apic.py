@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Final
 
@@ -30,9 +30,14 @@ _PAGE: Final = 0x80
 """Of the start-up IPI: where the guest begins."""
 
 
-def delivery(
-    host: Host, *, interrupts: int, nmis: int, running: bool, spoil: Callable[[Vcpu], object] = lambda _vcpu: None
-) -> None:
+Spoil = Callable[[Vcpu], object]
+
+
+def nothing(_vcpu: Vcpu) -> None:
+    """The code that ships."""
+
+
+def delivery(host: Host, *, interrupts: int, nmis: int, running: bool, spoil: Spoil = nothing) -> None:
     """A vCPU that halts, or computes, takes what so many senders send it, each once."""
     wanted = sorted([*_VECTORS[:interrupts], *[NMI] * nmis])
     program = compute_for_ever if running else halt_for_ever
@@ -56,9 +61,7 @@ def delivery(
         rig.spawn(vcpu.nmi, "sender of an NMI" if nmis == 1 else f"sender of NMI {number}")
 
 
-def startup(
-    host: Host, *, inits: int, sipis: int, running: bool, spoil: Callable[[Vcpu], object] = lambda _vcpu: None
-) -> None:
+def startup(host: Host, *, inits: int, sipis: int, running: bool, spoil: Spoil = nothing) -> None:
     """So many INITs and SIPIs, one after the other, to a vCPU that waits for them, or computes."""
     rig = CheckedRig(host, [compute_for_ever])
     vcpu = rig.vcpus[0]
@@ -161,3 +164,13 @@ def nmi_without_wake(vcpu: Vcpu) -> None:
 
 def vector_last(vcpu: Vcpu) -> None:
     broken(vcpu, _SipiBeforeVector)
+
+
+SPOILS: Final[Mapping[str, Spoil]] = {
+    "": nothing,
+    "kick-first": kick_first,
+    "no-request": no_request,
+    "request-first": request_first,
+    "no-wake": nmi_without_wake,
+    "vector-last": vector_last,
+}

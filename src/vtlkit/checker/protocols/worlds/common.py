@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
+from typing import Final, TypeVar
 
-from vtlkit.checker.protocols.rig import CheckedProcessor
+from vtlkit.checker.program import Program
+from vtlkit.checker.protocols.rig import CheckedProcessor, hosted
 from vtlkit.checker.scenarios.rig import DONE, Script
 from vtlkit.engine.api import Event
 from vtlkit.engine.scripted import Handler, ops
+from vtlkit.host.api import Host
 from vtlkit.kvm.kvm_run import Io, KvmRun
 from vtlkit.kvm.requests import Req
 from vtlkit.kvm.vcpu import Vcpu
 
 T = TypeVar("T")
+_ROUNDS: Final = 4
+"""Guests go on in steps that look alike: so many times a vCPU may do the same without being followed no further."""
+
+
+def checked(build: Callable[[Host], object], model: str) -> Program:
+    """The tasks that `build` spawns, as a program."""
+    return hosted(build, model, rounds=_ROUNDS)
 
 
 def settle(vcpu: Vcpu) -> None:
@@ -54,5 +64,5 @@ def halt_for_ever(_engine: object) -> Script:
 def broken(shipped: T, kind: type) -> T:
     """The same object with another class, whose only difference from the shipped one is what is known to be bad."""
     assert issubclass(kind, type(shipped))
-    shipped.__class__ = kind  # type: ignore[assignment]
+    shipped.__class__ = kind
     return shipped

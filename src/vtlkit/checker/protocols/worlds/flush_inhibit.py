@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import enum
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Final
 
@@ -32,22 +33,26 @@ _HYPERV: Final = hv_cpuid_entries(HvFeatures())
 Spoil = Callable[["FlushWorld"], object]
 
 
+class Look(enum.Enum):
+    """What the inhibitor does while it inhibits."""
+
+    NONE = 0
+    """Nothing: the TLB is inhibited when the tasks begin, and it is about the end of that alone."""
+    TRANSLATION = 1
+    """Translates: none of the entries that it has found may have been flushed."""
+    REQUEST = 2
+    """Waits for requests: no call of a single flusher completes whose request came later."""
+
+
 class FlushWorld:
     """So many processors flush another one's TLB after a change of their page table entry. An inhibitor translates by
     all entries while it holds that TLB: none of what it has found may have been flushed."""
 
-    def __init__(
-        self,
-        host: Host,
-        design: FlushInhibitDesign,
-        flushers: int,
-        prepare: Callable[[Vm], object] = lambda _vm: None,
-    ) -> None:
+    def __init__(self, host: Host, design: FlushInhibitDesign, flushers: int) -> None:
         programs: list[Guest] = [partial(self._flusher, number) for number in range(flushers)]
 
         def configure(vm: Vm) -> None:
             vm.hv.set_flush_inhibit_design(design)
-            prepare(vm)
 
         self.rig = CheckedRig(host, [*programs, halt_for_ever], interrupts=False, prepare=configure)
         self.entries = [host.cell(0, f"entry {number}") for number in range(flushers)]
@@ -70,6 +75,23 @@ class FlushWorld:
         yield ops.Host(partial(self.flushed[number].store, 1))
         yield ops.Out(DONE, 1, 0)
 
+    def translate(self) -> None:
+        """Of the inhibitor."""
+        translated = [entry.load() for entry in self.entries]
+        flushed = [word.load_acquire() for word in self.flushed]
+        for used, gone in zip(translated, flushed, strict=True):
+            assert used >= gone, "what was found while the target is inhibited has been flushed"
+
+    def wait_for_a_request(self) -> None:
+        """Of the inhibitor."""
+        requests = self.target.requests
+        requests.clear(Req.TLB_FLUSH)
+        before = [word.load() for word in self.flushed]
+        requested = requests.test(Req.TLB_FLUSH)
+        assert not requested or [word.load() for word in self.flushed] == before, (
+            "a flush completes on an inhibited TLB"
+        )
+
     def spawn(self, others: Callable[[], None], name: str) -> None:
         """The flushers, and who interferes."""
         for number, vcpu in enumerate(self.flushers):
@@ -82,39 +104,34 @@ class FlushWorld:
         assert vcpu.hv.flush_inhibit.waits_for() is None
 
 
+def nothing(_world: FlushWorld) -> None:
+    """The code that ships."""
+
+
 def inhibited(
-    host: Host,
-    *,
-    design: FlushInhibitDesign,
-    inhibits: int,
-    flushers: int,
-    looks: bool,
-    spoil: Spoil = lambda _world: None,
-    prepare: Callable[[Vm], object] = lambda _vm: None,
+    host: Host, *, design: FlushInhibitDesign, inhibits: int, flushers: int, look: Look, spoil: Spoil = nothing
 ) -> None:
-    """An inhibitor sets and clears so often. `looks`: it holds no flush up at first, and translates while it does; if
-    not, the TLB is inhibited when the tasks begin, and it is about the end of that alone."""
-    world = FlushWorld(host, design, flushers, prepare)
+    """An inhibitor sets and clears so often."""
+    world = FlushWorld(host, design, flushers)
     target = world.target
-    if not looks:
+    if look is Look.NONE:
         target.hyperv_set_tlb_flush_inhibit(True)
     spoil(world)
 
     def inhibitor() -> None:
         for turn in range(inhibits):
-            if looks or turn:
+            if look is not Look.NONE or turn:
                 target.hyperv_set_tlb_flush_inhibit(True)
-            if looks:
-                translated = [entry.load() for entry in world.entries]
-                flushed = [word.load_acquire() for word in world.flushed]
-                for used, gone in zip(translated, flushed, strict=True):
-                    assert used >= gone, "a flush completes while its target is inhibited"
+            if look is Look.TRANSLATION:
+                world.translate()
+            elif look is Look.REQUEST:
+                world.wait_for_a_request()
             target.hyperv_set_tlb_flush_inhibit(False)
 
     world.spawn(inhibitor, "inhibitor")
 
 
-def destroyed(host: Host, *, design: FlushInhibitDesign, flushers: int, spoil: Spoil = lambda _world: None) -> None:
+def destroyed(host: Host, *, design: FlushInhibitDesign, flushers: int, spoil: Spoil = nothing) -> None:
     """The inhibited vCPU is destroyed while others wait for it, or are about to."""
     world = FlushWorld(host, design, flushers)
     world.target.hyperv_set_tlb_flush_inhibit(True)
@@ -239,12 +256,15 @@ def _reversed_without_grace_period(world: FlushWorld) -> None:
     _each(_SuspendedFirst)(world)
 
 
-LOOKS_THEN_SAYS_SO: Final = _each(_LooksThenSaysSo)
-LOOKS_THEN_REQUESTS: Final = _each(_LooksThenRequests)
-CLEARS_AND_WAKES_NOBODY: Final = _each(_ClearsAndWakesNobody)
-KICKS_ONLY: Final = _each(_KicksOnly)
-NO_BARRIER: Final = _each(_NoBarrier)
-NO_GRACE_PERIOD: Final = _without_grace_period
-SUSPENDED_FIRST: Final = _each(_SuspendedFirst)
-SUSPENDED_FIRST_NO_GRACE_PERIOD: Final = _reversed_without_grace_period
-WAKES_FIRST: Final = _each(_WakesFirst)
+SPOILS: Final[Mapping[str, Spoil]] = {
+    "": nothing,
+    "look-first": _each(_LooksThenSaysSo),
+    "checked-before-requested": _each(_LooksThenRequests),
+    "no-wake": _each(_ClearsAndWakesNobody),
+    "kick-only": _each(_KicksOnly),
+    "no-barrier": _each(_NoBarrier),
+    "no-grace-period": _without_grace_period,
+    "suspended-first": _each(_SuspendedFirst),
+    "suspended-first-no-grace-period": _reversed_without_grace_period,
+    "wake-first": _each(_WakesFirst),
+}

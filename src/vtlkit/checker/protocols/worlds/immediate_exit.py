@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from vtlkit.checker.protocols.rig import CheckedProcessor, CheckedRig
@@ -20,7 +20,14 @@ from vtlkit.x86.exceptions import Vector
 _VECTOR: Final = 0x31
 
 
-def kick(host: Host, *, vendor: str, spoil: Callable[[Vcpu], object] = lambda _vcpu: None) -> None:
+Spoil = Callable[[Vcpu], object]
+
+
+def nothing(_vcpu: Vcpu) -> None:
+    """The code that ships."""
+
+
+def kick(host: Host, *, vendor: str, spoil: Spoil = nothing) -> None:
     """An exception and an NMI wait for the first entry, which is left at once behind the exception; an interrupt comes
     at any time. All three are taken, each once."""
     seen: list[int] = []
@@ -36,7 +43,7 @@ def kick(host: Host, *, vendor: str, spoil: Callable[[Vcpu], object] = lambda _v
     rig.spawn(lambda: vcpu.apic.accept_irq(DeliveryMode.FIXED, _VECTOR, 1, False), "sender")
 
 
-def signal(host: Host, *, vendor: str, spoil: Callable[[Vcpu], object] = lambda _vcpu: None) -> None:
+def signal(host: Host, *, vendor: str, spoil: Spoil = nothing) -> None:
     """The same with a signal: `run` says so once, between two instructions, and loses no event."""
     seen: list[int] = []
     rig = _two_events(host, seen, vendor)
@@ -100,3 +107,10 @@ def ignores_kicks(vcpu: Vcpu) -> None:
 
 def injects_twice(vcpu: Vcpu) -> None:
     vcpu.vendor = _InjectsTwice()
+
+
+SPOILS: Final[Mapping[str, Spoil]] = {
+    "": nothing,
+    "ignored-kick": ignores_kicks,
+    "injected-twice": injects_twice,
+}

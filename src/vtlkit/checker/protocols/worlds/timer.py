@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from vtlkit.checker.hosted.timers import CheckTimer, disarmed
@@ -21,7 +21,14 @@ _SOON: Final = 1000
 """Counts of the timer, or cycles of the guest's TSC."""
 
 
-def block(host: Host, *, deadline: bool, vendor: str, spoil: Callable[[Vcpu], object] = lambda _vcpu: None) -> None:
+Spoil = Callable[[Vcpu], object]
+
+
+def nothing(_vcpu: Vcpu) -> None:
+    """The code that ships."""
+
+
+def block(host: Host, *, deadline: bool, vendor: str, spoil: Spoil = nothing) -> None:
     """The timer is armed, and the vCPU halts: the interrupt is taken, once, whenever the timer expires."""
     vcpu = _armed(host, deadline=deadline, vendor=vendor)
     vcpu.set_mp_state(MpState.HALTED)
@@ -36,7 +43,7 @@ def block(host: Host, *, deadline: bool, vendor: str, spoil: Callable[[Vcpu], ob
     host.spawn(run, "vcpu")
 
 
-def again(host: Host, *, deadline: bool, cancel: bool, spoil: Callable[[Vcpu], object] = lambda _vcpu: None) -> None:
+def again(host: Host, *, deadline: bool, cancel: bool, spoil: Spoil = nothing) -> None:
     """The timer is armed and, while it may be expiring, armed anew, or stopped. What expired before is forgotten; what
     was armed last comes, and nothing that was stopped."""
     vcpu = _armed(host, deadline=deadline, vendor="svm")
@@ -123,7 +130,7 @@ def _timer(vcpu: Vcpu, kind: type) -> None:
     callback = old._timer._callback  # type: ignore[attr-defined]
     assert callback.__self__ is old
     broken(old, kind)
-    old._timer._callback = old._apic_timer_fn  # type: ignore[attr-defined]
+    old._timer._callback = old._apic_timer_fn
 
 
 def forgets(vcpu: Vcpu) -> None:
@@ -140,3 +147,12 @@ def forgets_first(vcpu: Vcpu) -> None:
 
 def hasty(vcpu: Vcpu) -> None:
     broken(vcpu.apic.timer._timer, _Hasty)
+
+
+SPOILS: Final[Mapping[str, Spoil]] = {
+    "": nothing,
+    "forgotten": forgets,
+    "mark-last": marks_last,
+    "forget-first": forgets_first,
+    "hasty-cancel": hasty,
+}
