@@ -86,7 +86,11 @@ def _searched(
         except Again:
             _hook(program, "again")
             continue
-        if given_up := getattr(program, "given_up", 0):
+        given_up = getattr(program, "given_up", 0)
+        if given_up and result.verdict is Verdict.PROVED and result.executions == 0:
+            # Not one has been followed to its end: nothing is shown by that.
+            result.verdict = Verdict.BOUND
+        if given_up:
             result.notes.append(f"{given_up} times a task went round without news, and was followed no further")
         return result
 

@@ -11,7 +11,7 @@ from vtlkit.checker.graphs.runs import Run
 from vtlkit.checker.graphs.search import explore
 from vtlkit.checker.graphs.unfolding import EVENTS_LIMIT, READ, Node, Unbounded
 from vtlkit.checker.ops import Location, Value
-from vtlkit.checker.program import Program
+from vtlkit.checker.program import Again, Program
 from vtlkit.checker.result import Counterexample, ProblemKind, Result, Verdict, Waiting
 
 ENGINE: Final = "graphs"
@@ -76,6 +76,10 @@ def search_graphs(
             result.notes.append(f"stopped after {limit} executions")
     except Unbounded as error:
         result.notes.append(_named(str(error), result.names))
+    except Again:
+        # What was found was found in another program.
+        found.failing = None
+        raise
     finally:
         _count(result, found)
         if found.failing is not None:

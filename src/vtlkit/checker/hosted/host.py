@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from vtlkit.checker.hosted.sync import CheckLock, CheckQueue, CheckRwSem, CheckTask, CheckTimer
+from vtlkit.checker.hosted.sync import CheckLock, CheckQueue, CheckRwSem, CheckTask
+from vtlkit.checker.hosted.timers import CheckTimer
 from vtlkit.checker.hosted.words import CheckBitmap, CheckCell, Word
 from vtlkit.checker.hosted.world import World
 from vtlkit.checker.ops import Order

@@ -1,4 +1,4 @@
-"""Locks, wait queues, tasks and timers of the checking host, made of words (docs/design/checker.md)."""
+"""Locks, wait queues and tasks of the checking host, made of words (docs/design/checker.md)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vtlkit.checker.hosted.lockword import LockWord
 from vtlkit.checker.hosted.words import Word
 from vtlkit.checker.hosted.world import Runner, World
 from vtlkit.checker.ops import NO_WRITE, Order, Value
-from vtlkit.host.api import Lock, LockRank, RwSem, Task, Timer, WaitQueue
+from vtlkit.host.api import Lock, LockRank, RwSem, Task, WaitQueue
 from vtlkit.host.guards import ReadGuard, WriteGuard
 from vtlkit.host.ranks import RankedLock, add_held, check_order
 from vtlkit.host.taskstate import TaskState
@@ -325,64 +325,3 @@ class CheckQueue(WaitQueue):
     def waiters(self) -> int:
         states = [self._tasks[name].state.read() for name in self._world.book.queues.get(self.name, ())]
         return sum(isinstance(state, tuple) and self.name in state for state in states)
-
-
-class CheckTimer(Timer):
-    """A word, the deadline or None, and a thread that may take it at any time. Time is moved to the deadline then."""
-
-    __slots__ = ("_armed", "_callback", "_clock", "_world", "name")
-
-    def __init__(self, world: World, callback: Callable[[], None], name: str, clock: Word) -> None:
-        self._world = world
-        self._callback = callback
-        self._clock = clock
-        self._armed = Word(world, f"{name} armed", None)
-        self.name = self._armed.name.removesuffix(" armed")
-        if self.name in world.book.timers:
-            world.add(f"timer '{self.name}'", self._run, daemon=True)
-
-    def start(self, deadline_ns: int) -> None:
-        self._world.book.use_timer(self.name)
-        self._armed.write(deadline_ns, Order.RELEASE)
-
-    def cancel(self) -> bool:
-        old = self._armed.update(_disarm, Order.ACQ_REL, label="cancel")
-        return old is not None
-
-    def armed(self) -> bool:
-        armed = self._armed.read()
-        return armed is not None
-
-    def deadline_ns(self) -> int | None:
-        deadline = self._armed.read()
-        assert deadline is None or isinstance(deadline, int)
-        return deadline
-
-    def _run(self) -> None:
-        world = self._world
-        while True:
-            world.wait(self._armed, _is_armed, True)
-            deadline = self._armed.update(_disarm, Order.ACQ_REL, label="expire")
-            if deadline is not None:
-                self._clock.update(_later(deadline), label="time passes")
-                assert world.running is not None
-                world.running.in_callback = True
-                self._callback()
-                world.running.in_callback = False
-
-
-def _is_armed(value: Value) -> bool:
-    return value is not None
-
-
-def _disarm(value: Value) -> Value:
-    return NO_WRITE if value is None else None
-
-
-def _later(deadline: Value) -> Callable[[Value], Value]:
-    def change(now: Value) -> Value:
-        assert isinstance(now, int)
-        assert isinstance(deadline, int)
-        return deadline if deadline > now else NO_WRITE
-
-    return change

@@ -49,7 +49,10 @@ class Point:
         return points
 
     def goes_round(self, rounds: int) -> bool:
-        """Whether the last operations are so many equal rounds: at the same places, the same, told the same."""
+        """Whether the last operations are so many equal rounds, at the same places, the same, told the same; and the
+        next one begins another: a loop that looks at one word for two reasons, and goes on, is none."""
+        assert self.op is not None
+        here = (*signature(self.op), self.where)
         steps: list[tuple[object, ...]] = []
         point = self
         while point.parent is not None and len(steps) < rounds * LONGEST_ROUND:
@@ -58,7 +61,7 @@ class Point:
             point = point.parent
         for length in range(1, len(steps) // rounds + 1):
             first = steps[:length]
-            if steps[length] != first[0]:
+            if steps[length] != first[0] or first[-1][:-1] != here:
                 continue
             if all(steps[length * count : length * (count + 1)] == first for count in range(1, rounds)):
                 return True

@@ -31,10 +31,10 @@ class CheckedProcessor(Processor):
     def _kicked(self, value: bool) -> None:
         self._kick.store(value)
 
-    def wait_for_kick(self) -> int:
-        """What a guest does that computes for ever. It may be left alone with that."""
+    def wait_for_kick(self, *, may_sleep: bool = True) -> int:
+        """What a guest does that computes for ever. It may be left alone with that, unless `may_sleep` is False."""
         assert isinstance(self._kick, CheckCell)
-        self._kick.await_value(bool, may_sleep=True)
+        self._kick.await_value(bool, may_sleep=may_sleep)
         return 0
 
 
