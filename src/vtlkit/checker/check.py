@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from vtlkit.checker.program import Again, Program
 from vtlkit.checker.reasons import explained
-from vtlkit.checker.result import Result
+from vtlkit.checker.result import Result, Verdict
 
 if TYPE_CHECKING:
     Build = Callable[[str], Program]
@@ -89,6 +89,10 @@ def _searched(
             continue
         if given_up := getattr(program, "given_up", 0):
             result.notes.append(f"{given_up} times a task went round without news, and was followed no further")
+            if result.verdict is Verdict.PROVED and result.executions == 0:
+                # All that would have come after is unknown.
+                result.verdict = Verdict.BOUND
+                result.notes.append("no execution came to its end")
         return result
 
 

@@ -11,7 +11,7 @@ from vtlkit.checker.graphs.runs import Run
 from vtlkit.checker.graphs.search import explore
 from vtlkit.checker.graphs.unfolding import EVENTS_LIMIT, READ, Node, Unbounded
 from vtlkit.checker.ops import Location, Value
-from vtlkit.checker.program import Program
+from vtlkit.checker.program import Again, Program
 from vtlkit.checker.result import Counterexample, ProblemKind, Result, Verdict, Waiting
 
 ENGINE: Final = "graphs"
@@ -74,6 +74,10 @@ def search_graphs(
             result.verdict = Verdict.PROVED
         elif found.verdict is Found.INCOMPLETE:
             result.notes.append(f"stopped after {limit} executions")
+    except Again:
+        # The program is another one now, and what was found is not of that.
+        found.failing = None
+        raise
     except Unbounded as error:
         result.notes.append(_named(str(error), result.names))
     finally:

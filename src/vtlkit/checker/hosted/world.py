@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from greenlet import GreenletExit, getcurrent, greenlet
 
 from vtlkit.checker.hosted.objects import Made, Objects
+from vtlkit.checker.hosted.places import place_of
 from vtlkit.checker.hosted.trie import Point, SharedData
 from vtlkit.checker.hosted.words import Word
 from vtlkit.checker.ops import Assume, Await, Done, Failure, Fence, Op, Order, Read, Rmw, Value
@@ -42,7 +43,7 @@ class Runner:
         self.function = function
         self.point: Point = world.book.root(number, name)
         self.where = 0
-        """In the code, whatever calls it."""
+        """In the code, whatever calls it, with its variables."""
         self.made = 0
         """Objects that it has named."""
         self.held: list[RankedLock] = []
@@ -128,7 +129,7 @@ class World:
         runner = self.running
         if self.dead or runner is None:
             raise GreenletExit
-        runner.where = _where()
+        runner.where = 0 if self.accesses.probing else _where()
         runner.barrier = op is _FULL or (self.book.locked_orders and isinstance(op, Rmw))
         assert runner.greenlet is not None
         result: Value = runner.greenlet.parent.switch(op)  # type: ignore[union-attr]
@@ -228,12 +229,12 @@ class World:
 
 def _where() -> int:
     """Of the running task's frames: equal for equal places."""
-    place = 0
+    places = []
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:
-        place = hash((place, id(frame.f_code), frame.f_lasti))
+        places.append(place_of(frame))
         frame = frame.f_back
-    return place
+    return hash(repr(places))
 
 
 class LockWord(tuple[Value, ...]):

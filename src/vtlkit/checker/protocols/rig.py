@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from vtlkit.checker.hosted import HostedProgram
+from vtlkit.checker.hosted.places import place_of_script
 from vtlkit.checker.hosted.words import CheckCell
 from vtlkit.checker.scenarios.rig import Factory, Processor, Rig
 from vtlkit.engine.api import EngineFactory
@@ -25,7 +26,11 @@ class CheckedProcessor(Processor):
 
     @property
     def _kicked(self) -> bool:
-        return self._kick.load()
+        # A guest that has gone on stands somewhere else: a variable, as a task's place is its functions' variables.
+        scripts = [place_of_script(frame.script) for frame in self._frames]
+        kicked = self._kick.load()
+        del scripts
+        return kicked
 
     @_kicked.setter
     def _kicked(self, value: bool) -> None:
