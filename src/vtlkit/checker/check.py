@@ -88,7 +88,8 @@ def _searched(
             _hook(program, "again")
             continue
         if given_up := getattr(program, "given_up", 0):
-            result.notes.append(f"{given_up} times a task went round without news, and was followed no further")
+            times = f"{given_up} time{'s' if given_up > 1 else ''}"
+            result.notes.append(f"{times} a task went round without news, and was followed no further")
             if result.verdict is Verdict.PROVED and result.executions == 0:
                 # All that would have come after is unknown.
                 result.verdict = Verdict.BOUND

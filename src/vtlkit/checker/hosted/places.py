@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any, Final
 
 _PLAIN: Final = frozenset((int, bool, str, bytes, float, type(None), range))
+_COLLECTIONS: Final = frozenset((dict, list, tuple, set, frozenset))
 _LARGEST: Final = 64
 """Items of a collection that is looked into."""
 _ITERATORS: Final = frozenset((type(iter(range(0))), type(iter(())), type(iter([])), enumerate))
@@ -33,8 +34,11 @@ def place_of_script(script: Generator[Any, Any, Any]) -> tuple[object, ...]:
 
 def _plain(value: object) -> object:
     """What can be printed and compared; None if it is nothing of the kind."""
-    if type(value) in _PLAIN or isinstance(value, enum.Enum):
-        return type(value).__name__, value
+    kind = type(value)
+    if kind in _PLAIN:
+        return kind.__name__, value
+    if kind not in _COLLECTIONS:
+        return (kind.__name__, value) if isinstance(value, enum.Enum) else None
     if isinstance(value, dict):
         value = list(value.items())
     if isinstance(value, list | tuple | set | frozenset) and len(value) <= _LARGEST:

@@ -129,7 +129,8 @@ class World:
         runner = self.running
         if self.dead or runner is None:
             raise GreenletExit
-        runner.where = 0 if self.accesses.probing else _where()
+        if runner.point.op is None and not self.accesses.probing:
+            runner.where = _where()
         runner.barrier = op is _FULL or (self.book.locked_orders and isinstance(op, Rmw))
         assert runner.greenlet is not None
         result: Value = runner.greenlet.parent.switch(op)  # type: ignore[union-attr]

@@ -6,6 +6,7 @@ As `scenarios.rig`, with the kick of a processor as a word of the host, and with
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from vtlkit.checker.hosted import HostedProgram
@@ -23,6 +24,8 @@ class CheckedProcessor(Processor):
     def __init__(self, host: Host, name: str, program: Guest, handlers: Mapping[int, Handler]) -> None:
         self._kick = host.cell(False, f"{name}-kick")
         super().__init__(name, program, handlers)
+        self.taken: list[int] = []
+        """For guests: vectors of events whose handlers have begun."""
 
     @property
     def _kicked(self) -> bool:
@@ -36,10 +39,10 @@ class CheckedProcessor(Processor):
     def _kicked(self, value: bool) -> None:
         self._kick.store(value)
 
-    def wait_for_kick(self) -> int:
-        """What a guest does that computes for ever. It may be left alone with that."""
+    def wait_for_kick(self, *, may_sleep: bool = True) -> int:
+        """What a guest does that computes for ever. It may be left alone with that, unless somebody has to kick it."""
         assert isinstance(self._kick, CheckCell)
-        self._kick.await_value(bool, may_sleep=True)
+        self._kick.await_value(bool, may_sleep=may_sleep)
         return 0
 
 
@@ -74,6 +77,11 @@ class CheckedRig(Rig):
 def run_until_kicked(engine: CheckedProcessor) -> ops.Op:
     """An instruction: compute for ever."""
     return ops.Host(engine.wait_for_kick)
+
+
+def run_until_somebody_kicks(engine: CheckedProcessor) -> ops.Op:
+    """The same, where it is an error if nobody does."""
+    return ops.Host(partial(engine.wait_for_kick, may_sleep=False))
 
 
 def hosted(build: Callable[[Host], object], model: str, *, rounds: int | None = None) -> HostedProgram:
