@@ -86,12 +86,13 @@ def _searched(
         except Again:
             _hook(program, "again")
             continue
-        given_up = getattr(program, "given_up", 0)
-        if given_up and result.verdict is Verdict.PROVED and result.executions == 0:
-            # Not one has been followed to its end: nothing is shown by that.
-            result.verdict = Verdict.BOUND
-        if given_up:
-            result.notes.append(f"{given_up} times a task went round without news, and was followed no further")
+        if given_up := getattr(program, "given_up", 0):
+            times = f"{given_up} time{'s' if given_up > 1 else ''}"
+            result.notes.append(f"{times} a task went round without news, and was followed no further")
+            if result.verdict is Verdict.PROVED and result.executions == 0:
+                # All that would have come after is unknown.
+                result.verdict = Verdict.BOUND
+                result.notes.append("no execution came to its end")
         return result
 
 

@@ -74,12 +74,12 @@ def search_graphs(
             result.verdict = Verdict.PROVED
         elif found.verdict is Found.INCOMPLETE:
             result.notes.append(f"stopped after {limit} executions")
-    except Unbounded as error:
-        result.notes.append(_named(str(error), result.names))
     except Again:
-        # What was found was found in another program.
+        # The program is another one now, and what was found is not of that.
         found.failing = None
         raise
+    except Unbounded as error:
+        result.notes.append(_named(str(error), result.names))
     finally:
         _count(result, found)
         if found.failing is not None:

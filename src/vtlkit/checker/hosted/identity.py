@@ -17,7 +17,8 @@ from typing import Final
 
 from vtlkit.checker.hosted.callers import hides_nothing
 from vtlkit.checker.hosted.host import CheckHost
-from vtlkit.checker.hosted.sync import CheckLock, CheckQueue, CheckRwSem, CheckTask, CheckTimer
+from vtlkit.checker.hosted.sync import CheckLock, CheckQueue, CheckRwSem, CheckTask
+from vtlkit.checker.hosted.timers import CheckTimer
 from vtlkit.checker.hosted.words import CheckBitmap, CheckCell, Word
 from vtlkit.checker.hosted.world import Runner, World
 from vtlkit.checker.ops import Done, Op

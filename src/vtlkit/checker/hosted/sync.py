@@ -290,6 +290,11 @@ class CheckQueue(WaitQueue):
         self.name = name
 
     def prepare(self, *, interruptible: bool = True) -> None:
+        self.enter(interruptible=interruptible)
+        self._world.full_barrier()
+
+    def enter(self, *, interruptible: bool) -> None:
+        """`prepare` without its barrier: for known-bad variants."""
         world = self._world
         assert world.running is not None, f"a wait on '{self.name}' outside of a task"
         world.may_block()
@@ -298,7 +303,6 @@ class CheckQueue(WaitQueue):
         if self.name not in task.queues:
             task.queues = (*task.queues, self.name)
         task.set_state(TaskState.INTERRUPTIBLE if interruptible else TaskState.UNINTERRUPTIBLE)
-        world.full_barrier()
 
     def finish(self) -> None:
         world = self._world

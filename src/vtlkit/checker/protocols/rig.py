@@ -6,9 +6,11 @@ As `scenarios.rig`, with the kick of a processor as a word of the host, and with
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from vtlkit.checker.hosted import HostedProgram
+from vtlkit.checker.hosted.places import place_of_script
 from vtlkit.checker.hosted.words import CheckCell
 from vtlkit.checker.scenarios.rig import Factory, Processor, Rig
 from vtlkit.engine.api import EngineFactory
@@ -22,17 +24,23 @@ class CheckedProcessor(Processor):
     def __init__(self, host: Host, name: str, program: Guest, handlers: Mapping[int, Handler]) -> None:
         self._kick = host.cell(False, f"{name}-kick")
         super().__init__(name, program, handlers)
+        self.taken: list[int] = []
+        """For guests: vectors of events whose handlers have begun."""
 
     @property
     def _kicked(self) -> bool:
-        return self._kick.load()
+        # A guest that has gone on stands somewhere else: a variable, as a task's place is its functions' variables.
+        scripts = [place_of_script(frame.script) for frame in self._frames]
+        kicked = self._kick.load()
+        del scripts
+        return kicked
 
     @_kicked.setter
     def _kicked(self, value: bool) -> None:
         self._kick.store(value)
 
     def wait_for_kick(self, *, may_sleep: bool = True) -> int:
-        """What a guest does that computes for ever. It may be left alone with that, unless `may_sleep` is False."""
+        """What a guest does that computes for ever. It may be left alone with that, unless somebody has to kick it."""
         assert isinstance(self._kick, CheckCell)
         self._kick.await_value(bool, may_sleep=may_sleep)
         return 0
@@ -69,6 +77,11 @@ class CheckedRig(Rig):
 def run_until_kicked(engine: CheckedProcessor) -> ops.Op:
     """An instruction: compute for ever."""
     return ops.Host(engine.wait_for_kick)
+
+
+def run_until_somebody_kicks(engine: CheckedProcessor) -> ops.Op:
+    """The same, where it is an error if nobody does."""
+    return ops.Host(partial(engine.wait_for_kick, may_sleep=False))
 
 
 def hosted(build: Callable[[Host], object], model: str, *, rounds: int | None = None) -> HostedProgram:
