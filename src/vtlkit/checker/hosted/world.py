@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from greenlet import GreenletExit, getcurrent, greenlet
 
 from vtlkit.checker.hosted.lockword import LockWord
-from vtlkit.checker.hosted.objects import PLAIN, Made, Objects
+from vtlkit.checker.hosted.objects import Made, Objects
+from vtlkit.checker.hosted.places import place_of
 from vtlkit.checker.hosted.sections import Diverged, Sections
 from vtlkit.checker.hosted.trie import Point, SharedData
 from vtlkit.checker.hosted.words import Word
@@ -41,7 +42,7 @@ class Runner:
         self.function = function
         self.point: Point = world.book.root(number, name)
         self.where = 0
-        """In the code, whatever calls it."""
+        """In the code, whatever calls it, with its variables."""
         self.made = 0
         """Objects that it has named."""
         self.held: list[RankedLock] = []
@@ -138,7 +139,8 @@ class World:
         runner = self.running
         if self.dead or runner is None or self.accesses.learnt is not None:
             raise GreenletExit
-        runner.where = _where(bool(self.book.rounds))
+        if runner.point.op is None and not self.accesses.probing:
+            runner.where = _where()
         runner.barrier = op is _FULL or (self.book.locked_orders and isinstance(op, Rmw))
         runner.reads_alone = 0
         assert runner.greenlet is not None
@@ -171,7 +173,7 @@ class World:
         before = runner.seen_before
         only_reads = all(isinstance(op, Read) for op, _ in seen)
         told = [(getattr(op, "location", None), result) for op, result in seen]
-        runner.seen_before = [*told, ("", _where(True))] if only_reads else None
+        runner.seen_before = [*told, ("", _where())] if only_reads else None
         if seen and only_reads and runner.seen_before == before:
             self.perform(Assume(False))
 
@@ -258,15 +260,11 @@ class World:
             runner.kill()
 
 
-def _where(variables: bool) -> int:
-    """Of the running task's frames: equal for equal places, and for equal plain values of `variables` there."""
-    place = 0
+def _where() -> int:
+    """Of the running task's frames: equal for equal places."""
+    places = []
     frame: FrameType | None = sys._getframe(2)
     while frame is not None:
-        place = hash((place, id(frame.f_code), frame.f_lasti))
-        if variables:
-            # A loop that counts does not go round.
-            plain = [(name, value) for name, value in frame.f_locals.items() if type(value) in PLAIN]
-            place = hash((place, tuple(plain)))
+        places.append(place_of(frame))
         frame = frame.f_back
-    return place
+    return hash(repr(places))
