@@ -12,7 +12,9 @@ from vtlkit.checker.ops import Location, Value
 from vtlkit.checker.program import Again
 from vtlkit.checker.result import ProblemKind
 from vtlkit.checker.states.search import explore as explore_states
-from vtlkit.host.api import Host
+from vtlkit.host.api import Host, Task
+from vtlkit.host.sim.report import Deadlock
+from vtlkit.host.sim.simulator import Simulator
 
 Build = Callable[[Host], object]
 Outcomes = set[tuple[object, ...]]
@@ -69,3 +71,30 @@ def _searched(build: Build, model: str, engine: str, search: Callable[[HostedPro
             program.again()
             continue
         return {(wrong,)} if wrong else found
+
+
+def by_chance(build: Build, seed: int) -> tuple[object, ...]:
+    """What one run of the simulator ends in, with every access a point where another task may go on."""
+    simulator = Simulator(seed=seed, instrument=True)
+    results: dict[str, object] = {}
+
+    class Recording:
+        """The simulator, as the tasks' host; what tasks return is kept."""
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(simulator, name)
+
+        def spawn(self, function: Callable[[], object], name: str, *, daemon: bool = False) -> Task:
+            results[name] = None
+
+            def body() -> None:
+                results[name] = function()
+
+            return simulator.spawn(body, name, daemon=daemon)
+
+    build(Recording())  # type: ignore[arg-type]
+    try:
+        simulator.run()
+    except Deadlock:
+        return STUCK
+    return tuple(results.values())

@@ -6,6 +6,7 @@ there are always the same two ends.
 
 from __future__ import annotations
 
+import dis
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -13,6 +14,7 @@ from contextlib import contextmanager, nullcontext
 import pytest
 
 from tests.checker.hosted.outcomes import by_graphs, by_states
+from vtlkit.checker.hosted import stacks
 from vtlkit.host.api import Cell, Host
 
 Keeper = Callable[["Told"], object]
@@ -352,3 +354,27 @@ def test_what_a_task_keeps_to_itself_is_kept(keeper: Keeper, model: str) -> None
     expected = by_graphs(program(keeper), model)
     assert len({results[0] for results in expected}) == 2
     assert by_states(program(keeper), model) == expected
+
+
+def test_a_python_whose_instructions_are_not_known_has_no_identities(monkeypatch: pytest.MonkeyPatch) -> None:
+    def function(told: Told) -> int:
+        return told.other()
+
+    code = function.__code__
+    (call,) = [one.offset for one in dis.get_instructions(code) if one.opname == "CALL"]
+    assert stacks.at(code, call) is not None
+    stacks._analysed.cache_clear()
+    monkeypatch.setattr(stacks, "TESTED", ((3, 99),))
+    assert stacks.at(code, call) is None
+    stacks._analysed.cache_clear()
+
+
+def test_an_instruction_that_is_not_known_leaves_nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    def function(told: Told) -> int:
+        return told.other() + told.other()
+
+    code = function.__code__
+    stacks._analysed.cache_clear()
+    monkeypatch.setattr(stacks, "_COMBINES", stacks._COMBINES - {"BINARY_OP"})
+    assert all(stacks.at(code, one.offset) is None for one in dis.get_instructions(code))
+    stacks._analysed.cache_clear()
