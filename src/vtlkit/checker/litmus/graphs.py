@@ -191,7 +191,7 @@ class _Translation:
             if not depth or not inside[domain]:
                 count = inside.get(_COUNT, 0) + 1
                 inside[_COUNT] = count
-                yield Write(("readers", domain, thread), 2 * count + bool(inside[domain]))
+                yield Write(("readers", domain, thread), 2 * count + bool(inside[domain]), Order.RELEASE)
 
 
 _COUNT: Final = Address("", -1)
@@ -200,7 +200,7 @@ _COUNT: Final = Address("", -1)
 
 def _wait_for_reader(word: tuple[str, Address | None, int]) -> Generator[Op, Value, None]:
     """Until a thread has left its critical section: inside, the word is odd, and no value comes twice."""
-    seen = yield Read(word)
+    seen = yield Read(word, Order.ACQUIRE)
     assert isinstance(seen, int)
     if seen % 2:
         yield Await(word, lambda now: now != seen)
