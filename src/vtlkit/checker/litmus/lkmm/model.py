@@ -7,7 +7,6 @@ the names, with underscores. Coherence and atomicity hold of every candidate by 
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Final
 
 from vtlkit.checker.litmus.lkmm.candidates import Candidate
 from vtlkit.checker.litmus.lkmm.relations import (
@@ -31,7 +30,7 @@ from vtlkit.checker.litmus.lkmm.relations import (
 class Lkmm:
     """One candidate under the model. `broken` names the axiom that it breaks, "" for an execution that can happen."""
 
-    AXIOMS: Final = ("happens_before", "propagation", "rcu", "plain_coherence")
+    AXIOMS: tuple[str, ...] = ("happens_before", "propagation", "rcu", "plain_coherence")
 
     def __init__(self, candidate: Candidate) -> None:
         skeleton = self.skeleton = candidate.skeleton
