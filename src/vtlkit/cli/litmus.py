@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from vtlkit.checker.litmus.judge import Outcome
-    from vtlkit.checker.litmus.syntax import Test
+    from vtlkit.checker.litmus.syntax import LitmusTest
 
 COMMAND: Final = "vtlkit litmus"
 _MODELS: Final = ("lkmm", "sc", "tso", "rc11")
@@ -69,7 +69,7 @@ class _Judged:
     """One test and its outcome."""
 
     path: Path
-    test: Test
+    test: LitmusTest
     outcome: Outcome
     seconds: float
 
@@ -175,7 +175,7 @@ def _line(judged: _Judged) -> str:
     return "; ".join(parts)
 
 
-def _recorded(test: Test) -> str:
+def _recorded(test: LitmusTest) -> str:
     return f"{test.recorded} with a data race" if test.recorded_race else test.recorded
 
 

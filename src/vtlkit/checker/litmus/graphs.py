@@ -15,7 +15,7 @@ from vtlkit.checker.litmus.interpreter import Run
 from vtlkit.checker.litmus.judge import Columns, Outcome
 from vtlkit.checker.litmus.primitives import Does, Mark
 from vtlkit.checker.litmus.requests import Barrier, Ended, Fault, Load, Locking, Modify, Store, Tagged
-from vtlkit.checker.litmus.syntax import Address, LitmusError, Place, Register, Scalar, Test
+from vtlkit.checker.litmus.syntax import Address, LitmusError, LitmusTest, Place, Register, Scalar
 from vtlkit.checker.ops import (
     NO_WRITE,
     Await,
@@ -56,7 +56,7 @@ _ORDERS: Final = {
 Script = Generator[Op, Value, Tagged]
 
 
-def explore_test(test: Test, model: str) -> Outcome:
+def explore_test(test: LitmusTest, model: str) -> Outcome:
     """The final states under `model` ("sc", "tso" or "rc11"), and whether plain accesses race.
 
     Raises LitmusError for a test that does what no program may do, that has grace periods where the model has none, or
@@ -83,7 +83,7 @@ def explore_test(test: Test, model: str) -> Outcome:
     return outcome
 
 
-def _final_state(test: Test, execution: Execution) -> dict[Place, Scalar]:
+def _final_state(test: LitmusTest, execution: Execution) -> dict[Place, Scalar]:
     memory, state = execution.memory, dict[Place, Scalar]()
     for place in test.observed:
         if isinstance(place, Register):
@@ -97,7 +97,7 @@ def _final_state(test: Test, execution: Execution) -> dict[Place, Scalar]:
     return state
 
 
-def _columns(test: Test, execution: Execution) -> Columns:
+def _columns(test: LitmusTest, execution: Execution) -> Columns:
     columns: list[list[str]] = [[] for _ in test.threads]
     for step in execution.steps():
         columns[step.thread].append(step.text)
@@ -107,7 +107,7 @@ def _columns(test: Test, execution: Execution) -> Columns:
 class _Translation:
     """A test's threads as generators of operations. `plain` is the order of plain accesses."""
 
-    def __init__(self, test: Test, model: str, plain: Order) -> None:
+    def __init__(self, test: LitmusTest, model: str, plain: Order) -> None:
         self._test = test
         self._model = model
         self._orders = {**_ORDERS, Mark.PLAIN: plain}

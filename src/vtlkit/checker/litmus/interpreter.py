@@ -23,12 +23,12 @@ from vtlkit.checker.litmus.syntax import (
     Expression,
     If,
     LitmusError,
+    LitmusTest,
     Name,
     Number,
     Put,
     Scalar,
     Statement,
-    Test,
     Unary,
 )
 
@@ -76,7 +76,7 @@ _ARITHMETIC: Final[Mapping[str, Callable[[int, int], int]]] = {
 class Run:
     """One run of one thread: a generator, and its registers when that has ended."""
 
-    def __init__(self, test: Test, thread: int) -> None:
+    def __init__(self, test: LitmusTest, thread: int) -> None:
         self._code = test.threads[thread]
         self._sizes = test.sizes
         self._control = 0

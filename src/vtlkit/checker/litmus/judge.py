@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-from vtlkit.checker.litmus.syntax import Place, Scalar, Test, holds
+from vtlkit.checker.litmus.syntax import LitmusTest, Place, Scalar, holds
 
 NEVER: Final = "Never"
 SOMETIMES: Final = "Sometimes"
@@ -48,7 +48,7 @@ class Outcome:
             return NEVER
         return SOMETIMES if self.negative else ALWAYS
 
-    def agrees(self, test: Test) -> bool | None:
+    def agrees(self, test: LitmusTest) -> bool | None:
         """Whether it is what the test records; None where that is nothing that a run can agree with."""
         if test.recorded == NO_EXECUTION:
             return not self.executions
@@ -56,7 +56,7 @@ class Outcome:
             return None
         return test.recorded == self.verdict and (not test.recorded_race or "data-race" in self.flags)
 
-    def add(self, test: Test, state: Mapping[Place, Scalar], witness: Callable[[], Columns]) -> bool:
+    def add(self, test: LitmusTest, state: Mapping[Place, Scalar], witness: Callable[[], Columns]) -> bool:
         """Count an execution that ends in `state`; whether the test's filter keeps it."""
         if test.keep is not None and not holds(test.keep, state):
             return False
@@ -73,7 +73,7 @@ class Outcome:
 MODELS: Final = ("lkmm", "sc", "tso", "rc11")
 
 
-def judge(test: Test, model: str = "lkmm") -> Outcome:
+def judge(test: LitmusTest, model: str = "lkmm") -> Outcome:
     """Search all executions of a test. Raises LitmusError for one that is wrong, too large, or not for this model."""
     if model == "lkmm":
         from vtlkit.checker.litmus.lkmm.search import search

@@ -17,18 +17,18 @@ from vtlkit.checker.litmus.syntax import (
     Either,
     If,
     LitmusError,
+    LitmusTest,
     Not,
     Place,
     Proposition,
     Register,
     Scalar,
     Statement,
-    Test,
     ThreadCode,
 )
 
 
-def parse(text: str) -> Test:
+def parse(text: str) -> LitmusTest:
     """Read a test. Raises LitmusError, which names the line, for what is not one or is not supported."""
     name = _name(text)
     start = body_start(text)
@@ -48,7 +48,7 @@ def parse(text: str) -> Test:
     if cursor.here.kind != END:
         raise cursor.error("nothing expected behind the condition")
     recorded, race = recorded_result(text)
-    test = Test(
+    test = LitmusTest(
         name,
         initial.memory,
         initial.registers,
@@ -308,7 +308,7 @@ def _set_in(statements: tuple[Statement, ...]) -> set[str]:
     return found
 
 
-def _check(test: Test) -> None:
+def _check(test: LitmusTest) -> None:
     """Raises LitmusError where the question names a thread, a register or a variable that is not there."""
     variables = {address.name for address in test.initial}
     variables |= {value.name for value in test.initial.values() if isinstance(value, Address)}

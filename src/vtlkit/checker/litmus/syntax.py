@@ -225,7 +225,7 @@ def places(proposition: Proposition) -> set[Place]:
 
 
 @dataclass(frozen=True, slots=True)
-class Test:
+class LitmusTest:
     """A litmus test.
 
     `quantifier` is "exists", "~exists" or "forall"; `recorded` what the file says of its outcome ("" if nothing), and

@@ -14,7 +14,7 @@ from typing import Final
 
 from vtlkit.checker.litmus.lkmm.events import READS, WRITES, Kind, Trace
 from vtlkit.checker.litmus.lkmm.skeleton import Skeleton
-from vtlkit.checker.litmus.syntax import Address, LitmusError, Scalar, Test
+from vtlkit.checker.litmus.syntax import Address, LitmusError, LitmusTest, Scalar
 
 CANDIDATES_LIMIT: Final = 2_000_000
 """Beyond that a test is not small."""
@@ -36,7 +36,7 @@ class Candidate:
         return self.skeleton.initial[self.skeleton.locations[write]] if event is None else event.value
 
 
-def combinations(test: Test, traces: Sequence[Sequence[Trace]]) -> Iterator[Skeleton]:
+def combinations(test: LitmusTest, traces: Sequence[Sequence[Trace]]) -> Iterator[Skeleton]:
     """One trace for each thread, where every value that is read is written by somebody."""
     wants = [[_wants(trace, test) for trace in choices] for choices in traces]
     gives = [[_gives(trace) for trace in choices] for choices in traces]
@@ -60,7 +60,7 @@ def combinations(test: Test, traces: Sequence[Sequence[Trace]]) -> Iterator[Skel
     yield from extend(0, frozenset(), frozenset())
 
 
-def _wants(trace: Trace, test: Test) -> Wants:
+def _wants(trace: Trace, test: LitmusTest) -> Wants:
     found = {(event.at, event.value) for event in trace.events if event.kind in READS and event.at is not None}
     return frozenset(pair for pair in found if test.initial.get(pair[0], 0) != pair[1])
 

@@ -10,7 +10,7 @@ from typing import Final
 from vtlkit.checker.litmus.interpreter import Run
 from vtlkit.checker.litmus.primitives import Does, Mark
 from vtlkit.checker.litmus.requests import Barrier, Ended, Fault, Load, Locking, Modify, Reads, Request, Store, Tagged
-from vtlkit.checker.litmus.syntax import Address, LitmusError, Scalar, Test
+from vtlkit.checker.litmus.syntax import Address, LitmusError, LitmusTest, Scalar
 
 EVENTS_LIMIT: Final = 64
 """Of one thread."""
@@ -82,7 +82,7 @@ class NeedsValue(Exception):
 class Recorder:
     """Runs a thread with given values for its reads, in program order, and writes down its events."""
 
-    def __init__(self, test: Test, thread: int) -> None:
+    def __init__(self, test: LitmusTest, thread: int) -> None:
         self._test = test
         self._thread = thread
         self._events: list[Event] = []

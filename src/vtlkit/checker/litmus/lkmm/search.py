@@ -9,10 +9,10 @@ from vtlkit.checker.litmus.lkmm.candidates import Candidate, candidates, combina
 from vtlkit.checker.litmus.lkmm.events import Kind
 from vtlkit.checker.litmus.lkmm.model import Lkmm
 from vtlkit.checker.litmus.lkmm.traces import all_traces
-from vtlkit.checker.litmus.syntax import LitmusError, Place, Register, Scalar, Test
+from vtlkit.checker.litmus.syntax import LitmusError, LitmusTest, Place, Register, Scalar
 
 
-def search(test: Test, model: type[Lkmm] = Lkmm) -> Outcome:
+def search(test: LitmusTest, model: type[Lkmm] = Lkmm) -> Outcome:
     """The final states of all candidates that the model allows, and its flags.
 
     Raises LitmusError for a test that does what no program may do (dereferences a number) or that is too large.
@@ -35,7 +35,7 @@ def _refuse_faults(candidate: Candidate) -> None:
             raise LitmusError(trace.fault.line, f"P{trace.thread}: {trace.fault.text}")
 
 
-def _final_state(test: Test, candidate: Candidate) -> dict[Place, Scalar]:
+def _final_state(test: LitmusTest, candidate: Candidate) -> dict[Place, Scalar]:
     state: dict[Place, Scalar] = {}
     for place in test.observed:
         if isinstance(place, Register):

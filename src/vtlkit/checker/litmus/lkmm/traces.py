@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from vtlkit.checker.litmus.lkmm.events import WRITES, NeedsValue, Recorder, Trace, possible
-from vtlkit.checker.litmus.syntax import Address, LitmusError, Scalar, Test
+from vtlkit.checker.litmus.syntax import Address, LitmusError, LitmusTest, Scalar
 
 TRACES_LIMIT: Final = 20_000
 """Of one thread: beyond that a test is not small."""
@@ -14,7 +14,7 @@ TRACES_LIMIT: Final = 20_000
 Values = dict[Address, list[Scalar]]
 
 
-def all_traces(test: Test) -> list[list[Trace]]:
+def all_traces(test: LitmusTest) -> list[list[Trace]]:
     """For each thread its traces, in which reads find what some thread might have written.
 
     What might be written depends on what is read: rounds, until nothing is new. A value that is really read comes by a
@@ -50,7 +50,7 @@ def _written(found: list[list[Trace]], values: Values) -> bool:
     return new
 
 
-def _of_thread(test: Test, thread: int, values: Values) -> list[Trace]:
+def _of_thread(test: LitmusTest, thread: int, values: Values) -> list[Trace]:
     recorder = Recorder(test, thread)
     found: list[Trace] = []
     todo: list[tuple[Scalar, ...]] = [()]
