@@ -23,9 +23,9 @@ HEADER = """\
 Generated on {date} by `make litmus LITMUS=dir`{origin}; do not edit.
 
 One row is one test: what its file records, and whether its condition comes true never, sometimes or always under each
-model. A **bold** result is not the recorded one: that is an error for lkmm, which the records are of, and what a model is
-for the others. "refused" is a grace period under a model that has none ([LIMITS.md](LIMITS.md)). Flags are lkmm's; the time
-is that of lkmm, reading the file included, on one core of the machine that wrote this page.
+model. A **bold** result is not the recorded one: an error for lkmm, which the records are of, and what makes a model
+another one. "refused" is a grace period under a model that has none ([LIMITS.md](LIMITS.md)). Flags are lkmm's; the
+time is that of lkmm, reading the file included, on one core of the machine that wrote this page.
 """
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Final
 
-from vtlkit.checker.litmus.lkmm.events import READS, WRITES, Kind, Trace
+from vtlkit.checker.litmus.lkmm.events import READS, WRITES, Kind, Trace, pattern
 from vtlkit.checker.litmus.lkmm.skeleton import Skeleton
 from vtlkit.checker.litmus.syntax import Address, LitmusError, LitmusTest, Scalar
 
@@ -43,19 +43,32 @@ def combinations(test: LitmusTest, traces: Sequence[Sequence[Trace]]) -> Iterato
     later: list[Wants] = [frozenset()] * (len(traces) + 1)
     for thread in range(len(traces) - 1, -1, -1):
         later[thread] = later[thread + 1].union(*gives[thread])
+    patterns = [[pattern(trace) for trace in choices] for choices in traces]
+    known: dict[tuple[object, ...], int] = {}
+    numbers = [[known.setdefault(each, len(known)) for each in choices] for choices in patterns]
+    made: dict[tuple[int, ...], Skeleton] = {}
     chosen: list[Trace] = []
+    shape: list[int] = []
 
     def extend(thread: int, wanted: Wants, given: Wants) -> Iterator[Skeleton]:
         if thread == len(traces):
-            yield Skeleton(tuple(chosen), test.initial)
+            first = made.get(tuple(shape))
+            if first is None:
+                first = made[tuple(shape)] = Skeleton(tuple(chosen), test.initial)
+                yield first
+            else:
+                yield first.like(tuple(chosen))
             return
-        for trace, wants_too, gives_too in zip(traces[thread], wants[thread], gives[thread], strict=True):
+        choices = zip(traces[thread], numbers[thread], wants[thread], gives[thread], strict=True)
+        for trace, number, wants_too, gives_too in choices:
             now = given | gives_too
             left = (wanted | wants_too) - now
             if left <= later[thread + 1]:
                 chosen.append(trace)
+                shape.append(number)
                 yield from extend(thread + 1, left, now)
                 chosen.pop()
+                shape.pop()
 
     yield from extend(0, frozenset(), frozenset())
 
@@ -98,7 +111,7 @@ def _at_location(skeleton: Skeleton, at: Address) -> Iterator[_Solution]:
             accesses[skeleton.thread[number]].append(number)
     accesses = [numbers for numbers in accesses if numbers]
     writes = [[number for number in numbers if skeleton.w >> number & 1] for numbers in accesses]
-    for order in _interleavings([numbers for numbers in writes if numbers]):
+    for order in _interleavings(skeleton, [numbers for numbers in writes if numbers], skeleton.init[at]):
         co = (skeleton.init[at], *order)
         place = {number: index for index, number in enumerate(co)}
         sources = [list(_sources(skeleton, numbers, co, place)) for numbers in accesses]
@@ -109,15 +122,24 @@ def _at_location(skeleton: Skeleton, at: Address) -> Iterator[_Solution]:
             yield co, rf
 
 
-def _interleavings(sequences: Sequence[Sequence[int]]) -> Iterator[tuple[int, ...]]:
+def _interleavings(skeleton: Skeleton, sequences: Sequence[Sequence[int]], last: int) -> Iterator[tuple[int, ...]]:
+    """Orders in which what an atomic write stands behind has the value that its read found."""
     if not any(sequences):
         yield ()
         return
     for index, sequence in enumerate(sequences):
-        if sequence:
+        if sequence and _fits(skeleton, sequence[0], last):
             rest = [*sequences[:index], sequence[1:], *sequences[index + 1 :]]
-            for order in _interleavings(rest):
+            for order in _interleavings(skeleton, rest, sequence[0]):
                 yield (sequence[0], *order)
+
+
+def _fits(skeleton: Skeleton, write: int, last: int) -> bool:
+    event = skeleton.events[write]
+    if event is None or event.rmw < 0:
+        return True
+    found = skeleton.events[skeleton.starts[skeleton.thread[write]] + event.rmw]
+    return found is not None and found.value == _value(skeleton, last)
 
 
 def _sources(

@@ -70,6 +70,16 @@ class Trace:
     fault: Fault | None = None
 
 
+def pattern(trace: Trace) -> tuple[object, ...]:
+    """Equal for traces that differ in the values of accesses alone."""
+    return tuple([_pattern(event) for event in trace.events])
+
+
+def _pattern(event: Event) -> tuple[object, ...]:
+    index = event.value if event.kind is Kind.FENCE else None
+    return event.kind, event.at, event.mark, event.reads, event.rmw, event.atomic, event.fence, index
+
+
 class NeedsValue(Exception):
     """A run has come to a read for which no value was given: the location, and whether it is a lock's word."""
 

@@ -8,8 +8,9 @@ from vtlkit.checker.litmus.judge import Columns, Outcome
 from vtlkit.checker.litmus.lkmm.candidates import Candidate, candidates, combinations
 from vtlkit.checker.litmus.lkmm.events import Kind
 from vtlkit.checker.litmus.lkmm.model import Lkmm
+from vtlkit.checker.litmus.lkmm.skeleton import Skeleton
 from vtlkit.checker.litmus.lkmm.traces import all_traces
-from vtlkit.checker.litmus.syntax import LitmusError, LitmusTest, Place, Register, Scalar
+from vtlkit.checker.litmus.syntax import LitmusError, LitmusTest, Place, Register, Scalar, holds, places
 
 
 def search(test: LitmusTest, model: type[Lkmm] = Lkmm) -> Outcome:
@@ -18,7 +19,11 @@ def search(test: LitmusTest, model: type[Lkmm] = Lkmm) -> Outcome:
     Raises LitmusError for a test that does what no program may do (dereferences a number) or that is too large.
     """
     outcome = Outcome("lkmm", test.observed)
+    # What a filter says of registers alone is known before rf and co.
+    early = test.keep if test.keep is not None and all(isinstance(at, Register) for at in places(test.keep)) else None
     for skeleton in combinations(test, all_traces(test)):
+        if early is not None and not holds(early, _registers(test, skeleton)):
+            continue
         for candidate in candidates(skeleton):
             allowed = model(candidate)
             if allowed.broken:
@@ -35,12 +40,20 @@ def _refuse_faults(candidate: Candidate) -> None:
             raise LitmusError(trace.fault.line, f"P{trace.thread}: {trace.fault.text}")
 
 
+def _registers(test: LitmusTest, skeleton: Skeleton) -> dict[Place, Scalar]:
+    return {
+        place: skeleton.traces[place.thread].registers.get(place.name, 0)
+        for place in test.observed
+        if isinstance(place, Register)
+    }
+
+
 def _final_state(test: LitmusTest, candidate: Candidate) -> dict[Place, Scalar]:
-    state: dict[Place, Scalar] = {}
+    state = _registers(test, candidate.skeleton)
     for place in test.observed:
         if isinstance(place, Register):
-            state[place] = candidate.skeleton.traces[place.thread].registers.get(place.name, 0)
-        elif place in candidate.co:
+            continue
+        if place in candidate.co:
             state[place] = candidate.value(candidate.co[place][-1])
         else:
             state[place] = test.initial.get(place, 0)

@@ -6,6 +6,7 @@ Events are numbered: first the initial writes, one for each location that is acc
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from functools import cached_property
 
 from vtlkit.checker.litmus.lkmm.events import READS, WRITES, Event, Kind, Trace
@@ -36,8 +37,16 @@ class Skeleton:
         self.size = len(self.events)
         self.all = (1 << self.size) - 1
         self.iw = (1 << len(self.locations)) - 1
+        self._fencerels: dict[tuple[str, ...], Relation] = {}
         self._sets()
         self._dependencies()
+
+    def like(self, traces: Sequence[Trace]) -> Skeleton:
+        """The same for traces that differ in values alone. What this one has worked out need not be again."""
+        other = copy(self)
+        other.traces = traces
+        other.events = self.events[: len(self.locations)] + [event for trace in traces for event in trace.events]
+        return other
 
     def numbered(self) -> Iterator[tuple[int, Event]]:
         """Number and event, initial writes left out."""
@@ -124,7 +133,10 @@ class Skeleton:
 
     def fencerel(self, *kinds: str) -> Relation:
         """Pairs with such a fence between them."""
-        return self.around(self.fence_set(*kinds))
+        found = self._fencerels.get(kinds)
+        if found is None:
+            found = self._fencerels[kinds] = self.around(self.fence_set(*kinds))
+        return found
 
     def around(self, events: int) -> Relation:
         """Pairs with one of these events between them."""
