@@ -104,6 +104,12 @@ def test_somebody_waits_for_ever(tmp_path: Path) -> None:
     ("text", "complaint"),
     [
         ("C bad\n{}\nP0(int *x)\n{\n\tfoo(x);\n}\nexists (x=1)\n", "bad.litmus:5: foo() is no primitive"),
+        (
+            "C bad\n{}\nP0(int *x) { int r0 = " + "(" * 5000,
+            "bad.litmus: statements or expressions are nested too deeply",
+        ),
+        ("C bad\n{ x = " + "9" * 5000 + "; }\n", "bad.litmus:2: a number of more than 20 digits"),
+        ("C bad\n{}\nP0(int *x) { }\nexists (0x0:r0=1)\n", "bad.litmus: 0:r0: P0 has no register r0"),
         ("X86 bad\n", "bad.litmus:1: no litmus test in C"),
         ("", "bad.litmus:1: the file is empty"),
         ("C bad\n{}\nP0(int *x) { }\nexists (y=1)\n", "bad.litmus: y: there is no shared variable y"),

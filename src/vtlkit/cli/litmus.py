@@ -103,6 +103,8 @@ def _judged(path: Path, model: str) -> _Judged:
         outcome = judge(test, model)
     except LitmusError as error:
         raise BadInput(COMMAND, f"{path}:{error.line}: {error}" if error.line else f"{path}: {error}") from None
+    except RecursionError:
+        raise BadInput(COMMAND, f"{path}: statements or expressions are nested too deeply") from None
     return _Judged(path, test, outcome, time.perf_counter() - start)
 
 

@@ -193,7 +193,7 @@ def test_a_broken_test_is_a_complaint_and_no_crash(name: str, data: st.DataObjec
     text = (FOLDER / f"{name}.litmus").read_text()
     start = data.draw(st.integers(0, len(text)))
     end = data.draw(st.integers(start, min(start + 12, len(text))))
-    put = data.draw(st.text(alphabet="(){}*;=~:/\\ \nPx01if", max_size=4))
+    put = data.draw(st.text(alphabet="(){}*;=~:/\\ \nPx0129if[]&", max_size=4))
     broken = text[:start] + put + text[end:]
     try:
         parse(broken)

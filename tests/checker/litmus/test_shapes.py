@@ -112,6 +112,9 @@ def test_who_never_gets_the_lock_has_no_execution() -> None:
         ("int r0 = srcu_read_lock(s); srcu_read_unlock(s, r0 + 1);", "srcu-bad-nesting"),
         ("rcu_read_lock(); synchronize_srcu(s); rcu_read_unlock();", "invalid-sleep"),
         ("*x = 1; WRITE_ONCE(*x, 2);", "mixed-accesses"),
+        ("spin_unlock(l);", "unmatched-unlock"),
+        ("spin_lock(l); spin_unlock(l); spin_unlock(l);", "unmatched-unlock"),
+        ("int r0 = READ_ONCE(*l); spin_lock(l);", "mixed-lock-accesses"),
     ],
 )
 def test_flags(thread: str, flag: str) -> None:
@@ -151,8 +154,13 @@ def test_what_no_program_may_do(model: str, thread: str, complaint: str) -> None
 
 def test_a_test_that_is_too_large_is_refused() -> None:
     thread = "\n".join(f"int r{number} = atomic_add_return(1, x);" for number in range(9))
-    with pytest.raises(LitmusError, match="too many for --model lkmm"):
+    with pytest.raises(LitmusError, match="possible runs: too many for --model lkmm"):
         judge(written(*[thread] * 3))
+    thread = "\n".join(f"WRITE_ONCE(*x, {number});" for number in range(4))
+    with pytest.raises(LitmusError, match="candidate executions: too many for --model lkmm"):
+        judge(written(*[thread] * 6))
+    with pytest.raises(LitmusError, match="more than 64 events"):
+        judge(written(thread * 17))
 
 
 @pytest.mark.skipif(KERNEL not in os.environ, reason=f"{KERNEL} names no tools/memory-model/litmus-tests of a kernel")

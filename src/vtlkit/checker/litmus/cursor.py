@@ -36,6 +36,8 @@ _TYPES: Final = frozenset(
     ]
 )
 
+_DIGITS_LIMIT: Final = 20
+
 
 class Cursor:
     """Moves over the words of one test, from the first to END."""
@@ -94,6 +96,8 @@ class Cursor:
         negative = self.accept("-")
         if self.here.kind != NUMBER:
             raise self.error("a number expected")
+        if len(self.here.text) > _DIGITS_LIMIT:
+            raise LitmusError(self.line, f"a number of more than {_DIGITS_LIMIT} digits")
         text = self.take().text
         value = int(text, 16 if text[:2] in ("0x", "0X") else 10)
         return -value if negative else value

@@ -179,13 +179,13 @@ def _address(cursor: Cursor) -> Address:
 
 
 def _is_thread(text: str) -> bool:
-    return text[:1] == "P" and text[1:].isdecimal()
+    return text[:1] == "P" and text[1:].isdecimal() and len(text) < 5
 
 
 def _register(cursor: Cursor) -> Register:
-    text = cursor.take().text.removeprefix("P")
+    number = int(cursor.take().text[1:]) if cursor.here.kind == NAME else cursor.integer()
     cursor.expect(":", "between a thread's number and its register")
-    return Register(int(text), cursor.name("the name of a register"))
+    return Register(number, cursor.name("the name of a register"))
 
 
 def _threads(cursor: Cursor) -> tuple[ThreadCode, ...]:

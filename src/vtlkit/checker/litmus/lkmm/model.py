@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import cached_property
 
 from vtlkit.checker.litmus.lkmm.candidates import Candidate
+from vtlkit.checker.litmus.lkmm.plain import Plain
 from vtlkit.checker.litmus.lkmm.relations import (
     Relation,
     between,
@@ -248,18 +249,15 @@ class Lkmm:
     @property
     def plain_coherence(self) -> bool:
         """Whether what is ordered between plain accesses agrees with rf, co and fr."""
-        if not self.skeleton.plain:
-            return True
-        from vtlkit.checker.litmus.lkmm.plain import Plain
+        return not self.skeleton.plain or self.plain.coherent
 
-        return Plain(self).coherent
+    @cached_property
+    def plain(self) -> Plain:
+        """What is said of plain accesses."""
+        return Plain(self)
 
     @property
     def flags(self) -> set[str]:
         """What a reader has to know of an execution that can happen: races, and RCU sections that do not fit."""
-        found = set(self.skeleton.sections.flags)
-        if self.skeleton.plain:
-            from vtlkit.checker.litmus.lkmm.plain import Plain
-
-            found |= Plain(self).flags
-        return found
+        found = self.skeleton.sections.flags | self.skeleton.lock_flags
+        return found | self.plain.flags if self.skeleton.plain else found

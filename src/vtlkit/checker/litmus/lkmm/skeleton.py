@@ -14,6 +14,8 @@ from vtlkit.checker.litmus.lkmm.relations import Relation, bits, compose, empty,
 from vtlkit.checker.litmus.primitives import Mark
 from vtlkit.checker.litmus.syntax import Address, Scalar
 
+_OF_LOCKS = frozenset((Kind.LOCK_READ, Kind.LOCK_WRITE, Kind.UNLOCK, Kind.LOCK_SEEN, Kind.FREE_SEEN))
+
 
 class Skeleton:
     """Sets have the published model's names, in lower case: `m` accesses, `r` reads, `w` writes, `iw` initial ones."""
@@ -151,6 +153,24 @@ class Skeleton:
     def po_rel(self) -> Relation:
         """From what goes before a release to it."""
         return to_set(from_set(self.m, self.po), self.release)
+
+    @cached_property
+    def lock_flags(self) -> set[str]:
+        """What is wrong with the use of locks: released while not held, or accessed as no lock is."""
+        found: set[str] = set()
+        held: set[tuple[int, Address | None]] = set()
+        locks = {event.at for _, event in self.numbered() if event.kind in _OF_LOCKS}
+        for number, event in self.numbered():
+            key = self.thread[number], event.at
+            if event.kind is Kind.LOCK_WRITE:
+                held.add(key)
+            elif event.kind is Kind.UNLOCK:
+                if key not in held:
+                    found.add("unmatched-unlock")
+                held.discard(key)
+            elif event.kind in (Kind.READ, Kind.WRITE) and event.at in locks:
+                found.add("mixed-lock-accesses")
+        return found
 
     @cached_property
     def sections(self) -> Sections:
