@@ -128,6 +128,13 @@ def test_sections_that_fit_have_no_flag() -> None:
     assert judge(written("*x = 1; smp_mb(); WRITE_ONCE(*x, 2);")).flags == set()
 
 
+def test_the_index_of_a_section_is_no_other_value() -> None:
+    thread = "".join(f"int r{n}; r{n} = srcu_read_lock(s); srcu_read_unlock(s, r{n});" for n in range(2))
+    found = judge(written(thread, thread, condition="locations [0:r0; 0:r1; 1:r0; 1:r1] exists (true)"))
+    ((state, _),) = found.states.items()
+    assert len({0, 1, 2, *state}) == 7
+
+
 @pytest.mark.parametrize("model", ["tso", "rc11"])
 def test_grace_periods_are_refused_where_there_are_none(model: str) -> None:
     with pytest.raises(LitmusError, match="no grace periods") as caught:

@@ -80,7 +80,7 @@ class Run:
         self._code = test.threads[thread]
         self._sizes = test.sizes
         self._control = 0
-        self._locks = thread << 16
+        self._locks = (thread + 1) << 16
         self.registers: dict[str, Tagged] = {
             place.name: Tagged(value) for place, value in test.registers.items() if place.thread == thread
         }
@@ -169,7 +169,7 @@ class Run:
                 yield Barrier(primitive.fence, at, operands[0].value if operands else 0, line)
                 return Tagged(0)
             case Does.SRCU_LOCK:
-                # Every section has an index of its own: a wrong one at the end is seen.
+                # Every section has an index that no other value is: a wrong one at the end is seen.
                 self._locks += 1
                 yield Barrier(primitive.fence, self._place(pointers[0], line), self._locks, line)
                 return Tagged(self._locks)
