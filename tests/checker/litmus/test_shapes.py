@@ -9,6 +9,7 @@ import pytest
 
 from tests.checker.litmus.rig import SHAPES, disagrees, outcome, shape, written
 from vtlkit.checker.litmus.judge import ALWAYS, NEVER, SOMETIMES, judge
+from vtlkit.checker.litmus.lkmm import candidates, traces
 from vtlkit.checker.litmus.lkmm.model import Lkmm
 from vtlkit.checker.litmus.parser import parse
 from vtlkit.checker.litmus.syntax import LitmusError, holds
@@ -159,8 +160,10 @@ def test_what_no_program_may_do(model: str, thread: str, complaint: str) -> None
         judge(written(thread, initial="int *y = &x;"), model)
 
 
-def test_a_test_that_is_too_large_is_refused() -> None:
-    thread = "\n".join(f"int r{number} = atomic_add_return(1, x);" for number in range(9))
+def test_a_test_that_is_too_large_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(traces, "TRACES_LIMIT", 100)
+    monkeypatch.setattr(candidates, "CANDIDATES_LIMIT", 100)
+    thread = "\n".join(f"int r{number} = atomic_add_return(1, x);" for number in range(4))
     with pytest.raises(LitmusError, match="possible runs: too many for --model lkmm"):
         judge(written(*[thread] * 3))
     thread = "\n".join(f"WRITE_ONCE(*x, {number});" for number in range(4))
