@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from vtlkit.checker.graphs.parallel import Slots
 from vtlkit.checker.graphs.report import Exploration, Failing
 from vtlkit.checker.graphs.report import Verdict as Found
 from vtlkit.checker.graphs.runs import Run
@@ -39,6 +40,7 @@ def search_graphs(
     progress: Callable[[Result], object] | None = None,
     limit: int | None = None,
     events_limit: int = EVENTS_LIMIT,
+    slots: Slots | None = None,
 ) -> Result:
     """Search all executions of a program; `limit` is a number of them.
 
@@ -62,13 +64,14 @@ def search_graphs(
         explore(
             program,
             model,
-            visit=visit if progress is not None else None,
+            visit=visit if progress is not None and slots is None else None,
             progress=tell,
             deadlock_is_failure=True,
             limit=limit,
             events_limit=events_limit,
             keep_looking=KEEP_LOOKING,
             into=found,
+            slots=slots,
         )
         if found.verdict is Found.HOLDS:
             result.verdict = Verdict.PROVED

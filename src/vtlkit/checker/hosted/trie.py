@@ -17,7 +17,7 @@ class SharedData(AssertionError):
 class Point:
     """A task that has been told `results()` and is about to do `op`, once that is known."""
 
-    __slots__ = ("children", "depth", "number", "op", "parent", "result", "round", "task", "where")
+    __slots__ = ("_key", "children", "depth", "number", "op", "parent", "result", "round", "task", "where")
 
     def __init__(self, number: int, task: str, parent: Point | None, result: Value) -> None:
         self.number = number
@@ -30,6 +30,14 @@ class Point:
         self.round: bool | None = None
         """Whether it has gone round without being told anything new; None: not looked at yet."""
         self.children: dict[Value, Point] = {}
+        self._key: int | None = None
+
+    @property
+    def key(self) -> int:
+        """A number that is the same in every process that was forked off this one."""
+        if self._key is None:
+            self._key = hash((self.task, self.parent.key if self.parent is not None else 0, _keyed(self.result)))
+        return self._key
 
     def child(self, result: Value) -> Point:
         """The point behind a result of `op`."""
@@ -73,6 +81,16 @@ class Point:
                 f"task '{self.task}' {describe(op)}, where it once {describe(self.op)} after being told the same: what "
                 "tasks share must be a cell, a bitmap, a queue, or protected by a lock of the host"
             )
+
+
+def _keyed(value: object) -> Value:
+    """A value with the keys of points in their place."""
+    if isinstance(value, Point):
+        return value.key
+    if isinstance(value, tuple):
+        return tuple([_keyed(item) for item in value])
+    after = getattr(value, "after", None)
+    return (value.count, after.key) if isinstance(after, Point) else value  # type: ignore[attr-defined, return-value]
 
 
 def signature(op: Op | Done) -> tuple[object, ...]:
