@@ -18,8 +18,6 @@ from vtlkit.checker.result import Counterexample, ProblemKind, Result, Verdict, 
 ENGINE: Final = "graphs"
 KEEP_LOOKING: Final = 2000
 """Graphs that are looked at after the first failure, for a shorter one."""
-TELL_EVERY: Final = 100
-"""Complete executions between two calls of `progress`."""
 
 
 class _Memory(dict[Location, Value]):
@@ -55,16 +53,11 @@ def search_graphs(
         if progress is not None:
             progress(result)
 
-    def visit(_execution: object) -> None:
-        if not found.executions % TELL_EVERY:
-            tell(found)
-
     tell(found)
     try:
         explore(
             program,
             model,
-            visit=visit if progress is not None and slots is None else None,
             progress=tell,
             deadlock_is_failure=True,
             limit=limit,

@@ -20,7 +20,7 @@ from vtlkit.checker.graphs.report import Execution, Exploration, Failing, Verdic
 from vtlkit.checker.graphs.unfolding import EVENTS_LIMIT, FENCE, READ, RMW_WRITE, WRITE, Node, Unfolding
 from vtlkit.checker.program import Program
 
-PROGRESS_EVERY: Final = 1000
+PROGRESS_EVERY: Final = 100
 """Graphs between two calls of `progress`."""
 
 
@@ -85,7 +85,7 @@ class Search:
         self.keys: set[tuple[object, ...]] | None = None
         self.keep_looking = 0
 
-    def run(self, slots: Slots | None) -> None:
+    def run(self, slots: Slots | None = None) -> None:
         todo = self.todo
         result = self.result
         while todo and result.verdict is Verdict.HOLDS:

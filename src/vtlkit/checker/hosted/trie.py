@@ -90,7 +90,7 @@ def _keyed(value: object) -> Value:
     if isinstance(value, tuple):
         return tuple([_keyed(item) for item in value])
     after = getattr(value, "after", None)
-    return (value.count, after.key) if isinstance(after, Point) else value  # type: ignore[attr-defined, return-value]
+    return (value.count, after.key) if isinstance(after, Point) else value  # type: ignore[attr-defined]
 
 
 def signature(op: Op | Done) -> tuple[object, ...]:
