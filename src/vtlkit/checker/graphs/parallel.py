@@ -90,13 +90,16 @@ def search_on_processes(search: Search, slots: Slots, tell: Callable[[int, int, 
         _share(search.todo)
         sys.stdout.flush()
         sys.stderr.flush()
+        # Ctrl-C is the caller's to answer, from the first moment: the child ignores it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         child = _fork()
         if not child:
-            os.close(source)
             os.setpgid(0, 0)
+            os.close(source)
             worker.run()
         os.close(sink)
         try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             if not _listen(source, tell):
                 return False
             program = search.todo[0].unfolding.program
@@ -151,8 +154,8 @@ class _Worker:
 
     def run(self) -> None:
         """Search the stack, and end the process."""
-        # Ctrl-C is the caller's to answer; nobody waits for those that have ended.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        # Nobody waits for those that have ended.
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)
         status = 1
         try:
