@@ -1,9 +1,9 @@
 """`vtlkit check` against SPIN: one proof from a command to its answer, as whole processes.
 
-SPIN needs three: it writes a verifier, a compiler makes a program of that, and the program runs. Its models are not part
-of this project: VTLKIT_SPIN_MODELS names a directory with kvm_block.pml, tlb_inhibit.pml and kick_all.pml, whose threads
-beside the first are counted by -DW, -DF and -DN. Two models of one protocol have steps of their own, so numbers of
-states differ; what is compared is how long somebody waits.
+SPIN needs three: it writes a verifier, a compiler makes a program of that, and the program runs. Its models are not
+part of this project: VTLKIT_SPIN_MODELS names a directory with kvm_block.pml, tlb_inhibit.pml and kick_all.pml, whose
+threads beside the first are counted by -DW, -DF and -DN. Two models of one protocol have steps of their own, so numbers
+of states differ; what is compared is how long somebody waits.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Final
 
 from vtlkit.checker.hosted.book import Book
-from vtlkit.checker.hosted.common import Common
+from vtlkit.checker.hosted.common import Common, Globals
 from vtlkit.checker.hosted.host import CheckHost
 from vtlkit.checker.hosted.identity import identity_of
 from vtlkit.checker.hosted.sections import Diverged
@@ -147,6 +147,7 @@ class HostedProgram:
         functions = [runner.function for runner in world.runners]
         if self._book.walks:
             world.objects.walk(functions)
+        world.globals = Globals(functions)
         if not self._book.causal:
             world.common = Common(functions)
         return world
