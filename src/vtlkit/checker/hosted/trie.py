@@ -17,7 +17,7 @@ class SharedData(AssertionError):
 class Point:
     """A task that has been told `results()` and is about to do `op`, once that is known."""
 
-    __slots__ = ("_key", "children", "depth", "number", "op", "parent", "result", "round", "task", "where")
+    __slots__ = ("children", "depth", "key", "number", "op", "parent", "result", "round", "task", "where")
 
     def __init__(self, number: int, task: str, parent: Point | None, result: Value) -> None:
         self.number = number
@@ -30,14 +30,8 @@ class Point:
         self.round: bool | None = None
         """Whether it has gone round without being told anything new; None: not looked at yet."""
         self.children: dict[Value, Point] = {}
-        self._key: int | None = None
-
-    @property
-    def key(self) -> int:
-        """A number that is the same in every process that was forked off this one."""
-        if self._key is None:
-            self._key = hash((self.task, self.parent.key if self.parent is not None else 0, _keyed(self.result)))
-        return self._key
+        self.key = hash((task, 0 if parent is None else parent.key, _keyed(result)))
+        """The same in every process that was forked off one."""
 
     def child(self, result: Value) -> Point:
         """The point behind a result of `op`."""
