@@ -30,7 +30,7 @@ class Point:
         self.round: bool | None = None
         """Whether it has gone round without being told anything new; None: not looked at yet."""
         self.children: dict[Value, Point] = {}
-        self.key = hash((task, 0 if parent is None else parent.key, _keyed(result)))
+        self.key: int = hash((task, 0 if parent is None else parent.key, _keyed(result)))
         """The same in every process that was forked off one."""
 
     def child(self, result: Value) -> Point:
