@@ -11,6 +11,8 @@ from vtlkit.checker.reasons import explained
 from vtlkit.checker.result import Result, Verdict
 
 if TYPE_CHECKING:
+    from vtlkit.checker.graphs.parallel import Slots
+
     Build = Callable[[str], Program]
 
 MODELS: Final = ("sc", "tso", "rc11")
@@ -52,16 +54,18 @@ def check(
     engine: str | None = None,
     limits: Limits | None = None,
     progress: Callable[[Result], object] | None = None,
+    slots: Slots | None = None,
 ) -> Result:
     """Look at all that a program can do under a model: "sc", "tso" or "rc11".
 
     `program` may be a function from the model to the program. `engine` is "states", "graphs", or None (or "auto") for
     the one that suits the model. `progress` is given the result while it grows, for the first time before the search.
+    `slots`: processors to use beside this one, by a search over graphs that takes long.
     Raises ValueError as `engine_for`, and what the program itself raises.
     """
     chosen, limits = engine_for(model, engine), limits or Limits()
     made = program(model) if not hasattr(program, "next_op") else cast(Program, program)
-    result = _searched(made, model, _suited(made, chosen, engine), limits, progress)
+    result = _searched(made, model, _suited(made, chosen, engine), limits, progress, slots)
     if result.counterexample is not None:
         result.counterexample = explained(result.counterexample, result.names)
     return result
@@ -75,13 +79,18 @@ def _suited(program: Program, chosen: str, wanted: str | None) -> str:
 
 
 def _searched(
-    program: Program, model: str, engine: str, limits: Limits, progress: Callable[[Result], object] | None
+    program: Program,
+    model: str,
+    engine: str,
+    limits: Limits,
+    progress: Callable[[Result], object] | None,
+    slots: Slots | None,
 ) -> Result:
     """The search, as often as the program learns something about itself."""
     while True:
         _hook(program, "prepare", engine)
         try:
-            result = _search(program, model, engine, limits, progress)
+            result = _search(program, model, engine, limits, progress, slots)
             _hook(program, "finish")
         except Again:
             _hook(program, "again")
@@ -97,12 +106,17 @@ def _searched(
 
 
 def _search(
-    program: Program, model: str, engine: str, limits: Limits, progress: Callable[[Result], object] | None
+    program: Program,
+    model: str,
+    engine: str,
+    limits: Limits,
+    progress: Callable[[Result], object] | None,
+    slots: Slots | None,
 ) -> Result:
     if engine == "graphs":
         from vtlkit.checker.graphs.results import search_graphs
 
-        return search_graphs(program, model, progress=progress, limit=limits.count)
+        return search_graphs(program, model, progress=progress, limit=limits.count, slots=slots)
     return _search_states(program, model, limits, progress)
 
 

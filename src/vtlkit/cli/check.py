@@ -14,6 +14,7 @@ from vtlkit.cli.status import BadInput, Status, complain
 from vtlkit.cli.words import word_parser
 
 if TYPE_CHECKING:
+    from vtlkit.checker.check import Limits
     from vtlkit.cli.check_runs import Outcome
 
 _BROKEN: Final = 1
@@ -43,6 +44,12 @@ def check(
             parser=parse_bytes, metavar="SIZE", help="Give up at so many bytes of states; half of the RAM if not given."
         ),
     ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs", min=1, max=1024, metavar="N", help="Processes at a time; as many as processors if not given."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     names_only: Annotated[bool, typer.Option("--list", help="Only list the protocols.")] = False,
     token: Annotated[str | None, typer.Option("--replay", metavar="TOKEN", help="Find a counterexample again.")] = None,
@@ -59,8 +66,10 @@ def check(
     """
     if names_only:
         return _list(as_json)
+    from vtlkit.checker.check import Limits
+
     jobs = _jobs(words or [], Wish(variant, None if models is None else parse_models(models), engine), token)
-    return _check(jobs, limit, memory, as_json, trace, show_progress)
+    return _check(jobs, Limits(limit, memory or _half_of_memory()), processes, as_json, trace, show_progress)
 
 
 def _list(as_json: bool) -> int:
@@ -83,9 +92,8 @@ def _jobs(words: list[str], wish: Wish, token: str | None) -> list[Job]:
 
 
 def _check(
-    jobs: list[Job], limit: int | None, memory: int | None, as_json: bool, trace: str | None, show_progress: bool
+    jobs: list[Job], limits: Limits, processes: int | None, as_json: bool, trace: str | None, show_progress: bool
 ) -> int:
-    from vtlkit.checker.check import Limits
     from vtlkit.cli.check_progress import shown
     from vtlkit.cli.check_runs import run_jobs
 
@@ -95,7 +103,7 @@ def _check(
 
         trace_file = CounterexampleFile(trace)
     with shown(show_progress) as watcher:
-        outcomes, interrupted = run_jobs(jobs, Limits(limit, memory or _half_of_memory()), watcher)
+        outcomes, interrupted = run_jobs(jobs, limits, watcher, processes)
     from vtlkit.cli.check_report import print_json, print_outcomes
 
     if as_json:

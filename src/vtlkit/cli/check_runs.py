@@ -9,7 +9,7 @@ import os
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from multiprocessing.context import ForkProcess
 
     from vtlkit.checker.check import Limits
+    from vtlkit.checker.graphs.parallel import Slots
     from vtlkit.checker.result import Result
 
 QUICK_SECONDS: Final = 0.1
@@ -62,27 +63,45 @@ class _Slow(Exception):
     """This one takes longer than QUICK_SECONDS."""
 
 
-def run_jobs(jobs: list[Job], limits: Limits, watcher: Watcher) -> tuple[list[Outcome], bool]:
-    """An outcome for each job, and whether Ctrl-C ended it.
+def processors() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def run_jobs(
+    jobs: list[Job], limits: Limits, watcher: Watcher, processes: int | None = None
+) -> tuple[list[Outcome], bool]:
+    """An outcome for each job, and whether Ctrl-C ended it. `processes`: at most so many at a time; None: processors.
 
     Raises BadInput: a user's file, or sizes that cannot be.
     """
     outcomes = [Outcome(job) for job in jobs]
-    side_by_side = len(os.sched_getaffinity(0)) > 1
+    processes = processes or processors()
+    slots = _slots(processes - 1)
     try:
         for index, outcome in enumerate(outcomes):
             more = index + 1 < len(outcomes)
             try:
-                _run(outcome, limits, watcher, QUICK_SECONDS if more and side_by_side else None)
+                patience = QUICK_SECONDS if more and processes > 1 else None
+                _run(outcome, limits, watcher, patience, None if patience else slots)
             except _Slow:
-                _run_on_processes(outcomes[index:], limits, watcher)
+                _run_on_processes(outcomes[index:], limits, watcher, slots)
                 break
     except KeyboardInterrupt:
         return outcomes, True
     return outcomes, False
 
 
-def _run(outcome: Outcome, limits: Limits, watcher: Watcher, patience: float | None) -> None:
+def _slots(count: int) -> Slots | None:
+    """Processors beside the one that is used already."""
+    if not count:
+        return None
+    from vtlkit.checker.graphs.parallel import Slots
+
+    return Slots(count)
+
+
+def _run(outcome: Outcome, limits: Limits, watcher: Watcher, patience: float | None, slots: Slots | None) -> None:
     begin = time.perf_counter()
 
     def progress(result: Result) -> None:
@@ -92,13 +111,13 @@ def _run(outcome: Outcome, limits: Limits, watcher: Watcher, patience: float | N
             raise _Slow
         watcher.known(outcome)
 
-    outcome.result = _search(outcome.job, limits, progress)
+    outcome.result = _search(outcome.job, limits, progress, slots)
     outcome.seconds = time.perf_counter() - begin
     outcome.ended = True
     watcher.known(outcome)
 
 
-def _search(job: Job, limits: Limits, progress: Callable[[Result], object]) -> Result:
+def _search(job: Job, limits: Limits, progress: Callable[[Result], object], slots: Slots | None) -> Result:
     from vtlkit.checker.check import check
     from vtlkit.checker.user import UserError, located
 
@@ -115,7 +134,7 @@ def _search(job: Job, limits: Limits, progress: Callable[[Result], object]) -> R
             raise
         raise BadInput(COMMAND, located(error, job.file)) from None
     try:
-        return check(program, job.model, engine=job.engine, limits=limits, progress=progress)
+        return check(program, job.model, engine=job.engine, limits=limits, progress=progress, slots=slots)
     except _Slow:
         raise
     except Exception as error:
@@ -127,16 +146,26 @@ def _search(job: Job, limits: Limits, progress: Callable[[Result], object]) -> R
 # --- on processes -----------------------------------------------------------------------------------------------------
 
 
-def _run_on_processes(outcomes: list[Outcome], limits: Limits, watcher: Watcher) -> None:
-    """Each in a child, as many at a time as there are processors. A child is a fork: it has everything loaded."""
+def _run_on_processes(outcomes: list[Outcome], limits: Limits, watcher: Watcher, slots: Slots | None) -> None:
+    """Each in a child, as many at a time as there are slots. A child is a fork: it has everything loaded.
+
+    A check that takes long uses slots that are free then.
+    """
     from multiprocessing.connection import Connection, wait
 
+    assert slots is not None, "one process after the other needs none of this"
     waiting = iter(outcomes)
     running: dict[Connection, tuple[Outcome, ForkProcess]] = {}
     try:
         while True:
-            for outcome in _up_to(waiting, len(os.sched_getaffinity(0)) - len(running)):
-                connection, process = _start(outcome.job, limits)
+            # The first one runs on the processor that this process has: it only waits.
+            while not running or slots.take():
+                outcome = next(waiting, None)
+                if outcome is None:
+                    if running:
+                        slots.give()
+                    break
+                connection, process = _start(outcome.job, limits, slots)
                 running[connection] = outcome, process
             if not running:
                 return
@@ -147,26 +176,20 @@ def _run_on_processes(outcomes: list[Outcome], limits: Limits, watcher: Watcher)
                 if outcome.ended:
                     del running[ready]
                     process.join()
+                    if running:
+                        slots.give()
     finally:
         for _, process in running.values():
             process.kill()
             process.join()
 
 
-def _up_to(outcomes: Iterator[Outcome], count: int) -> Iterator[Outcome]:
-    for _ in range(count):
-        outcome = next(outcomes, None)
-        if outcome is None:
-            return
-        yield outcome
-
-
-def _start(job: Job, limits: Limits) -> tuple[Connection, ForkProcess]:
+def _start(job: Job, limits: Limits, slots: Slots) -> tuple[Connection, ForkProcess]:
     from multiprocessing import get_context
 
     context = get_context("fork")
     here, there = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(job, limits, there), daemon=True)
+    process = context.Process(target=_child, args=(job, limits, there, slots), daemon=True)
     # Ctrl-C goes to all processes, and is the parent's to answer: a child leaves it blocked.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -204,9 +227,9 @@ class _Teller(Watcher):
             _send(self._connection, "end" if outcome.ended else "so far", portable(outcome.result), outcome.seconds)
 
 
-def _child(job: Job, limits: Limits, connection: Connection) -> None:
+def _child(job: Job, limits: Limits, connection: Connection, slots: Slots) -> None:
     try:
-        _run(Outcome(job), limits, _Teller(connection), None)
+        _run(Outcome(job), limits, _Teller(connection), None, slots)
     except BadInput as error:
         _send(connection, "bad", str(error), 0.0)
     except Exception:  # noqa: BLE001 - the parent reports it

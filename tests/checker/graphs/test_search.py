@@ -16,7 +16,7 @@ from vtlkit.checker.graphs.consistency.sc import ScGraph
 from vtlkit.checker.graphs.deferral import Deferral
 from vtlkit.checker.graphs.graph import UNWRITTEN, Graph, members
 from vtlkit.checker.graphs.report import Execution, Verdict
-from vtlkit.checker.graphs.search import _Search
+from vtlkit.checker.graphs.search import Search
 from vtlkit.checker.graphs.unfolding import BLOCKED, READ, Node, Unfolding
 from vtlkit.checker.program import Program
 
@@ -48,7 +48,7 @@ def found_by_search(unfolding: Unfolding, model: str) -> tuple[list[Key], list[K
     complete: list[Key] = []
     stuck: list[Key] = []
 
-    class Recording(_Search):
+    class Recording(Search):
         def _complete(self, graph: Graph) -> None:
             execution = Execution(graph)
             if not execution.blocked:
@@ -67,7 +67,7 @@ def found_by_search(unfolding: Unfolding, model: str) -> tuple[list[Key], list[K
 
 KNOWN_BAD: dict[str, tuple[type, str, object, tuple[str, ...]]] = {
     "every deletion is maximal": (Graph, "maximal", lambda *_: True, KINDS),
-    "nothing goes back": (_Search, "_gone_back", lambda *_: [], KINDS),
+    "nothing goes back": (Search, "_gone_back", lambda *_: [], KINDS),
     "a new order is not handed on": (ScGraph, "_precede", lambda *_: None, KINDS),
     "an Await sees the newest write only": (Graph, "sources", _newest, WAITING),
     "nothing that is put off matters": (Deferral, "matters", lambda *_: False, LOCKING),
@@ -117,7 +117,7 @@ def compare_order(program: Program, limit: int) -> bool:
     unfolding = Unfolding(program)
     wide: list[Candidate] = []
 
-    class Wide(_Search):
+    class Wide(Search):
         def _complete(self, graph: Graph) -> None:
             if not Execution(graph).blocked:
                 wide.append(Candidate(tuple(graph.current), *key_of(graph)))

@@ -10,6 +10,7 @@ import pytest
 from tests.checker.hosted.outcomes import Outcomes, by_graphs, by_states
 from vtlkit.checker.check import check
 from vtlkit.checker.hosted import HostedProgram
+from vtlkit.checker.hosted.trie import SharedData
 from vtlkit.checker.result import ProblemKind, Result, Verdict
 from vtlkit.host.api import Host, LockRank
 
@@ -143,6 +144,30 @@ def test_data_under_a_semaphore_between_readers_and_writers() -> None:
 
     pairs = {(None, (first, second)) for first in range(3) for second in range(first, 3)}
     assert outcomes(build) == pairs
+
+
+LOG: list[int] = []
+COUNT = 0
+
+
+@pytest.mark.parametrize("name", ["LOG", "COUNT"])
+def test_a_global_is_nothing_to_be_changed(name: str) -> None:
+    def build(host: Host) -> None:
+        cell = host.cell(0, "cell")
+
+        def task() -> None:
+            global COUNT
+            cell.fetch_add(1)
+            if name == "LOG":
+                LOG.append(1)
+            else:
+                COUNT += 1
+
+        host.spawn(task, "one")
+        host.spawn(lambda: cell.store(5), "other")
+
+    with pytest.raises(SharedData, match=f"task 'one' changes the global '{name}'"):
+        checked(build)
 
 
 def test_nested_locks_and_data_under_each() -> None:

@@ -16,10 +16,12 @@ from vtlkit.checker.graphs.unfolding import BLOCKED, RMW_WRITE, Node
 class Deferral:
     """What is put off when one lock is released. Every graph below the first branch has it in `deferred`."""
 
-    __slots__ = ("_before_held", "_held", "_loc", "_older", "_reads", "_release", "_source", "graphs")
+    __slots__ = ("_before_held", "_held", "_loc", "_older", "_reads", "_release", "_source", "graphs", "name")
 
     def __init__(self, graph: Graph, release: Node, waiter: int) -> None:
         self.graphs: list[Graph] = []
+        self.name = ""
+        """Of one that other processes have, too."""
         self._loc = release.loc
         self._release = release.bit
         self._reads = graph.reads.copy()

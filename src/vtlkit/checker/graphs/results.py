@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from vtlkit.checker.graphs.parallel import Slots
 from vtlkit.checker.graphs.report import Exploration, Failing
 from vtlkit.checker.graphs.report import Verdict as Found
 from vtlkit.checker.graphs.runs import Run
@@ -17,8 +18,6 @@ from vtlkit.checker.result import Counterexample, ProblemKind, Result, Verdict, 
 ENGINE: Final = "graphs"
 KEEP_LOOKING: Final = 2000
 """Graphs that are looked at after the first failure, for a shorter one."""
-TELL_EVERY: Final = 100
-"""Complete executions between two calls of `progress`."""
 
 
 class _Memory(dict[Location, Value]):
@@ -39,6 +38,7 @@ def search_graphs(
     progress: Callable[[Result], object] | None = None,
     limit: int | None = None,
     events_limit: int = EVENTS_LIMIT,
+    slots: Slots | None = None,
 ) -> Result:
     """Search all executions of a program; `limit` is a number of them.
 
@@ -53,22 +53,18 @@ def search_graphs(
         if progress is not None:
             progress(result)
 
-    def visit(_execution: object) -> None:
-        if not found.executions % TELL_EVERY:
-            tell(found)
-
     tell(found)
     try:
         explore(
             program,
             model,
-            visit=visit if progress is not None else None,
             progress=tell,
             deadlock_is_failure=True,
             limit=limit,
             events_limit=events_limit,
             keep_looking=KEEP_LOOKING,
             into=found,
+            slots=slots,
         )
         if found.verdict is Found.HOLDS:
             result.verdict = Verdict.PROVED

@@ -14,12 +14,13 @@ from typing import Final
 from vtlkit.checker.graphs.consistency import MODELS
 from vtlkit.checker.graphs.deferral import Deferral, first_waiter
 from vtlkit.checker.graphs.graph import Graph, members
+from vtlkit.checker.graphs.parallel import PAYS_AFTER, Notes, Slots, search_on_processes
 from vtlkit.checker.graphs.races import find_race
 from vtlkit.checker.graphs.report import Execution, Exploration, Failing, Verdict
 from vtlkit.checker.graphs.unfolding import EVENTS_LIMIT, FENCE, READ, RMW_WRITE, WRITE, Node, Unfolding
 from vtlkit.checker.program import Program
 
-PROGRESS_EVERY: Final = 1000
+PROGRESS_EVERY: Final = 100
 """Graphs between two calls of `progress`."""
 
 
@@ -36,6 +37,7 @@ def explore(
     events_limit: int = EVENTS_LIMIT,
     keep_looking: int = 0,
     into: Exploration | None = None,
+    slots: Slots | None = None,
 ) -> Exploration:
     """Explore all executions of a program under a model of `MODELS`.
 
@@ -46,13 +48,14 @@ def explore(
 
     After the first failure up to `keep_looking` more graphs are taken to their ends, for one that fails with fewer
     events; `Exploration.all_visited` says whether none was left. `into` is where the result is kept from the beginning,
-    for a caller who may interrupt the search.
+    for a caller who may interrupt the search. `slots`: processors to use beside this one, where that pays; it changes
+    no result. Who wants to see every execution, or to stop at a limit, has it done by one.
 
     Raises ValueError for an unknown model, and Unbounded for a thread of more than `events_limit` events.
     """
     if model not in MODELS:
         raise ValueError(f"no memory model '{model}': there are {', '.join(MODELS)}")
-    search = _Search(Unfolding(program, events_limit), MODELS[model])
+    search = Search(Unfolding(program, events_limit), MODELS[model])
     search.visit, search.visit_asleep, search.progress = visit, visit_asleep, progress
     search.deadlock_is_failure, search.limit = deadlock_is_failure, limit
     search.keys = set() if check_duplicates else None
@@ -60,15 +63,19 @@ def explore(
     if into is not None:
         into.model = model
         search.result = into
-    search.run()
+    alone = visit is not None or visit_asleep is not None or check_duplicates or limit is not None
+    search.run(None if alone else slots)
     return search.result
 
 
-class _Search:
+class Search:
     """One search: its stack and its result."""
 
     def __init__(self, unfolding: Unfolding, model: type[Graph]) -> None:
+        self.unfolding = unfolding
         self.todo = [model(unfolding)]
+        self.notes: Notes | None = None
+        """Of processes that search together."""
         self.result = Exploration(model.name)
         self.visit: Callable[[Execution], object] | None = None
         self.visit_asleep: Callable[[Execution], object] | None = None
@@ -78,18 +85,47 @@ class _Search:
         self.keys: set[tuple[object, ...]] | None = None
         self.keep_looking = 0
 
-    def run(self) -> None:
+    def run(self, slots: Slots | None = None) -> None:
         todo = self.todo
         result = self.result
         while todo and result.verdict is Verdict.HOLDS:
-            self._extend(todo.pop())
+            if slots is not None and result.executions + result.blocked >= PAYS_AFTER:
+                if self._run_on_processes(slots):
+                    return
+                slots = None
+            self.extend(todo.pop())
         while todo and self.keep_looking and result.verdict is not Verdict.INCOMPLETE:
             self.keep_looking -= 1
-            self._extend(todo.pop())
+            self.extend(todo.pop())
         result.all_visited = not todo
         result.frontier = len(todo)
 
-    def _extend(self, graph: Graph) -> None:
+    @property
+    def failed(self) -> bool:
+        """Whether there is more to tell than counts."""
+        return self.result.verdict is not Verdict.HOLDS
+
+    def _run_on_processes(self, slots: Slots) -> bool:
+        result = self.result
+        before = result.executions, result.blocked, result.deadlocks
+
+        def tell(executions: int, blocked: int, deadlocks: int, processes: int) -> None:
+            result.executions += executions
+            result.blocked += blocked
+            result.deadlocks += deadlocks
+            result.frontier = processes
+            if self.progress is not None:
+                self.progress(result)
+
+        done = search_on_processes(self, slots, tell)
+        if done:
+            self.todo.clear()
+            result.all_visited, result.frontier = True, 0
+        else:
+            result.executions, result.blocked, result.deadlocks = before
+        return done
+
+    def extend(self, graph: Graph) -> None:
         """Take one graph to its end, leaving every other way to go on the stack."""
         while True:
             thread = graph.next_thread()
@@ -120,7 +156,8 @@ class _Search:
         prefix = graph.porf[node.previous]
         for deferral in graph.deferred:
             if deferral.graphs and deferral.matters(graph, node, prefix):
-                self.todo += deferral.graphs
+                if self.notes is None or not deferral.name or self.notes.first(deferral.name):
+                    self.todo += deferral.graphs
                 deferral.graphs.clear()
         readers = graph.reads.get(node.loc, 0) & ~prefix & ~graph.stuck
         if readers:

@@ -6,6 +6,7 @@ obeys the house's rule), and its words have to carry what happened before.
 
 from __future__ import annotations
 
+import sys
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -46,6 +47,55 @@ class Common:
     def changed(self) -> bool:
         """Whether any of it is not what it was."""
         return any(not _same(_contents(value), contents) for value, contents in self._snapshots)
+
+
+class Globals:
+    """Variables of modules that the tasks' own functions name. They outlive a world: no task may change them."""
+
+    def __init__(self, functions: Iterable[Callable[[], object]]) -> None:
+        found: dict[tuple[int, str], dict[str, object]] = {}
+        todo = [value for function in functions for value in _reachable(function) if isinstance(value, FunctionType)]
+        seen: set[int] = set()
+        while todo:
+            function = todo.pop()
+            if id(function) in seen or not _is_users(function.__module__):
+                continue
+            seen.add(id(function))
+            for name in _names(function.__code__) & function.__globals__.keys():
+                value = function.__globals__[name]
+                if isinstance(value, FunctionType):
+                    todo.append(value)
+                elif not isinstance(value, ModuleType | type):
+                    found[id(function.__globals__), name] = function.__globals__
+        self._snapshots = [
+            (names, name, names[name], _contents(names[name]) if _is_watched(names[name]) else ())
+            for (_, name), names in found.items()
+        ]
+
+    def changed(self) -> str | None:
+        """The name of one that is not what it was."""
+        for names, name, value, contents in self._snapshots:
+            now = names.get(name)
+            if not _same((now,), (value,)) or (_is_watched(value) and not _same(_contents(value), contents)):
+                return name
+        return None
+
+
+def _is_watched(value: object) -> bool:
+    return isinstance(value, list | dict | set | deque | bytearray)
+
+
+def _is_users(module: str | None) -> bool:
+    package = str(module).partition(".")[0]
+    return package != "vtlkit" and package not in sys.stdlib_module_names
+
+
+def _names(code: CodeType) -> set[str]:
+    names = set(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            names |= _names(constant)
+    return names
 
 
 def _reachable(function: object) -> list[object]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Final
 
 from vtlkit.checker.hosted.book import Book
-from vtlkit.checker.hosted.common import Common
+from vtlkit.checker.hosted.common import Common, Globals
 from vtlkit.checker.hosted.host import CheckHost
 from vtlkit.checker.hosted.identity import identity_of
 from vtlkit.checker.hosted.sections import Diverged
@@ -35,9 +35,10 @@ class HostedProgram:
 
     def __init__(self, build: Build, model: str = "sc", *, rounds: int | None = None) -> None:
         """`rounds`: a task that has gone round so many times, doing the same and being told the same, is followed no
-        further (`given_up` counts the places); as many as there are threads, unless given."""
+        further (`went_round` are the places); as many as there are threads, unless given."""
         self._rounds = rounds
-        self.given_up = 0
+        self.went_round: set[int] = set()
+        """Keys of the points behind which a task was followed no further."""
         self._build = build
         self._book = Book(model)
         self._worlds: list[World] = []
@@ -47,6 +48,11 @@ class HostedProgram:
         """Worlds built so far."""
         self._learn()
         self.prepare("graphs")
+
+    @property
+    def given_up(self) -> int:
+        """How often a task was followed no further."""
+        return len(self.went_round)
 
     # --- Program ---------------------------------------------------------------------------------------------------
 
@@ -67,7 +73,8 @@ class HostedProgram:
         assert point.op is not None
         if point.round is None:
             point.round = isinstance(point.op, Read) and bool(self._book.rounds) and point.goes_round(self._book.rounds)
-            self.given_up += point.round
+            if point.round:
+                self.went_round.add(point.key)
         return _NO_NEWS if point.round else point.op
 
     def identity(self, thread: int, results: tuple[Value, ...]) -> Hashable | None:
@@ -119,7 +126,7 @@ class HostedProgram:
         """What was learnt makes another program of this: forget what the tasks do."""
         self._drop_worlds()
         self._book.forget()
-        self.given_up = 0
+        self.went_round.clear()
         self._learn()
 
     # --- worlds ----------------------------------------------------------------------------------------------------
@@ -140,6 +147,7 @@ class HostedProgram:
         functions = [runner.function for runner in world.runners]
         if self._book.walks:
             world.objects.walk(functions)
+        world.globals = Globals(functions)
         if not self._book.causal:
             world.common = Common(functions)
         return world

@@ -17,7 +17,7 @@ class SharedData(AssertionError):
 class Point:
     """A task that has been told `results()` and is about to do `op`, once that is known."""
 
-    __slots__ = ("children", "depth", "number", "op", "parent", "result", "round", "task", "where")
+    __slots__ = ("children", "depth", "key", "number", "op", "parent", "result", "round", "task", "where")
 
     def __init__(self, number: int, task: str, parent: Point | None, result: Value) -> None:
         self.number = number
@@ -30,6 +30,8 @@ class Point:
         self.round: bool | None = None
         """Whether it has gone round without being told anything new; None: not looked at yet."""
         self.children: dict[Value, Point] = {}
+        self.key: int = hash((task, 0 if parent is None else parent.key, _keyed(result)))
+        """The same in every process that was forked off one."""
 
     def child(self, result: Value) -> Point:
         """The point behind a result of `op`."""
@@ -76,6 +78,16 @@ class Point:
                 f"task '{self.task}' {describe(op)}, where it once {describe(self.op)} after being told the same: what "
                 "tasks share must be a cell, a bitmap, a queue, or protected by a lock of the host"
             )
+
+
+def _keyed(value: object) -> Value:
+    """A value with the keys of points in their place."""
+    if isinstance(value, Point):
+        return value.key
+    if isinstance(value, tuple):
+        return tuple([_keyed(item) for item in value])
+    after = getattr(value, "after", None)
+    return (value.count, after.key) if isinstance(after, Point) else value  # type: ignore[attr-defined]
 
 
 def signature(op: Op | Done) -> tuple[object, ...]:

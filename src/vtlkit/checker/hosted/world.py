@@ -25,7 +25,7 @@ from vtlkit.host.ranks import RankedLock, check_none_held
 
 if TYPE_CHECKING:
     from vtlkit.checker.hosted.book import Book
-    from vtlkit.checker.hosted.common import Common
+    from vtlkit.checker.hosted.common import Common, Globals
 
 _FULL = Fence(Order.SEQ_CST)
 _READS_ALONE = 20_000
@@ -78,6 +78,11 @@ class Runner:
         if world.accesses.learnt is not None:
             # Whatever the task made of it: its `with` and `except` blocks saw it, too.
             raise world.accesses.learnt
+        if world.globals is not None and (name := world.globals.changed()) is not None:
+            raise SharedData(
+                f"task '{self.name}' changes the global '{name}', which outlives the run: make it in the "
+                "function that spawns the tasks"
+            )
         if world.common is not None and world.common.changed():
             world.book.share_data()
         return op
@@ -110,6 +115,7 @@ class World:
         self.causal = book.causal
         self.common: Common | None = None
         """Data that more than one task can reach."""
+        self.globals: Globals | None = None
         self.words: dict[str, Word] = {}
         self.sections = Sections()
         self.objects = Objects(self)
