@@ -51,6 +51,12 @@ PROTOCOLS = (
         engine="graphs",
         known_bad=(
             KnownBad("kick-first", "the bit is set in IRR behind the kick", _delivery("kick-first"), {}),
+            KnownBad(
+                "wake-without-look",
+                "a halted vCPU that sees an interrupt enters the guest before the request for it",
+                _delivery("wake-without-look"),
+                {},
+            ),
             KnownBad("no-request", "a kick without a request", _delivery("no-request"), {}, {"running": 1}),
             KnownBad(
                 "request-first",
