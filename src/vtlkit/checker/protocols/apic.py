@@ -50,26 +50,37 @@ PROTOCOLS = (
         ({"interrupts": 1, "nmis": 1}, {"interrupts": 2}),
         engine="graphs",
         known_bad=(
-            KnownBad("kick-first", "the bit is set in IRR behind the kick", _delivery("kick-first"), {}),
+            KnownBad(
+                "kick-first",
+                "the bit is set in IRR behind the kick",
+                _delivery("kick-first"),
+                {"sc": (_LOST, 12), "tso": (_LOST, 14), "rc11": (_LOST, 19)},
+            ),
             KnownBad(
                 "wake-without-look",
                 "a halted vCPU that sees an interrupt enters the guest before the request for it",
                 _delivery("wake-without-look"),
-                {},
+                {"sc": (_ASSERTION, 15), "tso": (_ASSERTION, 17), "rc11": (_ASSERTION, 17)},
             ),
-            KnownBad("no-request", "a kick without a request", _delivery("no-request"), {}, {"running": 1}),
+            KnownBad(
+                "no-request",
+                "a kick without a request",
+                _delivery("no-request"),
+                {"sc": (_DEADLOCK, 3), "tso": (_DEADLOCK, 4), "rc11": (_DEADLOCK, 5)},
+                {"running": 1},
+            ),
             KnownBad(
                 "request-first",
                 "the request is made before the bit is set",
                 _delivery("request-first"),
-                {},
+                {"sc": (_DEADLOCK, 12), "tso": (_DEADLOCK, 13), "rc11": (_DEADLOCK, 17)},
                 {"running": 1},
             ),
             KnownBad(
                 "no-wake",
                 "an NMI is requested, and a vCPU that blocks is not woken",
                 _delivery("no-wake"),
-                {},
+                {"sc": (_LOST, 10), "tso": (_LOST, 12), "rc11": (_LOST, 16)},
                 {"interrupts": 0, "nmis": 1},
             ),
         ),
@@ -82,7 +93,12 @@ PROTOCOLS = (
         ({"inits": 1},),
         engine="graphs",
         known_bad=(
-            KnownBad("vector-last", "the latch says SIPI before the vector is there", _startup("vector-last"), {}),
+            KnownBad(
+                "vector-last",
+                "the latch says SIPI before the vector is there",
+                _startup("vector-last"),
+                {"sc": (_ASSERTION, 21), "tso": (_ASSERTION, 25), "rc11": (_ASSERTION, 27)},
+            ),
         ),
     ),
 )
