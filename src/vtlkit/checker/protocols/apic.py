@@ -47,7 +47,7 @@ PROTOCOLS = (
         "a vCPU that halts (or computes: running) takes each interrupt and NMI once",
         _delivery(),
         {"interrupts": 1, "nmis": 0, "running": 0},
-        ({"interrupts": 1, "nmis": 1}, {"interrupts": 2}),
+        ({"interrupts": 1, "nmis": 1},),
         engine="graphs",
         known_bad=(
             KnownBad(
