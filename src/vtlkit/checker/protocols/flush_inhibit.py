@@ -126,7 +126,7 @@ PROTOCOLS = (
         _PROMISE,
         _inhibited("ours"),
         _SIZES,
-        ({"look": 1}, {"look": 2}, {"flushers": 2}),
+        ({"look": 1}, {"look": 2}),
         engine="graphs",
         known_bad=_OURS,
     ),
