@@ -115,10 +115,14 @@ def test_hlt_does_not_end_before_its_interrupt() -> None:
     seen: list[int] = []
     behind: list[int] = []
 
+    def look() -> int:
+        behind.extend(seen)
+        return 0
+
     def program(_engine: object) -> Script:
         yield ops.Sti()
         yield ops.Hlt()
-        yield ops.Host(lambda: behind.extend(seen) or len(behind))
+        yield ops.Host(look)
         yield ops.Out(DONE, 1, 0)
 
     machine = Machine(program, handlers={VECTOR: recorder(seen)})
