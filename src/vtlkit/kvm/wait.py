@@ -230,6 +230,9 @@ def wait_for_event(vcpu: Vcpu) -> bool:
         vcpu.mp_state = MpState.RUNNABLE
         vcpu.hv.idle = False
         vcpu.statistics.halt_wakeups += 1
+        if not vcpu.requests.test(Req.EVENT):
+            # The event may be there before its sender's request is: HLT ends with it, not before it.
+            vcpu.make_request(Req.EVENT)
     if vcpu.mp_state is MpState.RUNNABLE and vcpu.hv.flush_inhibit.suspended():
         # An event that a suspended vCPU cannot take keeps it awake: the other tasks go on meanwhile.
         vcpu.statistics.suspended_turns += 1

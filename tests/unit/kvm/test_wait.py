@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.unit.kvm.core_rig import DONE, Machine, engine_of, recorder, script
+from tests.unit.kvm.core_rig import DONE, Machine, Script, engine_of, recorder, script
 from tests.unit.kvm.irqchip_rig import write
 from vtlkit.engine.api import Event, EventType
 from vtlkit.engine.scripted import ops
@@ -108,6 +108,34 @@ def test_a_halted_vcpu_wakes_for_init() -> None:
         machine.run(lambda: init(machine))
     assert not halts
     assert machine.vcpu.statistics.exits["hlt"] == 2
+
+
+def test_hlt_does_not_end_before_its_interrupt() -> None:
+    """The vCPU is woken, by whatever else, between the sender's IRR bit and the sender's request."""
+    seen: list[int] = []
+    behind: list[int] = []
+
+    def look() -> int:
+        behind.extend(seen)
+        return 0
+
+    def program(_engine: object) -> Script:
+        yield ops.Sti()
+        yield ops.Hlt()
+        yield ops.Host(look)
+        yield ops.Out(DONE, 1, 0)
+
+    machine = Machine(program, handlers={VECTOR: recorder(seen)})
+    exits = halt(machine)
+    machine.host.run(until=10_000)
+
+    def sender() -> None:
+        machine.vcpu.apic.irr.test_and_set(VECTOR)
+        machine.vcpu.wait_queue.wake()
+
+    machine.run(sender)
+    assert isinstance(exits[0], Io)
+    assert behind == [VECTOR]
 
 
 def mask_flag(machine: Machine) -> None:

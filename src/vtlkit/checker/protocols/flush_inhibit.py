@@ -59,35 +59,53 @@ _OURS = (
         "look-first",
         "a flusher looks at the inhibit before it says for whom it waits",
         _inhibited("ours", "look-first"),
-        {},
+        {"sc": (_DEADLOCK, 19), "tso": (_DEADLOCK, 23), "rc11": (_DEADLOCK, 24)},
     ),
     KnownBad(
         "checked-before-requested",
         "a flusher looks at the inhibit before its requests, and not again",
         _inhibited("ours", "checked-before-requested"),
-        {},
+        {"sc": (_ASSERTION, 25), "tso": (_ASSERTION, 28), "rc11": (_ASSERTION, 29)},
         {"look": 2},
     ),
-    KnownBad("no-wake", "the inhibit is cleared, and nobody is woken", _inhibited("ours", "no-wake"), {}),
-    KnownBad("kick-only", "who waits is kicked without a request", _inhibited("ours", "kick-only"), {}),
     KnownBad(
-        "no-barrier", "no barrier between the inhibit and the look for who waits", _inhibited("ours", "no-barrier"), {}
+        "no-wake",
+        "the inhibit is cleared, and nobody is woken",
+        _inhibited("ours", "no-wake"),
+        {"sc": (_DEADLOCK, 4), "tso": (_DEADLOCK, 7), "rc11": (_DEADLOCK, 7)},
+    ),
+    KnownBad(
+        "kick-only",
+        "who waits is kicked without a request",
+        _inhibited("ours", "kick-only"),
+        {"sc": (_DEADLOCK, 12), "tso": (_DEADLOCK, 17), "rc11": (_DEADLOCK, 19)},
+    ),
+    KnownBad(
+        "no-barrier",
+        "no barrier between the inhibit and the look for who waits",
+        _inhibited("ours", "no-barrier"),
+        {"sc": None, "tso": (_DEADLOCK, 24), "rc11": (_DEADLOCK, 24)},
     ),
 )
 _POSTED = (
-    KnownBad("no-grace-period", "the words and their barriers alone", _inhibited("posted", "no-grace-period"), {}),
+    KnownBad(
+        "no-grace-period",
+        "the words and their barriers alone",
+        _inhibited("posted", "no-grace-period"),
+        {"sc": (_DEADLOCK, 23), "tso": (_DEADLOCK, 29), "rc11": (_DEADLOCK, 30)},
+    ),
     KnownBad(
         "no-grace-period-set",
         "the same, as it shows to who translates while he inhibits",
         _inhibited("posted", "no-grace-period"),
-        {},
+        {"sc": (_ASSERTION, 27), "tso": (_ASSERTION, 31), "rc11": (_ASSERTION, 32)},
         {"look": 2},
     ),
     KnownBad(
         "suspended-first",
         "no grace period, and the two words in the other order",
         _inhibited("posted", "suspended-first-no-grace-period"),
-        {},
+        {"sc": (_DEADLOCK, 23), "tso": (_DEADLOCK, 30), "rc11": (_DEADLOCK, 29)},
     ),
     KnownBad(
         "only-suspended-first",
@@ -96,7 +114,10 @@ _POSTED = (
         {"sc": None, "tso": None, "rc11": None},
     ),
     KnownBad(
-        "wake-first", "a flusher is woken before the words are taken back", _inhibited("posted", "wake-first"), {}
+        "wake-first",
+        "a flusher is woken before the words are taken back",
+        _inhibited("posted", "wake-first"),
+        {"sc": (_LOST, 39), "tso": (_LOST, 49), "rc11": (_LOST, 60)},
     ),
 )
 PROTOCOLS = (
@@ -105,7 +126,7 @@ PROTOCOLS = (
         _PROMISE,
         _inhibited("ours"),
         _SIZES,
-        ({"look": 1}, {"look": 2}, {"flushers": 2}),
+        ({"look": 1}, {"look": 2}),
         engine="graphs",
         known_bad=_OURS,
     ),
@@ -126,7 +147,12 @@ PROTOCOLS = (
         ({"posted": 1},),
         engine="graphs",
         known_bad=(
-            KnownBad("look-first", "a flusher looks before it says for whom it waits", _destroyed("look-first"), {}),
+            KnownBad(
+                "look-first",
+                "a flusher looks before it says for whom it waits",
+                _destroyed("look-first"),
+                {"sc": (_DEADLOCK, 20), "tso": (_DEADLOCK, 24), "rc11": (_DEADLOCK, 25)},
+            ),
         ),
     ),
 )

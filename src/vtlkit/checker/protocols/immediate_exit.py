@@ -34,8 +34,18 @@ PROTOCOLS = (
         ({"vmx": 1},),
         engine="graphs",
         known_bad=(
-            KnownBad("ignored-kick", _IGNORED, _exit("ignored-kick"), {}),
-            KnownBad("injected-twice", _TWICE, _exit("injected-twice"), {}),
+            KnownBad(
+                "ignored-kick",
+                _IGNORED,
+                _exit("ignored-kick"),
+                {"sc": (_DEADLOCK, 29), "tso": (_DEADLOCK, 30), "rc11": (_DEADLOCK, 35)},
+            ),
+            KnownBad(
+                "injected-twice",
+                _TWICE,
+                _exit("injected-twice"),
+                {"sc": (_ASSERTION, 79), "tso": (_ASSERTION, 85), "rc11": (_ASSERTION, 95)},
+            ),
         ),
     ),
     Protocol(
@@ -46,8 +56,18 @@ PROTOCOLS = (
         ({"vmx": 1},),
         engine="graphs",
         known_bad=(
-            KnownBad("ignored-kick", _IGNORED, _exit("ignored-kick", signal=True), {}),
-            KnownBad("injected-twice", _TWICE, _exit("injected-twice", signal=True), {}),
+            KnownBad(
+                "ignored-kick",
+                _IGNORED,
+                _exit("ignored-kick", signal=True),
+                {"sc": (_DEADLOCK, 9), "tso": (_DEADLOCK, 12), "rc11": (_DEADLOCK, 12)},
+            ),
+            KnownBad(
+                "injected-twice",
+                _TWICE,
+                _exit("injected-twice", signal=True),
+                {"sc": (_ASSERTION, 14), "tso": (_ASSERTION, 18), "rc11": (_ASSERTION, 19)},
+            ),
         ),
     ),
 )

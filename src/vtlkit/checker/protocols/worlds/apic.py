@@ -8,12 +8,11 @@ from typing import Final
 
 from vtlkit.checker.protocols.rig import CheckedRig
 from vtlkit.checker.protocols.worlds.common import (
+    Halting,
     broken,
     compute_for_ever,
-    halt_for_ever,
     seen_by,
     settle,
-    telling,
 )
 from vtlkit.checker.scenarios.rig import DONE, NMI, Script
 from vtlkit.engine.scripted import ops
@@ -38,10 +37,12 @@ def nothing(_vcpu: Vcpu) -> None:
 
 
 def delivery(host: Host, *, interrupts: int, nmis: int, running: bool, spoil: Spoil = nothing) -> None:
-    """A vCPU that halts, or computes, takes what so many senders send it, each once."""
+    """A vCPU that halts, or computes, takes what so many senders send it, each once. The instruction behind its HLT is
+    not executed before."""
     wanted = sorted([*_VECTORS[:interrupts], *[NMI] * nmis])
-    program = compute_for_ever if running else halt_for_ever
-    rig = CheckedRig(host, [program], handlers=telling(*wanted))
+    guest = Halting(eoi=interrupts > 1)
+    program = compute_for_ever if running else guest.program
+    rig = CheckedRig(host, [program], handlers=dict.fromkeys(wanted, guest.handler))
     vcpu = rig.vcpus[0]
     if not running:
         vcpu.set_mp_state(MpState.HALTED)
@@ -158,8 +159,20 @@ class _SipiBeforeVector(Vcpu):
         self.events.sipi_vector.store(vector)
 
 
+class _WakesWithoutLooking(Vcpu):
+    """A vCPU that was halted enters the guest without a look at what has woken it, unless a sender asks for it."""
+
+    def make_request(self, request: Req) -> None:
+        if self.host.current() is not self.task:
+            super().make_request(request)
+
+
 def nmi_without_wake(vcpu: Vcpu) -> None:
     broken(vcpu, _KickedNotWoken)
+
+
+def wake_without_look(vcpu: Vcpu) -> None:
+    broken(vcpu, _WakesWithoutLooking)
 
 
 def vector_last(vcpu: Vcpu) -> None:
@@ -171,6 +184,7 @@ SPOILS: Final[Mapping[str, Spoil]] = {
     "kick-first": kick_first,
     "no-request": no_request,
     "request-first": request_first,
+    "wake-without-look": wake_without_look,
     "no-wake": nmi_without_wake,
     "vector-last": vector_last,
 }

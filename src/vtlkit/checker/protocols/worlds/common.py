@@ -8,9 +8,9 @@ from typing import Final, TypeVar
 
 from vtlkit.checker.program import Program
 from vtlkit.checker.protocols.rig import CheckedProcessor, hosted
-from vtlkit.checker.scenarios.rig import DONE, Script
+from vtlkit.checker.scenarios.rig import DONE, EOI, NMI, Script
 from vtlkit.engine.api import Event
-from vtlkit.engine.scripted import Handler, ops
+from vtlkit.engine.scripted import ops
 from vtlkit.host.api import Host
 from vtlkit.kvm.kvm_run import Io, KvmRun
 from vtlkit.kvm.requests import Req
@@ -44,11 +44,6 @@ def tells(_engine: object, event: Event) -> Script:
     yield ops.Out(DONE, 1, event.vector)
 
 
-def telling(*vectors: int) -> dict[int, Handler]:
-    """`tells`, for these vectors."""
-    return dict.fromkeys(vectors, tells)
-
-
 def compute_for_ever(engine: CheckedProcessor) -> Script:
     """A guest that nothing but a kick gets out of its program; who leaves it there has lost one."""
     while True:
@@ -59,6 +54,31 @@ def halt_for_ever(_engine: object) -> Script:
     """A guest that waits for an interrupt."""
     while True:
         yield ops.Hlt()
+
+
+class Halting:
+    """A guest that is behind a HLT: it goes on when an interrupt or NMI has been taken, and halts again. `eoi`: the
+    handler ends its interrupt, for the sake of others."""
+
+    def __init__(self, *, eoi: bool = False) -> None:
+        self._eoi = eoi
+        self._taken = False
+
+    def program(self, _engine: object) -> Script:
+        while True:
+            yield ops.Host(self._woken)
+            yield ops.Hlt()
+
+    def _woken(self) -> int:
+        assert self._taken, "HLT has ended, and the guest goes on without an interrupt"
+        self._taken = False
+        return 0
+
+    def handler(self, engine: object, event: Event) -> Script:
+        self._taken = True
+        if self._eoi and event.vector != NMI:
+            yield EOI
+        yield from tells(engine, event)
 
 
 def broken(shipped: T, kind: type) -> T:

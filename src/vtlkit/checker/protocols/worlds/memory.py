@@ -17,6 +17,7 @@ from vtlkit.kvm.kvm_run import Mmio, Shutdown
 from vtlkit.kvm.memory import GuestMemory
 from vtlkit.kvm.memory_transactions import MemoryTransactions
 from vtlkit.kvm.memslots import MemoryRegion
+from vtlkit.kvm.requests import Req
 from vtlkit.kvm.vcpu import Vcpu
 from vtlkit.x86.exceptions import Vector
 
@@ -161,15 +162,17 @@ def excluded(host: Host, *, plain: int, attributes: int, spoil: Spoil = nothing)
 
 
 class _OneByOne(GuestMemory):
-    """Each slot of a list is published for itself."""
+    """Each slot of a list is published for itself; vCPUs that enter the guest hear of the first, and of no other."""
+
+    ask: Callable[[], None]
 
     def change(self, steps: Iterable[SlotChange | AttributeChange]) -> None:
+        self.on_change = self.ask
         for step in steps:
-            if isinstance(step, SlotChange):
-                for region in step.regions:
-                    super().change([SlotChange((region,))])
-            else:
-                super().change([step])
+            regions = step.regions if isinstance(step, SlotChange) else ()
+            for region in regions:
+                super().change([SlotChange((region,))])
+                self.on_change = lambda: None
 
 
 class _ValueFirst(GuestMemory):
@@ -194,7 +197,12 @@ class _PublishesWhatItStaged(MemoryTransactions):
 
 
 def one_by_one(rig: CheckedRig) -> None:
+    def ask() -> None:
+        for vcpu in rig.vcpus:
+            vcpu.make_request(Req.MEMORY_CHANGED)
+
     broken(rig.vm.memory, _OneByOne)
+    rig.vm.memory.ask = ask  # type: ignore[attr-defined]
 
 
 def value_first(rig: CheckedRig) -> None:

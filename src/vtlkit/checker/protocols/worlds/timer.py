@@ -8,7 +8,7 @@ from typing import Final
 from vtlkit.checker.hosted.timers import CheckTimer, disarmed
 from vtlkit.checker.ops import Order
 from vtlkit.checker.protocols.rig import CheckedRig
-from vtlkit.checker.protocols.worlds.common import broken, halt_for_ever, seen_by, settle, telling
+from vtlkit.checker.protocols.worlds.common import Halting, broken, seen_by, settle
 from vtlkit.host.api import Host
 from vtlkit.kvm.lapic_timer import LapicTimer
 from vtlkit.kvm.mpstate import MpState
@@ -68,7 +68,8 @@ def again(host: Host, *, deadline: bool, cancel: bool, spoil: Spoil = nothing) -
 
 def _armed(host: Host, *, deadline: bool, vendor: str) -> Vcpu:
     """A vCPU whose timer is armed."""
-    rig = CheckedRig(host, [halt_for_ever], handlers=telling(VECTOR), vendor=vendor)
+    guest = Halting()
+    rig = CheckedRig(host, [guest.program], handlers={VECTOR: guest.handler}, vendor=vendor)
     vcpu = rig.vcpus[0]
     apic = vcpu.apic
     apic.timer.mode_mask |= APIC_LVT_TIMER_TSCDEADLINE
