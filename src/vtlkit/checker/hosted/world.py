@@ -17,7 +17,7 @@ from vtlkit.checker.hosted.objects import Made, Objects
 from vtlkit.checker.hosted.places import place_of
 from vtlkit.checker.hosted.trie import Point, SharedData
 from vtlkit.checker.hosted.words import Word
-from vtlkit.checker.ops import Assume, Await, Done, Failure, Fence, Op, Order, Read, Rmw, Value
+from vtlkit.checker.ops import Assume, Await, Done, Failure, Fence, Location, Op, Order, Read, Rmw, Value, Write
 from vtlkit.checker.program import Again
 from vtlkit.host.ranks import RankedLock, check_none_held
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from vtlkit.checker.hosted.common import Common
 
 _FULL = Fence(Order.SEQ_CST)
+_OF_LOCK = 2
+"""Parts of a lock's word; a semaphore has more."""
 
 
 class Diverged(Exception):
@@ -106,6 +108,8 @@ class World:
         self.running: Runner | None = None
         self.runners: list[Runner] = []
         self.dead = False
+        self._turns: dict[Location, tuple[Point, ...] | None] = {}
+        """Lock -> where those stood who had it, None while somebody has it; as it is in this world."""
 
     def enter(self, word: Word, name: str) -> str:
         """Give a word a name of its own."""
@@ -188,10 +192,15 @@ class World:
         self.next_op(number)
         runner = self.runners[number]
         self._depend(result)
+        if self.causal:
+            assert runner.point.op is not None
+            self._take_turn(runner.point.op, result)
         following = runner.point.child(result)
         # Where it stands while it runs on: what it makes is named by that.
         runner.point = following
         following.found(runner.resume(result), runner.where)
+        if self.causal:
+            self._leave_turn(following.op)
 
     def reach(self, point: Point) -> None:
         """Run a task up to `point`, if it is not there or further. Raises Diverged if it has gone another way."""
@@ -220,6 +229,19 @@ class World:
         elif type(result) is LockWord:
             for point in result.after:
                 self.reach(point)
+
+    def _take_turn(self, op: Op | Done, result: Value) -> None:
+        """Who takes a lock finds the data under it as those left them who had it before, and nobody else: in this world
+        others may be further, and have had it since."""
+        if isinstance(op, Rmw) and type(result) is LockWord and len(result) == _OF_LOCK and result[0] is None:
+            if self._turns.get(op.location, ()) != result.after:
+                raise Diverged
+            self._turns[op.location] = None
+
+    def _leave_turn(self, op: Op | Done | None) -> None:
+        """Who is about to let a lock go has done all that it does under it."""
+        if isinstance(op, Write) and type(op.value) is LockWord and len(op.value) == _OF_LOCK:
+            self._turns[op.location] = op.value.after
 
     def end(self) -> None:
         """End the tasks."""

@@ -36,11 +36,16 @@ def sleeps_without_a_second_look(vcpu: Vcpu) -> None:
     """It enters its wait queue behind the look at what is pending, just before it sleeps."""
     queue, host = vcpu.wait_queue, vcpu.host
 
+    def prepare(*, interruptible: bool = True) -> None:
+        if not interruptible:
+            # Not a wait of the vCPU, but of its user.
+            queue.prepare(interruptible=False)
+
     def schedule() -> None:
         queue.prepare()
         host.schedule()
 
-    vcpu.wait_queue = Altered(queue, prepare=lambda: None)  # type: ignore[assignment]
+    vcpu.wait_queue = Altered(queue, prepare=prepare)  # type: ignore[assignment]
     vcpu.host = Altered(host, schedule=schedule)  # type: ignore[assignment]
 
 
@@ -48,7 +53,11 @@ def enters_the_queue_without_a_barrier(vcpu: Vcpu) -> None:
     """The store of the task's state may be seen behind the look at what is pending."""
     queue = vcpu.wait_queue
     assert isinstance(queue, CheckQueue)
-    vcpu.wait_queue = Altered(queue, prepare=lambda: queue.enter(interruptible=True))  # type: ignore[assignment]
+
+    def prepare(*, interruptible: bool = True) -> None:
+        queue.enter(interruptible=interruptible)
+
+    vcpu.wait_queue = Altered(queue, prepare=prepare)  # type: ignore[assignment]
 
 
 def is_woken_before_the_event_is_there(vcpu: Vcpu) -> None:

@@ -1,4 +1,4 @@
-"""The worlds of the protocols `kick.*`: vCPUs that run or halt, and tasks that kick all of them and let them in again."""
+"""The worlds of the protocols `kick.*`: vCPUs that run or halt, and tasks that kick all of them and let them in."""
 
 from __future__ import annotations
 
@@ -28,12 +28,14 @@ class World:
         runs: int,
         *,
         halted: bool,
+        resumed: bool = True,
         alter: Callable[[Vm], None],
     ) -> None:
         self.out: Cell[int] = host.cell(0, "kicks that hold")
         self.sticky = design is KickDesign.STICKY
         self.halted = halted
         self.runs = runs
+        self.resumed = resumed
         self.rig = CheckedRig(host, [self._program] * vcpus)
         self.rig.vm.set_kick_design(design)
         alter(self.rig.vm)
@@ -56,7 +58,8 @@ class World:
         for _ in range(self.runs):
             exit_ = vcpu.run()
             assert isinstance(exit_, Intr), exit_
-            vcpu.wait_until_resumed()
+            if self.resumed:
+                vcpu.wait_until_resumed()
 
     def _kicker(self) -> None:
         vm = self.rig.vm
@@ -64,6 +67,8 @@ class World:
         if self.sticky:
             self.out.store(1)
             self.out.store(0)
+        if not self.resumed:
+            return
         vm.resume_all_kicked_vcpus()
         for number in range(len(self.rig.vcpus)):
             self.rig.vcpus[number].signal()
