@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vtlkit.checker.check import Limits, check
+from vtlkit.checker.check import MODELS, Limits, check
 from vtlkit.checker.hosted import HostedProgram
 from vtlkit.checker.protocols import Protocol, catalogue, kick, request, wait
 from vtlkit.checker.result import Verdict
@@ -47,6 +47,13 @@ def test_an_nmi_alone_ends_each_wait(way: str) -> None:
     result = check(wait.world(way, wakers=("NMI",))("rc11", wait.PROTOCOLS[0].sizes), "rc11")
     assert result.verdict is Verdict.PROVED
     assert result.executions
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_unblock_needs_no_barrier_but_its_own(model: str) -> None:
+    """It is taken by test-and-clear."""
+    program = request.world("unblock", "enters_the_queue_without_a_barrier")(model, {"senders": 1})
+    assert check(program, model).verdict is Verdict.PROVED
 
 
 def test_two_kickers_share_a_count_under_a_lock_and_each_finds_what_the_other_left() -> None:

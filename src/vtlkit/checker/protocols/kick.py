@@ -142,9 +142,20 @@ _FIRST_EXIT: Final = (
 )
 
 
+_UNLOCK: Final = (
+    KnownBad(
+        "clears-anothers",
+        "a kicker clears the requests of another that still waits",
+        world("unlock", vm="clears_the_requests_of_other_kickers"),
+        {"sc": (DEADLOCK, 27)},
+        _TWO_KICKERS,
+    ),
+)
+
+
 def _protocol(design: str, summary: str, halted: bool, known_bad: tuple[KnownBad, ...]) -> Protocol:
     name = f"kick.{design}{'-halted' if halted else ''}"
-    large = () if halted else (*_LARGE, _TWO_KICKERS) if design == "sticky" else _LARGE
+    large = () if halted else _LARGE if design == "first-exit" else (*_LARGE, _TWO_KICKERS)
     return Protocol(name, summary, world(design, halted=halted), _SIZES, large, engine="graphs", known_bad=known_bad)
 
 
@@ -156,6 +167,6 @@ PROTOCOLS = (
     _protocol("sticky", f"{_STAYS_OUT}; guests halt", True, _STICKY_HALTED),
     _protocol("first-exit", f"{_NOBODY_WAITS}; guests compute", False, _FIRST_EXIT),
     _protocol("first-exit", f"{_NOBODY_WAITS}; guests halt", True, ()),
-    _protocol("unlock", f"{_NOBODY_WAITS}; guests compute", False, ()),
+    _protocol("unlock", f"{_NOBODY_WAITS}; guests compute", False, _UNLOCK),
     _protocol("unlock", f"{_NOBODY_WAITS}; guests halt", True, ()),
 )
