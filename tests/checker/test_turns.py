@@ -6,6 +6,7 @@ import pytest
 
 from vtlkit.checker.check import MODELS, check
 from vtlkit.checker.hosted import HostedProgram
+from vtlkit.checker.hosted.world import LockWord
 from vtlkit.checker.result import Verdict
 from vtlkit.host.api import Host
 
@@ -39,3 +40,7 @@ def test_a_number_under_a_lock_is_what_those_made_it_who_had_the_lock_before(mod
     assert program.causal
     # The orders in which two tasks take a lock twice each.
     assert (result.verdict, result.executions) == (Verdict.PROVED, 6)
+
+
+def test_a_report_shows_of_a_lock_what_its_user_knows() -> None:
+    assert repr(LockWord((None, 1, 0, ("before",)))) == "(None, 1, 0)"
