@@ -105,6 +105,9 @@ class KickAll:
                 raise KvmError(errno.EINVAL, "no kick of all vCPUs is to be resumed")
             self._holds -= 1
             if not self._holds:
+                # What was done while the vCPUs were out is seen by a guest whose `run` finds no request: pairs with
+                # the barrier between that look and the guest.
+                self._vm.host.smp_mb()
                 _let_in(self._vm.vcpus)
 
     # --- the vCPU's side --------------------------------------------------------------------------------------------

@@ -32,3 +32,7 @@ class LockWord(tuple[Value, ...]):
     def after(self) -> tuple[Point, ...]:
         """The last element."""
         return self[-1]  # type: ignore[return-value]
+
+    def __repr__(self) -> str:
+        """For reports: who came before is the checker's own matter."""
+        return repr(tuple(self[:-1]))

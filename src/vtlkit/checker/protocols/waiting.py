@@ -101,11 +101,9 @@ def inactive(host: Host, way: Way, vcpus: int, wakers: Sequence[str], alter: Alt
     def user(vcpu: Vcpu, wait: Wait) -> None:
         engine = vcpu.engine
         assert isinstance(engine, CheckedProcessor)
-        told = 0
         while set(engine.taken) != expected:
+            # It may be told twice of an interrupt: one in IRR whose request is not made yet is not injected.
             wait()
-            told += 1
-            assert told <= len(expected), f"is told of {told} wake events"
             while not isinstance(vcpu.run(), Io):
                 pass
             vcpu.complete_exit()
