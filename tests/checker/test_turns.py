@@ -6,7 +6,7 @@ import pytest
 
 from vtlkit.checker.check import MODELS, check
 from vtlkit.checker.hosted import HostedProgram
-from vtlkit.checker.hosted.world import LockWord
+from vtlkit.checker.hosted.lockword import LockWord
 from vtlkit.checker.result import Verdict
 from vtlkit.host.api import Host
 

@@ -230,7 +230,6 @@ class World:
         # Where it stands while it runs on: what it makes is named by that.
         runner.point = following
         following.found(runner.resume(result), runner.where)
-        if self.causal:
 
     def reach(self, point: Point) -> None:
         """Run a task up to `point`, if it is not there or further. Raises Diverged if it has gone another way."""
