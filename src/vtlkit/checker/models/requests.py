@@ -6,6 +6,7 @@ variable that its maker stores before, with no order of its own.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 
 from vtlkit.checker.kernel import Kernel, Processor, Variable
@@ -27,88 +28,83 @@ KICK_FIRST = "kick-first"
 """The kick comes before the request."""
 
 
+@dataclass(frozen=True)
 class _Vcpu:
     """What a vCPU and its requesters share."""
 
-    __slots__ = ("changed", "data", "kernel", "mode", "processor", "requests")
-
-    def __init__(self, host: Host, requesters: int, changed: str) -> None:
-        self.kernel = Kernel(host)
-        self.mode = self.kernel.word("mode", OUTSIDE)
-        self.requests = self.kernel.word("requests")
-        self.processor = self.kernel.processor("cpu")
-        self.data = tuple([self.kernel.word(f"data{number}") for number in range(requesters)])
-        self.changed = changed
+    kernel: Kernel
+    mode: Variable
+    requests: Variable
+    processor: Processor
+    data: tuple[Variable, ...]
+    changed: str
 
 
 def requests(host: Host, requesters: int, changed: str = "") -> None:
     """A vCPU whose guest never exits by itself answers one request of each requester."""
-    vcpu = _Vcpu(host, requesters, changed)
-    host.spawn(partial(_run, vcpu.kernel, vcpu.mode, vcpu.requests, vcpu.processor, vcpu.data, changed), "vcpu")
+    kernel = Kernel(host)
+    data = tuple([kernel.word(f"data{number}") for number in range(requesters)])
+    words = kernel.word("mode", OUTSIDE), kernel.word("requests"), kernel.processor("cpu")
+    vcpu = _Vcpu(kernel, *words, data, changed)
+    host.spawn(partial(_run, vcpu), "vcpu")
     for number in range(requesters):
-        host.spawn(partial(_request, vcpu.kernel, vcpu, number), f"requester {number}")
+        host.spawn(partial(_request, vcpu, number), f"requester {number}")
 
 
-def _run(
-    kernel: Kernel,
-    mode: Variable,
-    requests: Variable,
-    processor: Processor,
-    data: tuple[Variable, ...],
-    changed: str,
-) -> None:
-    left = len(data)
+def _run(vcpu: _Vcpu) -> None:
+    kernel, mode = vcpu.kernel, vcpu.mode
+    left = len(vcpu.data)
     while left:
         pending: object = 0
-        if changed == TESTED_EARLY:
-            pending = requests.read_once()
+        if vcpu.changed == TESTED_EARLY:
+            pending = vcpu.requests.read_once()
         mode.write_once(IN_GUEST)
-        if changed != NO_ENTRY_BARRIER:
+        if vcpu.changed != NO_ENTRY_BARRIER:
             kernel.smp_mb()
-        if changed != TESTED_EARLY:
-            pending = requests.read_once()
+        if vcpu.changed != TESTED_EARLY:
+            pending = vcpu.requests.read_once()
         now = mode.read_once()
         if pending or now == EXITING:
             mode.write_once(OUTSIDE)
             kernel.smp_wmb()
-            done = _answer(kernel, requests, data, changed)
+            done = _answer(vcpu)
             left -= done
             continue
-        processor.run_guest(may_sleep=False)
+        vcpu.processor.run_guest(may_sleep=False)
         mode.write_once(OUTSIDE)
         kernel.smp_wmb()
 
 
-def _answer(kernel: Kernel, requests: Variable, data: tuple[Variable, ...], changed: str) -> int:
+def _answer(vcpu: _Vcpu) -> int:
     """kvm_check_request for each request; how many there were."""
+    data, requests = vcpu.data, vcpu.requests
     done = 0
     for number in range(len(data)):
         made = requests.test_bit(number)
         if made:
             requests.clear_bit(number)
-            if changed != NO_CHECK_BARRIER:
-                kernel.smp_mb_after_atomic()
+            if vcpu.changed != NO_CHECK_BARRIER:
+                vcpu.kernel.smp_mb_after_atomic()
             seen = data[number].read_once()
             assert seen == 1, "a request is answered without what it is about"
             done += 1
     return done
 
 
-def _request(kernel: Kernel, vcpu: _Vcpu, number: int) -> None:
-    changed = vcpu.changed
+def _request(vcpu: _Vcpu, number: int) -> None:
     vcpu.data[number].write_once(1)
-    if changed == KICK_FIRST:
-        _kick(kernel, vcpu)
-    if changed != NO_REQUEST_BARRIER:
-        kernel.smp_wmb()
+    if vcpu.changed == KICK_FIRST:
+        _kick(vcpu)
+    if vcpu.changed != NO_REQUEST_BARRIER:
+        vcpu.kernel.smp_wmb()
     vcpu.requests.set_bit(number)
-    if changed != KICK_FIRST:
-        _kick(kernel, vcpu)
+    if vcpu.changed != KICK_FIRST:
+        _kick(vcpu)
 
 
-def _kick(kernel: Kernel, vcpu: _Vcpu) -> None:
+def _kick(vcpu: _Vcpu) -> None:
     if vcpu.changed != NO_KICK_BARRIER:
-        kernel.smp_mb_before_atomic()
+        vcpu.kernel.smp_mb_before_atomic()
     mode = vcpu.mode.cmpxchg(IN_GUEST, EXITING)
     if mode == IN_GUEST:
         vcpu.processor.send_ipi()
