@@ -57,6 +57,8 @@ class Protocol:
     models: tuple[str, ...] = ALL_MODELS
     engine: str | None = None
     known_bad: tuple[KnownBad, ...] = ()
+    changes: tuple[KnownBad, ...] = ()
+    """Variants by which it is asked whether a step matters: these do not, under any model."""
     abstracts: str = ""
     endless: bool = False
     promises_nothing: bool = False
@@ -69,9 +71,14 @@ class Protocol:
         """Of the group that it is listed in."""
         return self.group or ("models of the kernel's code" if self.abstracts else "the code that ships")
 
+    @property
+    def variants(self) -> tuple[KnownBad, ...]:
+        """All that `variant` knows."""
+        return self.known_bad + self.changes
+
     def variant(self, name: str) -> KnownBad:
-        """A known-bad variant. Raises KeyError."""
-        for each in self.known_bad:
+        """A known-bad variant, or a change. Raises KeyError."""
+        for each in self.variants:
             if each.name == name:
                 return each
         raise KeyError(name)

@@ -1,0 +1,207 @@
+"""Models of the kernel's own code (`checker.models`), each barrier and each READ_ONCE of which can be left out.
+
+`kernel_variants` makes their variants; what is expected of them is data, found by running and understood.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from vtlkit.checker.protocols import Expected, KnownBad, Protocol, Sizes
+from vtlkit.checker.result import ProblemKind
+
+if TYPE_CHECKING:
+    from vtlkit.checker.hosted import HostedProgram
+    from vtlkit.host.api import Host
+
+Model = Callable[["Host", Sizes], None]
+Found = tuple[ProblemKind, int] | None
+
+_ASSERTION, _DEADLOCK = ProblemKind.ASSERTION, ProblemKind.DEADLOCK
+_LOST, _RACE = ProblemKind.LOST_WAKE_UP, ProblemKind.DATA_RACE
+_RIGHT: Final[Expected] = {"sc": None, "tso": None, "rc11": None}
+
+
+def _expect(sc: Found, tso: Found, rc11: Found) -> Expected:
+    return {"sc": sc, "tso": tso, "rc11": rc11}
+
+
+def _program(model: Model, memory_model: str, sizes: Sizes) -> HostedProgram:
+    from vtlkit.checker.hosted import HostedProgram
+
+    for name, value in sizes.items():
+        if not 1 <= value <= 16:
+            raise ValueError(f"{name} is between 1 and 16")
+    return HostedProgram(lambda host: model(host, sizes), memory_model)
+
+
+def _built(model: Model) -> Callable[[str, Sizes], HostedProgram]:
+    return partial(_program, model)
+
+
+def _split(variants: Iterable[KnownBad]) -> dict[str, tuple[KnownBad, ...]]:
+    """Those that break something under some model, and the others."""
+    made = tuple(variants)
+    broken = tuple([each for each in made if any(each.expect.values())])
+    return {"known_bad": broken, "changes": tuple([each for each in made if each not in broken])}
+
+
+def _changed(name: str, summary: str, model: Callable[..., None], expect: Expected) -> KnownBad:
+    def change(host: Host, sizes: Sizes) -> None:
+        model(host, sizes, name)
+
+    return KnownBad(name, summary, _built(change), expect)
+
+
+# --- blocking ---------------------------------------------------------------------------------------------------------
+
+
+def _block(host: Host, sizes: Sizes, changed: str = "") -> None:
+    from vtlkit.checker.models.block import block
+
+    block(host, sizes["wakers"], changed)
+
+
+_BLOCK = Protocol(
+    "kernel.block",
+    "a vCPU that blocks does not sleep through an event",
+    _built(_block),
+    {"wakers": 1},
+    ({"wakers": 2}, {"wakers": 3}),
+    abstracts="kvm_vcpu_block and rcuwait_wake_up",
+    **_split(
+        _changed(name, summary, _block, expect)
+        for name, summary, expect in (
+            (
+                "no-recheck",
+                "no look at what is pending after the state is set",
+                _expect((_LOST, 5), (_LOST, 8), (_LOST, 7)),
+            ),
+            ("no-sleep-barrier", "__set_current_state in place of set_current_state", _expect(None, (_LOST, 8), (_LOST, 7))),
+            ("no-wake-barrier", "rcuwait_wake_up without smp_mb", _expect(None, None, (_LOST, 7))),
+            ("wake-first", "the wake-up before the event", _expect((_LOST, 6), (_LOST, 9), (_LOST, 7))),
+        )
+    ),
+)
+
+# --- requests ---------------------------------------------------------------------------------------------------------
+
+
+def _requests(host: Host, sizes: Sizes, changed: str = "") -> None:
+    from vtlkit.checker.models.requests import requests
+
+    requests(host, sizes["requesters"], changed)
+
+
+_REQUESTS = Protocol(
+    "kernel.requests",
+    "a request ends the guest, and is answered with what it is about",
+    _built(_requests),
+    {"requesters": 1},
+    ({"requesters": 2},),
+    abstracts="kvm_make_request, kvm_vcpu_kick and vcpu_enter_guest",
+    **_split(
+        _changed(name, summary, _requests, expect)
+        for name, summary, expect in (
+            ("tested-early", "requests are looked for before the mode is stored", _expect((_DEADLOCK, 6), (_DEADLOCK, 9), (_DEADLOCK, 9))),
+            ("no-entry-barrier", "no full barrier between mode and requests", _expect(None, (_DEADLOCK, 8), (_DEADLOCK, 8))),
+            ("no-kick-barrier", "no smp_mb__before_atomic before the cmpxchg of the mode", _expect(None, None, (_DEADLOCK, 8))),
+            ("no-request-barrier", "no smp_wmb in __kvm_make_request", _expect(None, None, (_ASSERTION, 13))),
+            ("no-check-barrier", "no smp_mb__after_atomic in kvm_check_request", _expect(None, None, (_ASSERTION, 13))),
+            ("kick-first", "the kick before the request", _expect((_DEADLOCK, 6), (_DEADLOCK, 10), (_DEADLOCK, 9))),
+        )
+    ),
+)
+
+# --- kick all ---------------------------------------------------------------------------------------------------------
+
+
+def _kick_all(host: Host, sizes: Sizes, design: str = "sticky", changed: str = "", *, promise: bool = True) -> None:
+    from vtlkit.checker.models.kick_all import kick_all
+
+    kick_all(host, sizes["vcpus"], sizes["kicks"], design, changed, promise=promise)
+
+
+def _kick_variants() -> Iterable[KnownBad]:
+    def step(host: Host, sizes: Sizes, name: str) -> None:
+        _kick_all(host, sizes, changed=name)
+
+    for name, summary, expect in (
+        ("tested-early", "the request is looked for before the mode is stored", _expect((_DEADLOCK, 8), (_DEADLOCK, 13), (_DEADLOCK, 11))),
+        ("no-entry-barrier", "no full barrier between mode and request", _expect(None, (_DEADLOCK, 12), (_DEADLOCK, 10))),
+        ("no-kick-barrier", "no smp_mb__before_atomic before the cmpxchg of the mode", _expect(None, None, (_DEADLOCK, 10))),
+        ("no-wait", "the kicker does not take the semaphore", _expect((_ASSERTION, 9), (_ASSERTION, 18), (_ASSERTION, 15))),
+    ):
+        yield _changed(name, summary, step, expect)
+    for design, summary, expect, alone in (
+        ("first-exit", "the first exit clears the request", _expect((_DEADLOCK, 14), (_DEADLOCK, 23), (_DEADLOCK, 19)), _expect((_DEADLOCK, 13), (_DEADLOCK, 21), (_DEADLOCK, 17))),
+        ("before-unlock", "the kicker clears the requests before up_write", _expect((_ASSERTION, 12), (_ASSERTION, 21), (_ASSERTION, 15)), _RIGHT),
+    ):
+        yield KnownBad(design, summary, _built(partial(_kick_all, design=design)), expect)
+        free: Model = partial(_kick_all, design=design, promise=False)
+        yield KnownBad(f"{design}-return", f"{summary}; asked is only that the kick returns", _built(free), alone)
+
+
+_KICK_ALL = Protocol(
+    "kernel.kick-all",
+    "a kick of all vCPUs returns, and no guest runs until the resume",
+    _built(_kick_all),
+    {"vcpus": 1, "kicks": 1},
+    ({"vcpus": 2, "kicks": 1}, {"vcpus": 2, "kicks": 2}),
+    abstracts="KVM_KICK_ALL_RUNNING_VCPUS and KVM_RESUME_ALL_KICKED_VCPUS as posted",
+    **_split(_kick_variants()),
+)
+
+# --- the posted inhibit -----------------------------------------------------------------------------------------------
+
+
+def _posted(host: Host, sizes: Sizes, **change: Any) -> None:
+    from vtlkit.checker.models.posted import Change, posted
+
+    if "left_out" in change:
+        change["left_out"] = frozenset(change["left_out"])
+    posted(host, sizes["flushers"], sizes["inhibitors"], sizes["cycles"], Change(**change))
+
+
+def _posted_changes() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Name, summary, what of it is not as posted."""
+    from vtlkit.checker.compiler import RACING
+    from vtlkit.checker.models.posted import BARRIERS, SITES, UNBLOCK
+
+    for name, text in BARRIERS.items():
+        yield f"no-{name}", f"without {text}", {"left_out": [name]}
+    yield "no-clear-srcu-fused", "the same, and the hypercall's own look is fused with its store", {
+        "left_out": ["clear-srcu"],
+        "compiled": {"complete.suspended": "fused"},
+    }
+    yield "merged", "`suspended` and `waiting_on` are one word", {"merged": True}
+    yield "suspended-first", "`suspended` is stored before `waiting_on`", {"suspended_first": True}
+    yield "unblock", "KVM_REQ_UNBLOCK in place of KVM_REQ_EVENT", {"request": UNBLOCK}
+    for site in SITES:
+        yield f"plain-{site.name}", f"plain: {site.text}", {"compiled": {site.name: RACING}}
+        for form in site.forms:
+            name = f"{site.name}-{form.replace(' ', '-')}"
+            yield name, f"plain, and {form} by the compiler: {site.text}", {"compiled": {site.name: form}}
+
+
+_POSTED_EXPECT: Final[Mapping[str, Expected]] = {}
+
+
+def _posted_variants() -> Iterator[KnownBad]:
+    for name, summary, change in _posted_changes():
+        yield KnownBad(name, summary, _built(partial(_posted, **change)), _POSTED_EXPECT.get(name, _RIGHT))
+
+
+_POSTED = Protocol(
+    "kernel.posted-inhibit",
+    "no flusher stays suspended, and no flush is completed on an inhibited TLB",
+    _built(_posted),
+    {"flushers": 1, "inhibitors": 1, "cycles": 1},
+    ({"flushers": 1, "inhibitors": 1, "cycles": 2}, {"flushers": 2, "inhibitors": 1, "cycles": 1}),
+    abstracts="the posted TLB-flush inhibit: suspended, waiting_on, SRCU and kvm_vcpu_block",
+    **_split(_posted_variants()),
+)
+
+PROTOCOLS = (_BLOCK, _REQUESTS, _KICK_ALL, _POSTED)
