@@ -13,8 +13,8 @@ counterexamples would need two compilers.)
 | repeated | loads | made again for each use of the value |
 | torn | stores | made as two stores, of which the first leaves a value that nobody has written |
 
-Compiler barriers are calls of functions in other files, and every barrier, lock and atomic operation with a result. Other
-volatile accesses are none: C keeps them in order among themselves, but a plain access may pass them.
+Compiler barriers are calls of functions in other files, and every barrier, lock and atomic operation with a result.
+Other volatile accesses are none: C keeps them in order among themselves, but a plain access may pass them.
 Not covered: stores that the compiler invents, loads that it moves out of loops without a barrier (there are none in
 the models), and stores that it drops since another one follows.
 """

@@ -1,4 +1,4 @@
-"""The kernel's vocabulary for models: variables, atomics, barriers, locks, waits, SRCU, kicks, each with its real order.
+"""The kernel's vocabulary for models: variables, atomics, barriers, locks, waits, SRCU and kicks, in their real order.
 
 Models are plain functions on a `CheckHost`. The orders are those of Documentation/atomic_t.txt, atomic_bitops.txt and
 memory-barriers.txt: an atomic operation without a result orders nothing, one with a result is between two full

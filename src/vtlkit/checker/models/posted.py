@@ -1,10 +1,10 @@
 """The posted Hyper-V series: "Implement Hyper-V's vCPU suspended state" with KVM_HYPERV_SET_TLB_FLUSH_INHIBIT.
 
-An inhibitor sets and clears the inhibit of its own vCPU; between the two it translates an address. A flusher changes its
-page table entry and flushes: not while the inhibit is set, else it is suspended (`suspended`, `waiting_on`) and blocks.
-Modelled: the two words, KVM's SRCU around `vcpu_run` but for the guest and blocking, kvm_vcpu_block with rcuwait, the
-request. Left out: everything else that wakes or kicks a vCPU, the flush itself (full barriers are in it), IPIs (a
-suspended vCPU is not in the guest), and the read section inside kvm_vcpu_check_block: so nothing is proved by it.
+An inhibitor sets and clears the inhibit of its own vCPU; between the two it translates an address. A flusher changes
+its page table entry and flushes: not while the inhibit is set, else it is suspended (`suspended`, `waiting_on`) and
+blocks. Modelled: the two words, KVM's SRCU around `vcpu_run` but for the guest and blocking, kvm_vcpu_block with
+rcuwait, the request. Left out: everything else that wakes or kicks a vCPU, the flush itself (full barriers are in it),
+IPIs (a suspended vCPU is not in the guest), and the read section inside kvm_vcpu_check_block: nothing is proved by it.
 """
 
 from __future__ import annotations
