@@ -25,7 +25,8 @@ _LOST, _RACE = ProblemKind.LOST_WAKE_UP, ProblemKind.DATA_RACE
 _RIGHT: Final[Expected] = {"sc": None, "tso": None, "rc11": None}
 
 
-def _expect(sc: Found, tso: Found, rc11: Found) -> Expected:
+def expect(sc: Found, tso: Found, rc11: Found) -> Expected:
+    """What is found under each model."""
     return {"sc": sc, "tso": tso, "rc11": rc11}
 
 
@@ -49,11 +50,11 @@ def with_variants(protocol: Protocol, variants: Iterable[KnownBad]) -> Protocol:
     return replace(protocol, known_bad=broken, changes=tuple([each for each in made if each not in broken]))
 
 
-def _changed(name: str, summary: str, model: Callable[..., None], expect: Expected) -> KnownBad:
+def _changed(name: str, summary: str, model: Callable[..., None], expected: Expected) -> KnownBad:
     def change(host: Host, sizes: Sizes) -> None:
         model(host, sizes, name)
 
-    return KnownBad(name, summary, _built(change), expect)
+    return KnownBad(name, summary, _built(change), expected)
 
 
 # --- blocking ---------------------------------------------------------------------------------------------------------
@@ -75,20 +76,20 @@ _BLOCK = with_variants(
         abstracts="kvm_vcpu_block and rcuwait_wake_up",
     ),
     [
-        _changed(name, summary, _block, expect)
-        for name, summary, expect in (
+        _changed(name, summary, _block, expected)
+        for name, summary, expected in (
             (
                 "no-recheck",
                 "no look at what is pending after the state is set",
-                _expect((_LOST, 5), (_LOST, 8), (_LOST, 7)),
+                expect((_LOST, 5), (_LOST, 8), (_LOST, 7)),
             ),
             (
                 "no-sleep-barrier",
                 "__set_current_state in place of set_current_state",
-                _expect(None, (_LOST, 8), (_LOST, 7)),
+                expect(None, (_LOST, 8), (_LOST, 7)),
             ),
-            ("no-wake-barrier", "rcuwait_wake_up without smp_mb", _expect(None, None, (_LOST, 7))),
-            ("wake-first", "the wake-up before the event", _expect((_LOST, 6), (_LOST, 9), (_LOST, 7))),
+            ("no-wake-barrier", "rcuwait_wake_up without smp_mb", expect(None, None, (_LOST, 7))),
+            ("wake-first", "the wake-up before the event", expect((_LOST, 6), (_LOST, 9), (_LOST, 7))),
         )
     ],
 )
@@ -112,26 +113,26 @@ _REQUESTS = with_variants(
         abstracts="kvm_make_request, kvm_vcpu_kick and vcpu_enter_guest",
     ),
     [
-        _changed(name, summary, _requests, expect)
-        for name, summary, expect in (
+        _changed(name, summary, _requests, expected)
+        for name, summary, expected in (
             (
                 "tested-early",
                 "requests are looked for before the mode is stored",
-                _expect((_DEADLOCK, 6), (_DEADLOCK, 9), (_DEADLOCK, 9)),
+                expect((_DEADLOCK, 6), (_DEADLOCK, 9), (_DEADLOCK, 9)),
             ),
             (
                 "no-entry-barrier",
                 "no full barrier between mode and requests",
-                _expect(None, (_DEADLOCK, 8), (_DEADLOCK, 8)),
+                expect(None, (_DEADLOCK, 8), (_DEADLOCK, 8)),
             ),
             (
                 "no-kick-barrier",
                 "no smp_mb__before_atomic before the cmpxchg of the mode",
-                _expect(None, None, (_DEADLOCK, 8)),
+                expect(None, None, (_DEADLOCK, 8)),
             ),
-            ("no-request-barrier", "no smp_wmb in __kvm_make_request", _expect(None, None, (_ASSERTION, 13))),
-            ("no-check-barrier", "no smp_mb__after_atomic in kvm_check_request", _expect(None, None, (_ASSERTION, 13))),
-            ("kick-first", "the kick before the request", _expect((_DEADLOCK, 6), (_DEADLOCK, 10), (_DEADLOCK, 9))),
+            ("no-request-barrier", "no smp_wmb in __kvm_make_request", expect(None, None, (_ASSERTION, 13))),
+            ("no-check-barrier", "no smp_mb__after_atomic in kvm_check_request", expect(None, None, (_ASSERTION, 13))),
+            ("kick-first", "the kick before the request", expect((_DEADLOCK, 6), (_DEADLOCK, 10), (_DEADLOCK, 9))),
         )
     ],
 )
@@ -149,44 +150,44 @@ def _kick_variants() -> Iterable[KnownBad]:
     def step(host: Host, sizes: Sizes, name: str) -> None:
         _kick_all(host, sizes, changed=name)
 
-    for name, summary, expect in (
+    for name, summary, expected in (
         (
             "tested-early",
             "the request is looked for before the mode is stored",
-            _expect((_DEADLOCK, 8), (_DEADLOCK, 13), (_DEADLOCK, 11)),
+            expect((_DEADLOCK, 8), (_DEADLOCK, 13), (_DEADLOCK, 11)),
         ),
         (
             "no-entry-barrier",
             "no full barrier between mode and request",
-            _expect(None, (_DEADLOCK, 12), (_DEADLOCK, 10)),
+            expect(None, (_DEADLOCK, 12), (_DEADLOCK, 10)),
         ),
         (
             "no-kick-barrier",
             "no smp_mb__before_atomic before the cmpxchg of the mode",
-            _expect(None, None, (_DEADLOCK, 10)),
+            expect(None, None, (_DEADLOCK, 10)),
         ),
         (
             "no-wait",
             "the kicker does not take the semaphore",
-            _expect((_ASSERTION, 9), (_ASSERTION, 18), (_ASSERTION, 15)),
+            expect((_ASSERTION, 9), (_ASSERTION, 18), (_ASSERTION, 15)),
         ),
     ):
-        yield _changed(name, summary, step, expect)
-    for design, summary, expect, alone in (
+        yield _changed(name, summary, step, expected)
+    for design, summary, expected, alone in (
         (
             "first-exit",
             "the first exit clears the request",
-            _expect((_DEADLOCK, 14), (_DEADLOCK, 23), (_DEADLOCK, 19)),
-            _expect((_DEADLOCK, 13), (_DEADLOCK, 21), (_DEADLOCK, 17)),
+            expect((_DEADLOCK, 14), (_DEADLOCK, 23), (_DEADLOCK, 19)),
+            expect((_DEADLOCK, 13), (_DEADLOCK, 21), (_DEADLOCK, 17)),
         ),
         (
             "before-unlock",
             "the kicker clears the requests before up_write",
-            _expect((_ASSERTION, 12), (_ASSERTION, 21), (_ASSERTION, 15)),
+            expect((_ASSERTION, 12), (_ASSERTION, 21), (_ASSERTION, 15)),
             _RIGHT,
         ),
     ):
-        yield KnownBad(design, summary, _built(partial(_kick_all, design=design)), expect)
+        yield KnownBad(design, summary, _built(partial(_kick_all, design=design)), expected)
         free: Model = partial(_kick_all, design=design, promise=False)
         yield KnownBad(f"{design}-return", f"{summary}; asked is only that the kick returns", _built(free), alone)
 
@@ -240,18 +241,18 @@ def _posted_changes() -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 _POSTED_EXPECT: Final[Mapping[str, Expected]] = {
-    "no-set-srcu": _expect((_ASSERTION, 12), (_ASSERTION, 18), (_ASSERTION, 15)),
-    "no-clear-srcu": _expect((_ASSERTION, 23), (_ASSERTION, 36), (_ASSERTION, 31)),
-    "no-wake-mb": _expect(None, None, (_LOST, 48)),
-    "no-sleep-mb": _expect(None, (_LOST, 54), (_LOST, 48)),
-    "no-wake": _expect((_LOST, 31), (_LOST, 52), (_LOST, 46)),
-    "no-clear-srcu-fused": _expect((_DEADLOCK, 23), (_DEADLOCK, 38), (_DEADLOCK, 32)),
-    "plain-run.suspended": _expect(None, None, (_RACE, 51)),
-    "plain-block.suspended": _expect((_RACE, 31), (_RACE, 42), (_RACE, 45)),
-    "plain-flush.inhibit": _expect((_RACE, 7), (_RACE, 7), (_RACE, 8)),
-    "plain-release.suspended": _expect((_RACE, 31), (_RACE, 42), (_RACE, 45)),
-    "plain-set.inhibit": _expect((_RACE, 7), (_RACE, 7), (_RACE, 8)),
-    "plain-clear.inhibit": _expect((_RACE, 15), (_RACE, 20), (_RACE, 21)),
+    "no-set-srcu": expect((_ASSERTION, 12), (_ASSERTION, 18), (_ASSERTION, 15)),
+    "no-clear-srcu": expect((_ASSERTION, 23), (_ASSERTION, 36), (_ASSERTION, 31)),
+    "no-wake-mb": expect(None, None, (_LOST, 48)),
+    "no-sleep-mb": expect(None, (_LOST, 54), (_LOST, 48)),
+    "no-wake": expect((_LOST, 31), (_LOST, 52), (_LOST, 46)),
+    "no-clear-srcu-fused": expect((_DEADLOCK, 23), (_DEADLOCK, 38), (_DEADLOCK, 32)),
+    "plain-run.suspended": expect(None, None, (_RACE, 51)),
+    "plain-block.suspended": expect((_RACE, 31), (_RACE, 42), (_RACE, 45)),
+    "plain-flush.inhibit": expect((_RACE, 7), (_RACE, 7), (_RACE, 8)),
+    "plain-release.suspended": expect((_RACE, 31), (_RACE, 42), (_RACE, 45)),
+    "plain-set.inhibit": expect((_RACE, 7), (_RACE, 7), (_RACE, 8)),
+    "plain-clear.inhibit": expect((_RACE, 15), (_RACE, 20), (_RACE, 21)),
 }
 """What is not here breaks nothing at this size."""
 

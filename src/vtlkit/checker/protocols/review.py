@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from vtlkit.checker.protocols import Expected, KnownBad, Protocol, Sizes
+from vtlkit.checker.protocols.kernel import expect as _expect
 from vtlkit.checker.protocols.kernel import with_variants
 from vtlkit.checker.result import ProblemKind
 
@@ -15,13 +17,15 @@ if TYPE_CHECKING:
     from vtlkit.host.api import Host
 
 _RIGHT: Final[Expected] = {"sc": None, "tso": None, "rc11": None}
+_INPUT: Final = 0x8000
+_ASSERTION, _DEADLOCK = ProblemKind.ASSERTION, ProblemKind.DEADLOCK
 
 
 def _built(build: Callable[[Host], None]) -> Callable[[str, Sizes], Program]:
     def program(model: str, _sizes: Sizes) -> Program:
         from vtlkit.checker.protocols.rig import hosted
 
-        return hosted(build, model, rounds=2)
+        return hosted(build, model, rounds=3)
 
     return program
 
@@ -68,3 +72,114 @@ def _kick(host: Host, design: str = "sticky", *, promise: bool = True, as_propos
 
     rig.spawn(run, "vcpu", daemon=True)
     rig.spawn(kick, "kicker")
+
+
+def _kick_variants() -> Iterator[KnownBad]:
+    for name, summary, expect, options in (
+        (
+            "first-exit",
+            "the first exit clears the request",
+            _expect((_ASSERTION, 29), (_ASSERTION, 31), (_ASSERTION, 36)),
+            {"design": "first-exit"},
+        ),
+        (
+            "first-exit-return",
+            "the same; asked is only that nobody waits for ever",
+            _RIGHT,
+            {"design": "first-exit", "promise": False},
+        ),
+        (
+            "first-exit-as-proposed",
+            "the same, and a run that begins while a kicker waits is not refused",
+            _expect((_DEADLOCK, 19), (_DEADLOCK, 20), (_DEADLOCK, 24)),
+            {"design": "first-exit", "promise": False, "as_proposed": True},
+        ),
+        (
+            "unlock",
+            "the kicker clears the requests before it lets go of the semaphore",
+            _expect((_ASSERTION, 19), (_ASSERTION, 21), (_ASSERTION, 25)),
+            {"design": "unlock"},
+        ),
+        (
+            "unlock-return",
+            "the same; asked is only that nobody waits for ever",
+            _RIGHT,
+            {"design": "unlock", "promise": False},
+        ),
+    ):
+        yield KnownBad(name, summary, _built(partial(_kick, **options)), expect)
+
+
+_KICK = with_variants(
+    Protocol("review.kick", "a kick of all vCPUs returns, and no guest runs until the resume", _built(_kick)),
+    _kick_variants(),
+)
+
+
+# --- the request that ends a suspension -------------------------------------------------------------------------------
+
+
+def _release(host: Host, *, unblock: bool = False) -> None:
+    """The posted design as it ships. A TLB is inhibited; one vCPU flushes it, and the inhibit is cleared."""
+    from vtlkit.checker.protocols.rig import CheckedRig
+    from vtlkit.checker.scenarios.rig import DONE, to_long_mode
+    from vtlkit.engine.scripted import ops
+    from vtlkit.hvdef.hypercalls import HvCallCode
+    from vtlkit.kvm.cpuid import for_vcpu
+    from vtlkit.kvm.hyperv.flush_inhibit import FlushInhibitDesign
+    from vtlkit.kvm.kvm_run import Io
+    from vtlkit.kvm.requests import Req
+    from vtlkit.kvm.uapi import HvFeatures, hv_cpuid_entries
+
+    def flusher(_engine: Any) -> Iterator[ops.Op]:
+        yield ops.Set(HvCallCode.HvCallFlushVirtualAddressSpace, "rcx")
+        yield ops.Set(_INPUT, "rdx")
+        assert (yield ops.Vmmcall()) == 0
+        yield ops.Out(DONE, 1, 0)
+
+    def idle(_engine: Any) -> Iterator[ops.Op]:
+        yield ops.Hlt()
+
+    rig = CheckedRig(
+        host,
+        [flusher, idle],  # type: ignore[list-item]
+        interrupts=False,
+        prepare=lambda vm: vm.hv.set_flush_inhibit_design(FlushInhibitDesign.POSTED),
+    )
+    entries = [*for_vcpu(rig.vm.get_supported_cpuid(), 0, 1), *hv_cpuid_entries(HvFeatures())]
+    for vcpu in rig.vcpus:
+        vcpu.set_cpuid2(entries)
+        to_long_mode(vcpu)
+    rig.vm.hv.set_guest_os_id(1)
+    rig.vm.memory.write(_INPUT, struct.pack("<QQQ", 0, 0, 1 << 1))
+    caller, target = rig.vcpus
+    target.hyperv_set_tlb_flush_inhibit(True)
+    if unblock:
+        request = caller.make_request
+
+        def swapped(req: Req) -> None:
+            request(Req.UNBLOCK if req is Req.EVENT and host.context() == "inhibitor" else req)
+
+        caller.make_request = swapped  # type: ignore[method-assign,assignment]
+
+    def run() -> None:
+        exit_ = caller.run()
+        assert isinstance(exit_, Io), exit_
+
+    rig.spawn(run, "flusher")
+    rig.spawn(lambda: target.hyperv_set_tlb_flush_inhibit(False), "inhibitor")
+
+
+_RELEASE = with_variants(
+    Protocol("review.release", "posted: a flusher whose target is no longer inhibited goes on", _built(_release)),
+    [
+        KnownBad(
+            "unblock",
+            "the release makes KVM_REQ_UNBLOCK in place of KVM_REQ_EVENT",
+            _built(partial(_release, unblock=True)),
+            _RIGHT,
+        )
+    ],
+)
+
+PROTOCOLS = (_KICK, _RELEASE)
