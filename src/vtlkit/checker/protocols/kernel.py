@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from vtlkit.checker.protocols import Expected, KnownBad, Protocol, Sizes
@@ -30,17 +31,17 @@ def expect(sc: Found, tso: Found, rc11: Found) -> Expected:
     return {"sc": sc, "tso": tso, "rc11": rc11}
 
 
-def _program(model: Model, memory_model: str, sizes: Sizes) -> HostedProgram:
+def _program(model: Model, most: int, memory_model: str, sizes: Sizes) -> HostedProgram:
     from vtlkit.checker.hosted import HostedProgram
 
     for name, value in sizes.items():
-        if not 1 <= value <= 16:
-            raise ValueError(f"{name} is between 1 and 16")
+        if not 1 <= value <= most:
+            raise ValueError(f"{name} is between 1 and {most}")
     return HostedProgram(lambda host: model(host, sizes), memory_model)
 
 
-def _built(model: Model) -> Callable[[str, Sizes], HostedProgram]:
-    return partial(_program, model)
+def _built(model: Model, most: int = 16) -> Callable[[str, Sizes], HostedProgram]:
+    return partial(_program, model, most)
 
 
 def with_variants(protocol: Protocol, variants: Iterable[KnownBad]) -> Protocol:
@@ -231,6 +232,14 @@ def _posted_changes() -> Iterator[tuple[str, str, dict[str, Any]]]:
         },
     )
     yield "merged", "`suspended` and `waiting_on` are one word", {"merged": True}
+    yield (
+        "merged-torn",
+        "one word, plain, and its stores are torn",
+        {
+            "merged": True,
+            "compiled": {"suspend.waiting_on": "torn", "release.waiting_on": "torn"},
+        },
+    )
     yield "suspended-first", "`suspended` is stored before `waiting_on`", {"suspended_first": True}
     yield "unblock", "KVM_REQ_UNBLOCK in place of KVM_REQ_EVENT", {"request": UNBLOCK}
     for site in SITES:
@@ -274,4 +283,22 @@ _POSTED = with_variants(
     _posted_variants(),
 )
 
-PROTOCOLS = (_BLOCK, _REQUESTS, _KICK_ALL, _POSTED)
+
+def _compiled(host: Host, sizes: Sizes) -> None:
+    from vtlkit.checker.compiler import compilations
+    from vtlkit.checker.models.posted import SITES, Change, posted
+
+    compilation = next(islice(compilations(SITES), sizes["compilation"] - 1, None))
+    posted(host, 1, 1, 1, Change(compiled=compilation))
+
+
+_COMPILED = Protocol(
+    "kernel.posted-compiled",
+    "kernel.posted-inhibit without any READ_ONCE and WRITE_ONCE, in the n-th way to compile it",
+    _built(_compiled, most=288),
+    {"compilation": 288},
+    ({"compilation": 288},),
+    abstracts="the same, and what a compiler may make of it",
+)
+
+PROTOCOLS = (_BLOCK, _REQUESTS, _KICK_ALL, _POSTED, _COMPILED)
