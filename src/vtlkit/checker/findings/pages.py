@@ -43,8 +43,11 @@ def _any(found: Findings, cases: Sequence[Case]) -> list[str]:
 _AS_POSTED: Final = _sized("as posted", weak=True)
 _WITHOUT: Final = {name: _sized(f"without {text}", f"no-{name}") for name, text in BARRIERS.items()}
 _FUSED: Final = Case(
-    "without that, and the hypercall does not look at `suspended` again", _POSTED, "no-clear-srcu-fused"
+    "without synchronize_srcu before the look, and the hypercall does not look at `suspended` again",
+    _POSTED,
+    "no-clear-srcu-fused",
 )
+_NO_WMB: Final = _sized("without all three smp_wmb", "no-wmb")
 _REQUEST: Final = Case("kernel.requests without smp_wmb in __kvm_make_request", "kernel.requests", "no-request-barrier")
 
 
@@ -57,9 +60,10 @@ def _barriers(found: Findings) -> list[str]:
     sentences = ["What guarantees that a flusher goes on, and that no flush is completed too early, is:"]
     sentences += [f"- {BARRIERS[name]} (without it broken {under(models)})" for name, models in needed.items()]
     if idle:
-        sentences.append(
-            f"Nothing here depends on {joined(idle)}: leaving out one of them breaks nothing at these sizes."
-        )
+        together = "one of them breaks nothing"
+        if all("wmb" in name for name in BARRIERS if name not in needed) and not _any(found, _NO_WMB):
+            together += ", and neither does leaving out all of them"
+        sentences.append(f"Nothing here depends on {joined(idle)}: leaving out {together} at these sizes.")
     if "request-wmb" in needed:
         sentences.append("So the smp_wmb of __kvm_make_request is one of those that protect the pair.")
     else:
@@ -79,10 +83,10 @@ def _barriers(found: Findings) -> list[str]:
 _A = Page(
     "barrier",
     "Which barrier protects the inhibit and its wake-up?",
-    "A reviewer of the posted suspended state wrote that this code makes it hard to see what guarantees that a vCPU does "
-    "not get stuck blocking, and that the protection is the smp_wmb() in __kvm_make_request(). Which barriers are needed "
-    "so that a suspended vCPU sees the inhibit cleared, or a wake event?",
-    [*_AS_POSTED, *[case for cases in _WITHOUT.values() for case in cases], _FUSED, _REQUEST],
+    "A reviewer of the posted suspended state wrote that this code makes it hard to see what guarantees that a vCPU "
+    "does not get stuck blocking, and that the protection is the smp_wmb() in __kvm_make_request(). Which barriers are "
+    "needed so that a suspended vCPU sees the inhibit cleared, or a wake event?",
+    [*_AS_POSTED, *[case for cases in _WITHOUT.values() for case in cases], *_NO_WMB, _FUSED, _REQUEST],
     _barriers,
     [_WITHOUT["wake-mb"][0], _WITHOUT["sleep-mb"][0], _FUSED],
     "Each barrier is left out in turn, all else being as posted.",
@@ -193,23 +197,25 @@ _C = Page(
 _STICKY: Final = Case("model: cleared by the resume, as posted", "kernel.kick-all")
 _FIRST: Final = Case("model: cleared by the first exit", "kernel.kick-all", "first-exit")
 _FIRST_RETURN: Final = Case(
-    "model: the same, asked is only that the kick returns", "kernel.kick-all", "first-exit-return"
+    "model: cleared by the first exit, asked is only that the kick returns", "kernel.kick-all", "first-exit-return"
 )
 _UNLOCK: Final = Case("model: cleared before up_write", "kernel.kick-all", "before-unlock")
 _UNLOCK_RETURN: Final = Case(
-    "model: the same, asked is only that the kick returns", "kernel.kick-all", "before-unlock-return"
+    "model: cleared before up_write, asked is only that the kick returns", "kernel.kick-all", "before-unlock-return"
 )
 _OURS: Final = Case("shipped: cleared by the resume", "review.kick")
 _OURS_FIRST: Final = Case("shipped: cleared by the first exit", "review.kick", "first-exit")
 _OURS_RETURN: Final = Case(
-    "shipped: the same, asked is only that nobody waits for ever", "review.kick", "first-exit-return"
+    "shipped: cleared by the first exit, asked is only that nobody waits for ever", "review.kick", "first-exit-return"
 )
 _OURS_PROPOSED: Final = Case(
-    "shipped: the same without refusing a run while a kicker waits", "review.kick", "first-exit-as-proposed"
+    "shipped: cleared by the first exit, and no run is refused while a kicker waits",
+    "review.kick",
+    "first-exit-as-proposed",
 )
 _OURS_UNLOCK: Final = Case("shipped: cleared before up_write", "review.kick", "unlock")
 _OURS_UNLOCK_RETURN: Final = Case(
-    "shipped: the same, asked is only that nobody waits for ever", "review.kick", "unlock-return"
+    "shipped: cleared before up_write, asked is only that nobody waits for ever", "review.kick", "unlock-return"
 )
 
 
@@ -271,8 +277,8 @@ _D = Page(
     ],
     _kick,
     [_FIRST_RETURN, _OURS_FIRST],
-    "The promise has two halves: the kick returns, with every vCPU out of KVM_RUN; and no guest runs between its return "
-    "and the resume.",
+    "The promise has two halves: the kick returns, with every vCPU out of KVM_RUN; and no guest runs between its "
+    "return and the resume.",
 )
 
 # --- (e) KVM_REQ_UNBLOCK in place of KVM_REQ_EVENT --------------------------------------------------------------------

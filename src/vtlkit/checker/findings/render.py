@@ -91,9 +91,9 @@ def index(pages: Sequence[tuple[Page, Findings]], guarantees: Findings) -> str:
     lines = [
         "# What guarantees that a vCPU does not get stuck",
         "",
-        "Each line is a protocol by which a vCPU blocks, is told something or is stopped, checked in all that it can do "
-        "at this size under each memory model: nobody waits for ever, no assertion fails. The code that ships was run; of "
-        "the kernel's there are models ([the kernel's vocabulary](../design/checker-kernel.md)).",
+        "Each line is a protocol by which a vCPU blocks, is told something or is stopped, checked in all that it can "
+        "do at this size under each memory model: nobody waits for ever, no assertion fails. The code that ships was "
+        "run; of the kernel's there are models ([the kernel's vocabulary](../design/checker-kernel.md)).",
         "",
         *_table(guarantees),
         "",

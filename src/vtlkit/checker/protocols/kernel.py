@@ -223,6 +223,7 @@ def _posted_changes() -> Iterator[tuple[str, str, dict[str, Any]]]:
 
     for name, text in BARRIERS.items():
         yield f"no-{name}", f"without {text}", {"left_out": [name]}
+    yield "no-wmb", "without all three smp_wmb", {"left_out": ["suspend-wmb", "release-wmb", "request-wmb"]}
     yield (
         "no-clear-srcu-fused",
         "the same, and the hypercall's own look is fused with its store",
