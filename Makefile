@@ -13,7 +13,7 @@ CONFORMANCE_FLAGS ?= $(if $(shell command -v qemu-system-x86_64 2>/dev/null),--q
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format stress bench tlfs conformance checkout-named clean
+.PHONY: help demo test check format stress bench tlfs findings conformance checkout-named clean
 
 help:
 	@echo "make demo         run the demo guest: two VPs, two VTLs, a protected page"
@@ -23,6 +23,7 @@ help:
 	@echo "make stress       run the protocols' scenarios under 10,000 schedules each"
 	@echo "make bench        measure against the rivals, side by side"
 	@echo "make tlfs         run the tests of the TLFS checklist and write docs/TLFS.md"
+	@echo "make findings     check open questions of KVM's list and write docs/findings"
 	@echo "make conformance  run kvm-unit-tests: KVM_UNIT_TESTS=dir names a built checkout"
 	@echo "make clean        remove everything that these commands made"
 
@@ -51,6 +52,10 @@ bench: $(READY)
 
 tlfs: $(DEV)
 	@$(BIN)/python -m tests.tlfs.generate
+
+findings: $(READY)
+	@mkdir -p docs/findings
+	@$(BIN)/python -m vtlkit.checker.findings docs/findings
 
 conformance: checkout-named $(READY)
 	@$(BIN)/python -m tests.conformance.kvm_unit_tests --dir "$(KVM_UNIT_TESTS)" --output docs/CONFORMANCE.md $(CONFORMANCE_FLAGS)

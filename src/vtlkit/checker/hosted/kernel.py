@@ -74,52 +74,46 @@ class Variable:
 
     def inc(self) -> None:
         """atomic_inc: no order."""
-        self._word.update(_adder(1), label="inc")
+        self._atomic(_adder(1), Order.RELAXED, "inc")
 
     def dec(self) -> None:
         """atomic_dec: no order."""
-        self._word.update(_adder(-1), label="dec")
+        self._atomic(_adder(-1), Order.RELAXED, "dec")
 
     def fetch_add(self, amount: int, order: Order = FULL) -> int:
         """atomic_fetch_add, and with `amount` on top atomic_add_return; `order`: FULL, or that of the suffix."""
-        old = self._update(_adder(amount), order, f"fetch_add {amount}")
+        old = self._atomic(_adder(amount), order, f"fetch_add {amount}")
         assert isinstance(old, int)
         return old
 
     def xchg(self, value: Value, order: Order = FULL) -> Value:
         """xchg."""
-        old = self._update(lambda _old: value, order, "xchg")
+        old = self._atomic(lambda _old: value, order, "xchg")
         return old
 
     def cmpxchg(self, old: Value, new: Value, order: Order = FULL) -> Value:
         """cmpxchg: what was there. One that finds another value orders nothing."""
-        if self._may_fail_early():
+        if self._word.world.book.weak:
             # A barrier in front would order the one that fails too.
             found = self._word.read()
             if found != old:
                 return found
-        self._before(order)
-        found = self._word.update(lambda value: new if value == old else NO_WRITE, _half(order), label="cmpxchg")
-        if found == old:
-            self._after(order)
+        found = self._atomic(lambda value: new if value == old else NO_WRITE, order, "cmpxchg")
         return found
-
-    def _may_fail_early(self) -> bool:
-        return self._word.shared and self._word.world.book.weak
 
     # --- bits ------------------------------------------------------------------------------------------------------
 
     def set_bit(self, bit: int) -> None:
         """set_bit: atomic, no order."""
-        self._word.update(_setter(bit), label=f"set_bit {bit}")
+        self._atomic(_setter(bit), Order.RELAXED, f"set_bit {bit}")
 
     def clear_bit(self, bit: int) -> None:
         """clear_bit: atomic, no order."""
-        self._word.update(_clearer(bit), label=f"clear_bit {bit}")
+        self._atomic(_clearer(bit), Order.RELAXED, f"clear_bit {bit}")
 
     def clear_bit_unlock(self, bit: int) -> None:
         """clear_bit_unlock: release."""
-        self._word.update(_clearer(bit), Order.RELEASE, label=f"clear_bit_unlock {bit}")
+        self._atomic(_clearer(bit), Order.RELEASE, f"clear_bit_unlock {bit}")
 
     def test_bit(self, bit: int) -> bool:
         """test_bit: no order."""
@@ -129,29 +123,25 @@ class Variable:
 
     def test_and_set_bit(self, bit: int, order: Order = FULL) -> bool:
         """test_and_set_bit; with ACQUIRE test_and_set_bit_lock."""
-        old = self._update(_setter(bit), order, f"test_and_set_bit {bit}")
+        old = self._atomic(_setter(bit), order, f"test_and_set_bit {bit}")
         assert isinstance(old, int)
         return bool(old >> bit & 1)
 
     def test_and_clear_bit(self, bit: int, order: Order = FULL) -> bool:
         """test_and_clear_bit."""
-        old = self._update(_clearer(bit), order, f"test_and_clear_bit {bit}")
+        old = self._atomic(_clearer(bit), order, f"test_and_clear_bit {bit}")
         assert isinstance(old, int)
         return bool(old >> bit & 1)
 
-    # ---------------------------------------------------------------------------------------------------------------
-
-    def _update(self, change: Callable[[Value], Value], order: Order, label: str) -> Value:
-        self._before(order)
-        old = self._word.update(change, _half(order), label=label)
-        self._after(order)
+    def _atomic(self, change: Callable[[Value], Value], order: Order, label: str) -> Value:
+        word, world = self._word, self._word.world
+        if order is FULL:
+            world.full_barrier()
+        old = word.update(change, _half(order), label=label)
+        # On a variable of its own it is no operation of the task, but on x86 a barrier all the same.
+        if order is FULL or (world.book.locked_orders and not word.shared):
+            world.full_barrier()
         return old
-
-    def _before(self, order: Order) -> None:
-        if order is FULL and self._word.shared:
-            self._word.world.full_barrier()
-
-    _after = _before
 
 
 def _half(order: Order) -> Order:

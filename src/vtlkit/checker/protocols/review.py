@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _RIGHT: Final[Expected] = {"sc": None, "tso": None, "rc11": None}
 _INPUT: Final = 0x8000
-_ASSERTION, _DEADLOCK = ProblemKind.ASSERTION, ProblemKind.DEADLOCK
+_ASSERTION, _DEADLOCK, _LOST = ProblemKind.ASSERTION, ProblemKind.DEADLOCK, ProblemKind.LOST_WAKE_UP
 
 
 def _built(build: Callable[[Host], None]) -> Callable[[str, Sizes], Program]:
@@ -119,7 +119,7 @@ _KICK = with_variants(
 # --- the request that ends a suspension -------------------------------------------------------------------------------
 
 
-def _release(host: Host, *, unblock: bool = False) -> None:
+def _release(host: Host, changed: str = "") -> None:
     """The posted design as it ships. A TLB is inhibited; one vCPU flushes it, and the inhibit is cleared."""
     from vtlkit.checker.protocols.rig import CheckedRig
     from vtlkit.checker.scenarios.rig import DONE, to_long_mode
@@ -128,7 +128,6 @@ def _release(host: Host, *, unblock: bool = False) -> None:
     from vtlkit.kvm.cpuid import for_vcpu
     from vtlkit.kvm.hyperv.flush_inhibit import FlushInhibitDesign
     from vtlkit.kvm.kvm_run import Io
-    from vtlkit.kvm.requests import Req
     from vtlkit.kvm.uapi import HvFeatures, hv_cpuid_entries
 
     def flusher(_engine: Any) -> Iterator[ops.Op]:
@@ -154,13 +153,7 @@ def _release(host: Host, *, unblock: bool = False) -> None:
     rig.vm.memory.write(_INPUT, struct.pack("<QQQ", 0, 0, 1 << 1))
     caller, target = rig.vcpus
     target.hyperv_set_tlb_flush_inhibit(True)
-    if unblock:
-        request = caller.make_request
-
-        def swapped(req: Req) -> None:
-            request(Req.UNBLOCK if req is Req.EVENT and host.context() == "inhibitor" else req)
-
-        caller.make_request = swapped  # type: ignore[method-assign,assignment]
+    _change(host, changed, caller, target)
 
     def run() -> None:
         exit_ = caller.run()
@@ -170,14 +163,39 @@ def _release(host: Host, *, unblock: bool = False) -> None:
     rig.spawn(lambda: target.hyperv_set_tlb_flush_inhibit(False), "inhibitor")
 
 
+def _change(host: Host, changed: str, caller: Any, target: Any) -> None:
+    """Alter the objects of this world, for what the inhibitor's task does with them."""
+    from vtlkit.kvm.requests import Req
+
+    request, kick = caller.make_request, caller.kick
+
+    def swapped(req: Req) -> None:
+        request(Req.UNBLOCK if req is Req.EVENT and host.context() == "inhibitor" else req)
+
+    if changed == "unblock":
+        caller.make_request = swapped
+    elif changed == "no-kick":
+        caller.kick = lambda: None if host.context() == "inhibitor" else kick()
+    elif changed == "no-grace-period":
+        target.hv.flush_inhibit._design.grace_period = lambda: None
+
+
 _RELEASE = with_variants(
     Protocol("review.release", "posted: a flusher whose target is no longer inhibited goes on", _built(_release)),
     [
-        KnownBad(
-            "unblock",
-            "the release makes KVM_REQ_UNBLOCK in place of KVM_REQ_EVENT",
-            _built(partial(_release, unblock=True)),
-            _RIGHT,
+        KnownBad(name, summary, _built(partial(_release, changed=name)), expected)
+        for name, summary, expected in (
+            ("unblock", "the release makes KVM_REQ_UNBLOCK in place of KVM_REQ_EVENT", _RIGHT),
+            (
+                "no-kick",
+                "the release makes its request and does not kick",
+                _expect((_LOST, 37), (_LOST, 47), (_LOST, 56)),
+            ),
+            (
+                "no-grace-period",
+                "no grace period between the release and the look for suspended vCPUs",
+                _expect((_DEADLOCK, 26), (_DEADLOCK, 32), (_DEADLOCK, 34)),
+            ),
         )
     ],
 )
