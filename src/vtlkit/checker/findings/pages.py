@@ -64,8 +64,8 @@ def _barriers(found: Findings) -> list[str]:
     else:
         rest = [BARRIERS[name] for name in ("clear-srcu", "wake-mb", "sleep-mb") if name in needed]
         sentences = [
-            "Not the smp_wmb of __kvm_make_request. That a vCPU sees either the inhibit cleared or a wake event it owes "
-            f"to {joined(rest)}."
+            "Not the smp_wmb of __kvm_make_request. That a vCPU sees either the inhibit cleared or a wake event it "
+            f"owes to {joined(rest)}."
         ]
     sentences.append("Needed, so that a flusher goes on and no flush is completed too early:")
     sentences += [f"- {BARRIERS[name]}; without it broken {under(models)}" for name, models in needed.items()]
@@ -76,8 +76,8 @@ def _barriers(found: Findings) -> list[str]:
         sentences.append(f"Nothing here depends on {joined(idle)}: leaving out {together} at these sizes.")
     if breaks(found, _REQUEST):
         sentences.append(
-            "The smp_wmb of __kvm_make_request is for what a request is about: its receiver reads that after it has taken the request "
-            f"(`{_REQUEST.command}`)."
+            "The smp_wmb of __kvm_make_request is for what a request is about: its receiver reads that after it has "
+            f"taken the request (`{_REQUEST.command}`)."
         )
     return sentences
 
