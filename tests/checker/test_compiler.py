@@ -72,7 +72,11 @@ def test_ordered_plain_accesses_do_not_race_and_others_do() -> None:
         kernel = Kernel(host)
         data = kernel.word("data")
         host.spawn(lambda: Store(data, 1, RACING).here(), "one")
-        host.spawn(data.read_once, "other")
+
+        def other() -> None:
+            data.read_once()
+
+        host.spawn(other, "other")
 
     assert kinds(build) == [ProblemKind.DATA_RACE] * 3
 
