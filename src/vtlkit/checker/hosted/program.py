@@ -10,6 +10,7 @@ from vtlkit.checker.hosted.book import Book
 from vtlkit.checker.hosted.common import Common
 from vtlkit.checker.hosted.host import CheckHost
 from vtlkit.checker.hosted.identity import identity_of
+from vtlkit.checker.hosted.rounds import variables
 from vtlkit.checker.hosted.trie import Point
 from vtlkit.checker.hosted.world import Diverged, World
 from vtlkit.checker.ops import NO_WRITE, Assume, Await, Done, Failure, Fence, Location, Op, Read, Rmw, Value, Write
@@ -27,6 +28,8 @@ _OURS_TOO: Final = (os.path.join(os.path.dirname(_OURS[0]), "compiler.py"),)
 """Files beside those whose lines are not what a reader of a counterexample looks for."""
 _WALK_STEPS: Final = 5000
 _NO_NEWS: Final = Assume(False)
+_PATIENCE: Final = 6
+"""A loop whose rounds differ in nothing but its own variables is followed for so many times `rounds`."""
 _WORLDS: Final = 24
 """Worlds kept for the next question."""
 
@@ -67,9 +70,21 @@ class HostedProgram:
             self._world_at(point)
         assert point.op is not None
         if point.round is None:
-            point.round = isinstance(point.op, Read) and bool(self._book.rounds) and point.goes_round(self._book.rounds)
+            point.round = isinstance(point.op, Read) and bool(self._book.rounds) and self._goes_round(point)
             self.given_up += point.round
         return _NO_NEWS if point.round else point.op
+
+    def _goes_round(self, point: Point) -> bool:
+        """Whether a task is in a loop that it will not leave without news."""
+        length = point.goes_round(self._book.rounds)
+        if not length or point.goes_round(self._book.rounds * _PATIENCE):
+            return bool(length)
+        before = point
+        for _ in range(length):
+            assert before.parent is not None
+            before = before.parent
+        now, then = (variables(self._world_at(where).runners[where.number]) for where in (point, before))
+        return now == then
 
     def identity(self, thread: int, results: tuple[Value, ...]) -> Hashable | None:
         """See `Program`. None if tasks share more than words of the host."""

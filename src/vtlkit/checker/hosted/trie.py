@@ -48,8 +48,9 @@ class Point:
         points.reverse()
         return points
 
-    def goes_round(self, rounds: int) -> bool:
-        """Whether the last operations are so many equal rounds: at the same places, the same, told the same."""
+    def goes_round(self, rounds: int) -> int:
+        """The length of a round, if the last operations are so many equal rounds: at the same places, the same, told
+        the same. 0: they are not."""
         steps: list[tuple[object, ...]] = []
         point = self
         while point.parent is not None and len(steps) < rounds * LONGEST_ROUND:
@@ -61,8 +62,8 @@ class Point:
             if steps[length] != first[0]:
                 continue
             if all(steps[length * count : length * (count + 1)] == first for count in range(1, rounds)):
-                return True
-        return False
+                return length
+        return 0
 
     def found(self, op: Op | Done, where: int) -> None:
         """The task does `op` here, at a place in the code. Raises SharedData if it did something else before."""
