@@ -176,12 +176,15 @@ def _merging(found: Findings) -> list[str]:
         "Yes. With `waiting_on` alone, where -1 says that the vCPU is not suspended, the promise is kept under every "
         "model at every size that was asked for."
     ]
-    idle = [name for name in ("suspend-wmb", "release-wmb") if not _any(found, _WITHOUT[name])]
-    if len(idle) == 2:
-        sentences.append(
-            "Nothing is lost with the two barriers between the words either: they are not what the two words rely on "
-            "(see [the barriers](barrier.md))."
-        )
+    ordered = {name: _any(found, _WITHOUT[name]) for name in ("suspend-wmb", "release-wmb")}
+    for name, models in ordered.items():
+        if models:
+            sentences.append(
+                f"It is even safer: the two words rely on {BARRIERS[name]}, without which they are broken "
+                f"{under(models)}; one word has nothing to order."
+            )
+    if not any(ordered.values()):
+        sentences.append("Nothing is lost with the two barriers between the words either: nothing relies on them.")
     sentences.append(
         f"The one word needs WRITE_ONCE: torn stores break it {under(torn)}."
         if torn
@@ -195,9 +198,9 @@ _C = Page(
     "Is it safe to merge `suspended` into `waiting_on`?",
     "It was proposed in review to drop `suspended`, and to let `waiting_on` alone say whether a vCPU is suspended, "
     "which makes the loop that lets vCPUs go much simpler. Does the promise survive?",
-    [*_MERGED, *_MERGED_TORN, _WITHOUT["suspend-wmb"][0], _WITHOUT["release-wmb"][0]],
+    [*_MERGED, *_MERGED_TORN, *_WITHOUT["suspend-wmb"], *_WITHOUT["release-wmb"]],
     _merging,
-    [*_MERGED, *_MERGED_TORN],
+    [*_MERGED, *_MERGED_TORN, *_WITHOUT["release-wmb"]],
 )
 
 # --- (d) clearing the kick at the first exit --------------------------------------------------------------------------
