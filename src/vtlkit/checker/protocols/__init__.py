@@ -58,7 +58,7 @@ class Protocol:
     engine: str | None = None
     known_bad: tuple[KnownBad, ...] = ()
     changes: tuple[KnownBad, ...] = ()
-    """Variants by which it is asked whether a step matters: these do not, under any model."""
+    """Variants by which it is asked whether a step matters: at their size these do not, under any model."""
     abstracts: str = ""
     endless: bool = False
     promises_nothing: bool = False

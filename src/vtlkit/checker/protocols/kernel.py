@@ -268,6 +268,13 @@ _POSTED_EXPECT: Final[Mapping[str, Expected]] = {
 
 
 def _posted_variants() -> Iterator[KnownBad]:
+    yield KnownBad(
+        "no-release-wmb-twice",
+        "without smp_wmb between the two stores that let go, the inhibit being set and cleared twice",
+        _built(partial(_posted, left_out=["release-wmb"])),
+        expect(None, None, (_DEADLOCK, 91)),
+        {"cycles": 2},
+    )
     for name, summary, change in _posted_changes():
         yield KnownBad(name, summary, _built(partial(_posted, **change)), _POSTED_EXPECT.get(name, _RIGHT))
 
