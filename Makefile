@@ -13,7 +13,7 @@ CONFORMANCE_FLAGS ?= $(if $(shell command -v qemu-system-x86_64 2>/dev/null),--q
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format stress bench tlfs prove conformance checkout-named litmus clean
+.PHONY: help demo test check format stress bench tlfs prove findings conformance checkout-named litmus clean
 
 help:
 	@echo "make demo         run the demo guest: two VPs, two VTLs, a protected page"
@@ -24,6 +24,7 @@ help:
 	@echo "make bench        measure against the rivals, side by side"
 	@echo "make tlfs         run the tests of the TLFS checklist and write docs/TLFS.md"
 	@echo "make prove        check every protocol, at large sizes too, and write docs/PROOFS.md: about 10 minutes"
+	@echo "make findings     check open questions of KVM's list and write docs/findings"
 	@echo "make conformance  run kvm-unit-tests: KVM_UNIT_TESTS=dir names a built checkout"
 	@echo "make litmus       judge the kernel's litmus tests: LITMUS=dir names tools/memory-model/litmus-tests"
 	@echo "make clean        remove everything that these commands made"
@@ -56,6 +57,10 @@ tlfs: $(DEV)
 
 prove: $(DEV)
 	@$(BIN)/python -m tests.checker.prove $(PROVE_FLAGS)
+
+findings: $(READY)
+	@mkdir -p docs/findings
+	@$(BIN)/python -m vtlkit.checker.findings docs/findings
 
 conformance: checkout-named $(READY)
 	@$(BIN)/python -m tests.conformance.kvm_unit_tests --dir "$(KVM_UNIT_TESTS)" --output docs/CONFORMANCE.md $(CONFORMANCE_FLAGS)

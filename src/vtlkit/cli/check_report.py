@@ -155,7 +155,7 @@ def print_list(protocols: Mapping[str, Protocol], as_json: bool) -> None:
         for each in members:
             models = ",".join(each.models)
             print(f"  {each.name:<{width}}  {_sizes(each):<{wide}}  {models:<11}  {each.summary}".rstrip())
-            for bad in each.known_bad:
+            for bad in each.variants:
                 print(f"  {'':<{width}}  --variant {bad.name}: {bad.summary}")
 
 
@@ -173,5 +173,5 @@ def _listed(protocol: Protocol) -> dict[str, Any]:
         "models": list(protocol.models),
         "engine": protocol.engine,
         "abstracts": protocol.abstracts,
-        "variants": [{"name": bad.name, "summary": bad.summary} for bad in protocol.known_bad],
+        "variants": [{"name": bad.name, "summary": bad.summary} for bad in protocol.variants],
     }

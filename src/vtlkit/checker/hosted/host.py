@@ -30,6 +30,11 @@ class CheckHost(Host):
         self._clock = Word(world, "time", 0)
         self._alarms: dict[str, CheckTimer] = {}
 
+    @property
+    def world(self) -> World:
+        """Where its words are."""
+        return self._world
+
     def cell(self, value: T, name: str) -> Cell[T]:
         return CheckCell(self._world, value, name)
 

@@ -24,6 +24,8 @@ _WALKS: Final = 24
 """Random schedules by which it is found out what tasks share."""
 _SOLO_STEPS: Final = 500
 _OURS: Final = tuple(os.path.dirname(file) for file in (os.path.abspath(__file__), os.path.abspath(host_api.__file__)))
+_OURS_TOO: Final = (os.path.join(os.path.dirname(_OURS[0]), "compiler.py"),)
+"""Files beside those whose lines are not what a reader of a counterexample looks for."""
 _WALK_STEPS: Final = 5000
 _NO_NEWS: Final = Assume(False)
 _WORLDS: Final = 24
@@ -98,7 +100,7 @@ class HostedProgram:
         world = self._world_at(self._point(thread, results))
         resumed = world.runners[thread].greenlet
         frame = None if resumed is None else resumed.gr_frame
-        while frame is not None and frame.f_code.co_filename.startswith(_OURS):
+        while frame is not None and frame.f_code.co_filename.startswith(_OURS + _OURS_TOO):
             frame = frame.f_back
         if frame is None:
             return ""

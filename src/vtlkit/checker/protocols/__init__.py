@@ -23,7 +23,7 @@ Expected = Mapping[str, tuple[ProblemKind, int] | None]
 """Memory model -> what is found with which number of steps; None: this variant is right under that model."""
 
 ALL_MODELS = ("sc", "tso", "rc11")
-_LIGHT = ("kernel", "benchmarks")
+_LIGHT = ("three_models", "kernel", "benchmarks")
 """Modules that load nothing of the hypervisor: they are looked into before all the others."""
 _PARTS = ("kernel_models", "rig")
 """Modules that protocols are made of. They have none themselves, and are not loaded to find that out."""
@@ -61,6 +61,8 @@ class Protocol:
     models: tuple[str, ...] = ALL_MODELS
     engine: str | None = None
     known_bad: tuple[KnownBad, ...] = ()
+    changes: tuple[KnownBad, ...] = ()
+    """Variants by which it is asked whether a step matters: at their size these do not, under any model."""
     abstracts: str = ""
     endless: bool = False
     promises_nothing: bool = False
@@ -73,9 +75,14 @@ class Protocol:
         """Of the group that it is listed in."""
         return self.group or ("models of the kernel's code" if self.abstracts else "the code that ships")
 
+    @property
+    def variants(self) -> tuple[KnownBad, ...]:
+        """All that `variant` knows."""
+        return self.known_bad + self.changes
+
     def variant(self, name: str) -> KnownBad:
-        """A known-bad variant. Raises KeyError."""
-        for each in self.known_bad:
+        """A known-bad variant, or a change. Raises KeyError."""
+        for each in self.variants:
             if each.name == name:
                 return each
         raise KeyError(name)

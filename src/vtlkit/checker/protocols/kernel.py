@@ -1,116 +1,312 @@
-"""KVM's own protocols as models: how a vCPU blocks, how TLB flushes are inhibited, how all vCPUs are kicked.
+"""Models of the kernel's own code (`checker.models`), each barrier and each READ_ONCE of which can be left out.
 
-The code of the models is in `kernel_models`; the expected lengths are of the sizes that are the defaults here.
+What is expected of each variant is data. Those that break nothing are listed too (`changes`): that is an answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
 
-from vtlkit.checker.program import Program
-from vtlkit.checker.protocols import Build, Expected, KnownBad, Protocol, Sizes
+from vtlkit.checker.protocols import Expected, KnownBad, Protocol, Sizes
 from vtlkit.checker.result import ProblemKind
 
-_DEADLOCK = ProblemKind.DEADLOCK
-_ASSERTION = ProblemKind.ASSERTION
-_STORE_BUFFERS = ("sc", "tso")
+if TYPE_CHECKING:
+    from vtlkit.checker.hosted import HostedProgram
+    from vtlkit.host.api import Host
+
+Model = Callable[["Host", Sizes], None]
+Found = tuple[ProblemKind, int] | None
+
+_ASSERTION, _DEADLOCK = ProblemKind.ASSERTION, ProblemKind.DEADLOCK
+_LOST, _RACE = ProblemKind.LOST_WAKE_UP, ProblemKind.DATA_RACE
+_RIGHT: Final[Expected] = {"sc": None, "tso": None, "rc11": None}
 
 
-def _builder(model: str, bugs: str, bug: str) -> Build:
-    """The function `model` of `kernel_models`, with a member of its enumeration `bugs`."""
-
-    def build(_model: str, sizes: Sizes) -> Program:
-        from vtlkit.checker.protocols import kernel_models
-
-        for name, value in sizes.items():
-            if value < 1:
-                raise ValueError(f"{name} is at least 1")
-        program: Program = getattr(kernel_models, model)(**sizes, bug=getattr(kernel_models, bugs)[bug])
-        return program
-
-    return build
+def expect(sc: Found, tso: Found, rc11: Found) -> Expected:
+    """What is found under each model."""
+    return {"sc": sc, "tso": tso, "rc11": rc11}
 
 
-def _variants(model: str, bugs: str, variants: Mapping[str, tuple[str, Expected]]) -> tuple[KnownBad, ...]:
-    return tuple(
-        KnownBad(bug.lower().replace("_", "-"), summary, _builder(model, bugs, bug), expected)
-        for bug, (summary, expected) in variants.items()
-    )
+def _program(model: Model, most: int, memory_model: str, sizes: Sizes) -> HostedProgram:
+    from vtlkit.checker.hosted import HostedProgram
+
+    for name, value in sizes.items():
+        if not 1 <= value <= most:
+            raise ValueError(f"{name} is between 1 and {most}")
+    return HostedProgram(lambda host: model(host, sizes), memory_model)
 
 
-PROTOCOLS = (
+def _built(model: Model, most: int = 16) -> Callable[[str, Sizes], HostedProgram]:
+    return partial(_program, model, most)
+
+
+def with_variants(protocol: Protocol, variants: Iterable[KnownBad]) -> Protocol:
+    """A protocol with those that break something under some model as known-bad, the others as changes."""
+    made = tuple(variants)
+    broken = tuple([each for each in made if any(each.expect.values())])
+    return replace(protocol, known_bad=broken, changes=tuple([each for each in made if each not in broken]))
+
+
+def _changed(name: str, summary: str, model: Callable[..., None], expected: Expected) -> KnownBad:
+    def change(host: Host, sizes: Sizes) -> None:
+        model(host, sizes, name)
+
+    return KnownBad(name, summary, _built(change), expected)
+
+
+# --- blocking ---------------------------------------------------------------------------------------------------------
+
+
+def _block(host: Host, sizes: Sizes, changed: str = "") -> None:
+    from vtlkit.checker.models.block import block
+
+    block(host, sizes["wakers"], changed)
+
+
+_BLOCK = with_variants(
     Protocol(
-        "kvm_block",
-        "a vCPU that blocks sleeps through no event",
-        _builder("kvm_block", "BlockBug", "NONE"),
-        {"wakers": 2},
-        ({"wakers": 4},),
-        known_bad=_variants(
-            "kvm_block",
-            "BlockBug",
-            {
-                "NO_RECHECK": (
-                    "no second look at what is pending before the sleep",
-                    {"sc": (_DEADLOCK, 9), "tso": (_DEADLOCK, 10), "rc11": (_DEADLOCK, 9)},
-                ),
-                "NO_BARRIER": (
-                    "no full barrier between a store and the look at the other's: right under SC",
-                    {"sc": None, "tso": (_DEADLOCK, 8), "rc11": (_DEADLOCK, 7)},
-                ),
-            },
-        ),
-        abstracts="kvm_vcpu_block() and rcuwait_wake_up()",
+        "kernel.block",
+        "a vCPU that blocks does not sleep through an event",
+        _built(_block),
+        {"wakers": 1},
+        ({"wakers": 2}, {"wakers": 3}),
+        abstracts="kvm_vcpu_block and rcuwait_wake_up",
     ),
-    Protocol(
-        "tlb_inhibit",
-        "no flush while flushes are inhibited, and no flusher stays suspended",
-        _builder("tlb_inhibit", "InhibitBug", "NONE"),
-        {"flushers": 2, "cycles": 1},
-        ({"flushers": 3, "cycles": 1}, {"flushers": 2, "cycles": 2}),
-        _STORE_BUFFERS,
-        known_bad=_variants(
-            "tlb_inhibit",
-            "InhibitBug",
-            {
-                "CLEAR_NOT_SYNCHRONIZED": (
-                    "no grace period between the end of the inhibition and the scan for who is suspended",
-                    {"sc": (_DEADLOCK, 23), "tso": (_DEADLOCK, 33)},
-                ),
-                "SET_NOT_SYNCHRONIZED": (
-                    "no grace period after the beginning of the inhibition",
-                    {"sc": (_ASSERTION, 8), "tso": (_ASSERTION, 10)},
-                ),
-                "SUSPENDED_FIRST": (
-                    "no grace periods, and a flusher says that it is suspended before it says on whom",
-                    {"sc": (_DEADLOCK, 18), "tso": (_DEADLOCK, 26)},
-                ),
-            },
-        ),
-        abstracts="KVM_HYPERV_SET_TLB_FLUSH_INHIBIT as posted",
-    ),
-    Protocol(
-        "kick_all",
-        "who changes what vCPUs use waits for no guest for ever, and no vCPU uses it meanwhile",
-        _builder("kick_all", "KickBug", "NONE"),
-        {"vcpus": 2, "updates": 1},
-        ({"vcpus": 3, "updates": 1}, {"vcpus": 2, "updates": 2}),
-        _STORE_BUFFERS,
-        engine="states",
-        endless=True,
-        known_bad=_variants(
-            "kick_all",
-            "KickBug",
-            {
-                "TESTED_EARLY": (
-                    "a vCPU looks for a request before it says that it is in the guest",
-                    {"sc": (_DEADLOCK, 9), "tso": (_DEADLOCK, 12)},
-                ),
-                "CONSUMED": (
-                    "a vCPU takes the request away, and may be in the guest again before the updater has queued",
-                    {"sc": (_DEADLOCK, 17), "tso": (_DEADLOCK, 23)},
-                ),
-            },
-        ),
-        abstracts="kvm_make_all_cpus_request() and the guest mode of a vCPU",
-    ),
+    [
+        _changed(name, summary, _block, expected)
+        for name, summary, expected in (
+            (
+                "no-recheck",
+                "no look at what is pending after the state is set",
+                expect((_LOST, 5), (_LOST, 8), (_LOST, 7)),
+            ),
+            (
+                "no-sleep-barrier",
+                "__set_current_state in place of set_current_state",
+                expect(None, (_LOST, 8), (_LOST, 7)),
+            ),
+            ("no-wake-barrier", "rcuwait_wake_up without smp_mb", expect(None, None, (_LOST, 7))),
+            ("wake-first", "the wake-up before the event", expect((_LOST, 6), (_LOST, 9), (_LOST, 7))),
+        )
+    ],
 )
+
+# --- requests ---------------------------------------------------------------------------------------------------------
+
+
+def _requests(host: Host, sizes: Sizes, changed: str = "") -> None:
+    from vtlkit.checker.models.requests import requests
+
+    requests(host, sizes["requesters"], changed)
+
+
+_REQUESTS = with_variants(
+    Protocol(
+        "kernel.requests",
+        "a request ends the guest, and is answered with what it is about",
+        _built(_requests),
+        {"requesters": 1},
+        ({"requesters": 2},),
+        abstracts="kvm_make_request, kvm_vcpu_kick and vcpu_enter_guest",
+    ),
+    [
+        _changed(name, summary, _requests, expected)
+        for name, summary, expected in (
+            (
+                "tested-early",
+                "requests are looked for before the mode is stored",
+                expect((_DEADLOCK, 6), (_DEADLOCK, 9), (_DEADLOCK, 9)),
+            ),
+            (
+                "no-entry-barrier",
+                "no full barrier between mode and requests",
+                expect(None, (_DEADLOCK, 8), (_DEADLOCK, 8)),
+            ),
+            (
+                "no-kick-barrier",
+                "no smp_mb__before_atomic before the cmpxchg of the mode",
+                expect(None, None, (_DEADLOCK, 8)),
+            ),
+            ("no-request-barrier", "no smp_wmb in __kvm_make_request", expect(None, None, (_ASSERTION, 13))),
+            ("no-check-barrier", "no smp_mb__after_atomic in kvm_check_request", expect(None, None, (_ASSERTION, 13))),
+            ("kick-first", "the kick before the request", expect((_DEADLOCK, 6), (_DEADLOCK, 10), (_DEADLOCK, 9))),
+        )
+    ],
+)
+
+# --- kick all ---------------------------------------------------------------------------------------------------------
+
+
+def _kick_all(host: Host, sizes: Sizes, design: str = "sticky", changed: str = "", *, promise: bool = True) -> None:
+    from vtlkit.checker.models.kick_all import kick_all
+
+    kick_all(host, sizes["vcpus"], sizes["kicks"], design, changed, promise=promise)
+
+
+def _kick_variants() -> Iterable[KnownBad]:
+    def step(host: Host, sizes: Sizes, name: str) -> None:
+        _kick_all(host, sizes, changed=name)
+
+    for name, summary, expected in (
+        (
+            "tested-early",
+            "the request is looked for before the mode is stored",
+            expect((_DEADLOCK, 8), (_DEADLOCK, 13), (_DEADLOCK, 11)),
+        ),
+        (
+            "no-entry-barrier",
+            "no full barrier between mode and request",
+            expect(None, (_DEADLOCK, 12), (_DEADLOCK, 10)),
+        ),
+        (
+            "no-kick-barrier",
+            "no smp_mb__before_atomic before the cmpxchg of the mode",
+            expect(None, None, (_DEADLOCK, 10)),
+        ),
+        (
+            "no-wait",
+            "the kicker does not take the semaphore",
+            expect((_ASSERTION, 9), (_ASSERTION, 18), (_ASSERTION, 15)),
+        ),
+    ):
+        yield _changed(name, summary, step, expected)
+    for design, summary, expected, alone in (
+        (
+            "first-exit",
+            "the first exit clears the request",
+            expect((_DEADLOCK, 14), (_DEADLOCK, 23), (_DEADLOCK, 19)),
+            expect((_DEADLOCK, 13), (_DEADLOCK, 21), (_DEADLOCK, 17)),
+        ),
+        (
+            "before-unlock",
+            "the kicker clears the requests before up_write",
+            expect((_ASSERTION, 12), (_ASSERTION, 21), (_ASSERTION, 15)),
+            _RIGHT,
+        ),
+    ):
+        yield KnownBad(design, summary, _built(partial(_kick_all, design=design)), expected)
+        free: Model = partial(_kick_all, design=design, promise=False)
+        yield KnownBad(f"{design}-return", f"{summary}; asked is only that the kick returns", _built(free), alone)
+
+
+_KICK_ALL = with_variants(
+    Protocol(
+        "kernel.kick-all",
+        "a kick of all vCPUs returns, and no guest runs until the resume",
+        _built(_kick_all),
+        {"vcpus": 1, "kicks": 1},
+        ({"vcpus": 2, "kicks": 1}, {"vcpus": 2, "kicks": 2}),
+        abstracts="KVM_KICK_ALL_RUNNING_VCPUS and KVM_RESUME_ALL_KICKED_VCPUS as posted",
+    ),
+    _kick_variants(),
+)
+
+# --- the posted inhibit -----------------------------------------------------------------------------------------------
+
+
+def _posted(host: Host, sizes: Sizes, **change: Any) -> None:
+    from vtlkit.checker.models.posted import Change, posted
+
+    if "left_out" in change:
+        change["left_out"] = frozenset(change["left_out"])
+    posted(host, sizes["flushers"], sizes["inhibitors"], sizes["cycles"], Change(**change))
+
+
+def _posted_changes() -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Name, summary, what of it is not as posted."""
+    from vtlkit.checker.compiler import RACING
+    from vtlkit.checker.models.posted import BARRIERS, SITES, UNBLOCK
+
+    for name, text in BARRIERS.items():
+        yield f"no-{name}", f"without {text}", {"left_out": [name]}
+    yield "no-wmb", "without all three smp_wmb", {"left_out": ["suspend-wmb", "release-wmb", "request-wmb"]}
+    yield (
+        "no-clear-srcu-fused",
+        "the same, and the hypercall's own look is fused with its store",
+        {
+            "left_out": ["clear-srcu"],
+            "compiled": {"complete.suspended": "fused"},
+        },
+    )
+    yield "merged", "`suspended` and `waiting_on` are one word", {"merged": True}
+    yield (
+        "merged-torn",
+        "one word, plain, and its stores are torn",
+        {
+            "merged": True,
+            "compiled": {"suspend.waiting_on": "torn", "release.waiting_on": "torn"},
+        },
+    )
+    yield "suspended-first", "`suspended` is stored before `waiting_on`", {"suspended_first": True}
+    yield "unblock", "KVM_REQ_UNBLOCK in place of KVM_REQ_EVENT", {"request": UNBLOCK}
+    for site in SITES:
+        yield f"plain-{site.name}", f"plain: {site.text}", {"compiled": {site.name: RACING}}
+        for form in site.forms:
+            name = f"{site.name}-{form.replace(' ', '-')}"
+            yield name, f"plain, and {form} by the compiler: {site.text}", {"compiled": {site.name: form}}
+
+
+_POSTED_EXPECT: Final[Mapping[str, Expected]] = {
+    "no-set-srcu": expect((_ASSERTION, 12), (_ASSERTION, 18), (_ASSERTION, 15)),
+    "no-clear-srcu": expect((_ASSERTION, 23), (_ASSERTION, 36), (_ASSERTION, 31)),
+    "no-wake-mb": expect(None, None, (_LOST, 48)),
+    "no-sleep-mb": expect(None, (_LOST, 54), (_LOST, 48)),
+    "no-wake": expect((_LOST, 31), (_LOST, 52), (_LOST, 46)),
+    "no-clear-srcu-fused": expect((_DEADLOCK, 23), (_DEADLOCK, 38), (_DEADLOCK, 32)),
+    "plain-run.suspended": expect(None, None, (_RACE, 51)),
+    "plain-block.suspended": expect((_RACE, 31), (_RACE, 42), (_RACE, 45)),
+    "plain-flush.inhibit": expect((_RACE, 7), (_RACE, 7), (_RACE, 8)),
+    "plain-release.suspended": expect((_RACE, 31), (_RACE, 42), (_RACE, 45)),
+    "plain-set.inhibit": expect((_RACE, 7), (_RACE, 7), (_RACE, 8)),
+    "plain-clear.inhibit": expect((_RACE, 15), (_RACE, 20), (_RACE, 21)),
+}
+"""What is not here breaks nothing at this size."""
+
+
+def _posted_variants() -> Iterator[KnownBad]:
+    yield KnownBad(
+        "no-release-wmb-twice",
+        "without smp_wmb between the two stores that let go, the inhibit being set and cleared twice",
+        _built(partial(_posted, left_out=["release-wmb"])),
+        expect(None, None, (_DEADLOCK, 91)),
+        {"cycles": 2},
+    )
+    for name, summary, change in _posted_changes():
+        yield KnownBad(name, summary, _built(partial(_posted, **change)), _POSTED_EXPECT.get(name, _RIGHT))
+
+
+_POSTED = with_variants(
+    Protocol(
+        "kernel.posted-inhibit",
+        "no flusher stays suspended, and no flush is completed on an inhibited TLB",
+        _built(_posted),
+        {"flushers": 1, "inhibitors": 1, "cycles": 1},
+        ({"flushers": 1, "inhibitors": 1, "cycles": 2}, {"flushers": 2, "inhibitors": 1, "cycles": 1}),
+        abstracts="the posted TLB-flush inhibit: suspended, waiting_on, SRCU and kvm_vcpu_block",
+    ),
+    _posted_variants(),
+)
+
+
+def _compiled(host: Host, sizes: Sizes) -> None:
+    from vtlkit.checker.compiler import compilations
+    from vtlkit.checker.models.posted import SITES, Change, posted
+
+    compilation = next(islice(compilations(SITES), sizes["compilation"] - 1, None))
+    posted(host, 1, 1, 1, Change(compiled=compilation))
+
+
+_COMPILED = Protocol(
+    "kernel.posted-compiled",
+    "kernel.posted-inhibit without any READ_ONCE and WRITE_ONCE, in the n-th way to compile it",
+    _built(_compiled, most=288),
+    {"compilation": 288},
+    ({"compilation": 288},),
+    abstracts="the same, and what a compiler may make of it",
+)
+
+PROTOCOLS = (_BLOCK, _REQUESTS, _KICK_ALL, _POSTED, _COMPILED)
