@@ -254,12 +254,6 @@ def test_what_is_not_looked_into_has_no_protocols() -> None:
         assert not hasattr(import_module(f"{protocols.__name__}.{part}"), "PROTOCOLS")
 
 
-def test_every_known_bad_variant_is_found() -> None:
-    for each in protocols.catalogue().values():
-        for bad in each.known_bad:
-            assert_variant(each, bad.name)
-
-
 def variants(expected: Mapping[str, tuple[ProblemKind, int] | None]) -> Protocol:
     listed = as_protocol(handover)
     bad = KnownBad("no-barrier", "no barriers", listed.build, expected, {"barrier": 0})

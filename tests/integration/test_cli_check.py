@@ -334,7 +334,7 @@ def test_errors_come_out_of_processes_as_they_are(
     assert (status, len(errors.splitlines())) == (2, 1)
     assert "own.py:6: AttributeError" in errors
 
-    def fail(job: Job, _limits: Limits, progress: Callable[[Result], object]) -> Result:
+    def fail(job: Job, _limits: Limits, progress: Callable[[Result], object], _slots: object) -> Result:
         progress(Result(job.model, "graphs"))
         raise LookupError("what nobody thought of")
 

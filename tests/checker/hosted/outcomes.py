@@ -46,7 +46,7 @@ def by_graphs(build: Build, model: str = "sc") -> Outcomes:
         def visit(execution: Execution) -> None:
             found.add(_of_tasks(program, execution.results))
 
-        result = explore_graphs(program, model, visit=visit, visit_asleep=visit, deadlock_is_failure=True)
+        result = explore_graphs(program, model, visit=visit, deadlock_is_failure=True)
         return "" if result.failing is None else _NAMES[result.verdict]
 
     return _searched(build, model, "graphs", search)

@@ -1,37 +1,12 @@
-"""Models of the kernel's code, and the questions of a review: right at default size, each variant as expected."""
+"""Models of the kernel's code: lengths, names, sizes."""
 
 from __future__ import annotations
 
 import pytest
 
 from vtlkit.checker.check import check
-from vtlkit.checker.protocols import Protocol, catalogue, find, kernel, review, spin
+from vtlkit.checker.protocols import catalogue, find
 from vtlkit.checker.result import Verdict
-from vtlkit.testing.checking import assert_variant
-
-PROTOCOLS = [*kernel.PROTOCOLS, *review.PROTOCOLS, *spin.PROTOCOLS]
-VARIANTS = [(each, variant.name) for each in PROTOCOLS for variant in each.variants]
-
-
-@pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda each: each.name)
-def test_each_is_proved_at_its_default_size(protocol: Protocol) -> None:
-    for model in protocol.models:
-        result = check(protocol.build(model, protocol.sizes), model, engine=protocol.engine)
-        assert result.verdict is Verdict.PROVED
-        assert result.counterexample is None
-        assert (result.states or 0) + (result.executions or 0) + (result.blocked or 0) > 5
-
-
-@pytest.mark.parametrize(("protocol", "name"), VARIANTS, ids=lambda value: getattr(value, "name", value))
-def test_each_variant_is_found_to_be_what_it_is_expected_to_be(protocol: Protocol, name: str) -> None:
-    assert_variant(protocol, name)
-
-
-def test_known_bad_variants_break_something_and_changes_nothing() -> None:
-    for protocol in PROTOCOLS:
-        assert protocol.known_bad or protocol.name == "kernel.posted-compiled"
-        assert all(any(bad.expect.values()) for bad in protocol.known_bad)
-        assert not any(any(change.expect.values()) for change in protocol.changes)
 
 
 def test_the_lengths_at_spins_sizes_are_spins() -> None:

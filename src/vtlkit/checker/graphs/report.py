@@ -37,9 +37,9 @@ class Exploration:
 
     model: str
     executions: int = 0
-    """Complete executions."""
+    """Complete executions: every thread has ended, or waits for what need not come."""
     blocked: int = 0
-    """Executions in which some thread waits or gave up, deadlocks among them."""
+    """Executions in which some other thread waits or gave up, deadlocks among them."""
     deadlocks: int = 0
     """Those in which everyone who waits has seen the last value that there will be, and somebody may not be left so."""
     duplicates: int = 0

@@ -29,7 +29,6 @@ def explore(
     model: str = "sc",
     *,
     visit: Callable[[Execution], object] | None = None,
-    visit_asleep: Callable[[Execution], object] | None = None,
     progress: Callable[[Exploration], object] | None = None,
     deadlock_is_failure: bool = False,
     check_duplicates: bool = False,
@@ -41,8 +40,7 @@ def explore(
 ) -> Exploration:
     """Explore all executions of a program under a model of `MODELS`.
 
-    `visit` sees each complete execution, which changes when it returns; `visit_asleep` those that count as blocked
-    because of threads that may be left waiting. The search ends early at the first failure: a
+    `visit` sees each complete execution, which changes when it returns. The search ends early at the first failure: a
     broken assertion, a race of plain accesses, with `deadlock_is_failure` a deadlock. It ends as INCOMPLETE behind
     `limit` executions, blocked ones included. `check_duplicates` remembers every graph, to test the search itself.
 
@@ -56,14 +54,14 @@ def explore(
     if model not in MODELS:
         raise ValueError(f"no memory model '{model}': there are {', '.join(MODELS)}")
     search = Search(Unfolding(program, events_limit), MODELS[model])
-    search.visit, search.visit_asleep, search.progress = visit, visit_asleep, progress
+    search.visit, search.progress = visit, progress
     search.deadlock_is_failure, search.limit = deadlock_is_failure, limit
     search.keys = set() if check_duplicates else None
     search.keep_looking = keep_looking
     if into is not None:
         into.model = model
         search.result = into
-    alone = visit is not None or visit_asleep is not None or check_duplicates or limit is not None
+    alone = visit is not None or check_duplicates or limit is not None
     search.run(None if alone else slots)
     return search.result
 
@@ -78,7 +76,6 @@ class Search:
         """Of processes that search together."""
         self.result = Exploration(model.name)
         self.visit: Callable[[Execution], object] | None = None
-        self.visit_asleep: Callable[[Execution], object] | None = None
         self.progress: Callable[[Exploration], object] | None = None
         self.deadlock_is_failure = False
         self.limit: int | None = None
@@ -231,14 +228,12 @@ class Search:
             self._fail(graph, Verdict.RACES, str(race), race.first, race.second)
             return
         execution = Execution(graph)
-        if execution.blocked:
+        if execution.blocked and not execution.asleep:
             result.blocked += 1
             if execution.deadlocked:
                 result.deadlocks += 1
                 if self.deadlock_is_failure:
                     self._fail(graph, Verdict.DEADLOCKS, execution.deadlock_text())
-            elif self.visit_asleep is not None and execution.asleep:
-                self.visit_asleep(execution)
         else:
             result.executions += 1
             if self.visit is not None:

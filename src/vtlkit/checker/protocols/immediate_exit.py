@@ -44,7 +44,7 @@ PROTOCOLS = (
                 "injected-twice",
                 _TWICE,
                 _exit("injected-twice"),
-                {"sc": (_ASSERTION, 79), "tso": (_ASSERTION, 85), "rc11": (_ASSERTION, 95)},
+                {"sc": (_ASSERTION, 68), "tso": (_ASSERTION, 73), "rc11": (_ASSERTION, 80)},
             ),
         ),
     ),
