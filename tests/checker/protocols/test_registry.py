@@ -1,23 +1,27 @@
-"""Every protocol of the registry holds at its default size under each of its models; each variant is found as expected."""
+"""Every protocol of the registry holds at its default size under each of its models; variants are as expected."""
 
 from __future__ import annotations
 
 import pytest
 
 from vtlkit.checker.check import check
-from vtlkit.checker.protocols import Protocol, catalogue
+from vtlkit.checker.protocols import KnownBad, Protocol, catalogue
 from vtlkit.checker.result import Verdict
 from vtlkit.testing.checking import assert_variant
 
 PROTOCOLS = [protocol for protocol in catalogue().values() if not protocol.promises_nothing]
 PROVED = [pytest.param(each, model, id=f"{each.name}-{model}") for each in PROTOCOLS for model in each.models]
 VARIANTS = [
-    pytest.param(each, variant.name, id=f"{each.name}!{variant.name}")
-    for each in PROTOCOLS
-    for variant in each.variants
+    pytest.param(each, variant, id=f"{each.name}!{variant.name}") for each in PROTOCOLS for variant in each.variants
 ]
-OPEN = frozenset(("kernel.posted-compiled",))
-"""Asks which of many programs are wrong: none of them is known to be."""
+OPEN = frozenset(("kernel.posted-compiled", "kick.first-exit-halted", "kick.unlock-halted"))
+"""The first asks which of many programs are wrong, and none is known to be; the others' variants are those of guests that run."""
+
+
+def models_that_show(variant: KnownBad) -> list[str]:
+    """The strongest under which it is found, and those under which it is right: `make prove` goes through all."""
+    found = [model for model, expected in variant.expect.items() if expected is not None]
+    return [model for model in variant.expect if model not in found[1:]]
 
 
 @pytest.mark.parametrize(("protocol", "model"), PROVED)
@@ -28,8 +32,9 @@ def test_it_is_proved(protocol: Protocol, model: str) -> None:
 
 
 @pytest.mark.parametrize(("protocol", "variant"), VARIANTS)
-def test_a_variant_is_what_it_is_expected_to_be(protocol: Protocol, variant: str) -> None:
-    assert_variant(protocol, variant)
+def test_a_variant_is_what_it_is_expected_to_be(protocol: Protocol, variant: KnownBad) -> None:
+    for model in models_that_show(variant):
+        assert_variant(protocol, variant.name, model)
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS, ids=lambda protocol: protocol.name)
