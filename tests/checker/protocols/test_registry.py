@@ -15,7 +15,8 @@ VARIANTS = [
     pytest.param(each, variant, id=f"{each.name}!{variant.name}") for each in PROTOCOLS for variant in each.variants
 ]
 OPEN = frozenset(("kernel.posted-compiled", "kick.first-exit-halted", "kick.unlock-halted"))
-"""The first asks which of many programs are wrong, and none is known to be; the others' variants are those of guests that run."""
+"""The first asks which of many programs are wrong, and none is known to be; the others differ from those of guests that
+run in what their guests do."""
 
 
 def models_that_show(variant: KnownBad) -> list[str]:
