@@ -113,9 +113,13 @@ class Await:
 
 @dataclass(frozen=True, slots=True)
 class Assume:
-    """Go on only if `holds`; otherwise this execution is of no interest, and counts as blocked."""
+    """Go on only if `holds`; otherwise this execution is of no interest, and counts as blocked.
+
+    `spins`: the thread's last so many operations, all reads, would be repeated until one of them is told something new.
+    """
 
     holds: bool
+    spins: int = 0
 
 
 @dataclass(frozen=True, slots=True)

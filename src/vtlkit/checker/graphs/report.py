@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from vtlkit.checker.graphs.graph import UNWRITTEN, Graph, members
 from vtlkit.checker.graphs.unfolding import BLOCKED, DONE, FENCE, READ, RMW_WRITE, Node
-from vtlkit.checker.ops import Await, Done, Location, Rmw, Value
+from vtlkit.checker.ops import Assume, Await, Done, Location, Rmw, Value
 
 
 class Verdict(enum.Enum):
@@ -90,21 +90,37 @@ class Execution:
 
     @property
     def deadlocked(self) -> bool:
-        """Whether all who do not end wait with the last value of their location, and not all of them may sleep."""
-        return self._at_rest and not all(map(_may_sleep, self.waiting))
+        """Whether all who do not end wait with the last value of their location, or spin, and not all may sleep."""
+        return self._at_rest and (bool(self.spinning) or not all(map(may_sleep, self.waiting)))
 
     @property
     def asleep(self) -> bool:
         """The same, and all of them may sleep."""
-        return self._at_rest and all(map(_may_sleep, self.waiting))
+        return bool(self.waiting) and self._at_rest and not self.deadlocked
+
+    @property
+    def spinning(self) -> list[Node]:
+        """What threads are about to do that spin for ever: all that they look at is as it will stay."""
+        return [node for node in self._graph.current if self._spins(node)]
 
     @property
     def _at_rest(self) -> bool:
         graph = self._graph
         waiting = self.waiting
-        if not waiting or len(waiting) != sum(node.kind != DONE for node in graph.current):
+        if len(waiting) + len(self.spinning) != sum(node.kind != DONE for node in graph.current):
             return False
         return not any(graph.alive & node.bit and graph.rf[node.number] != self._last_write(node) for node in waiting)
+
+    def _spins(self, node: Node) -> bool:
+        if not isinstance(node.op, Assume) or not node.op.spins:
+            return False
+        graph, number = self._graph, node.previous
+        for _ in range(node.op.spins):
+            event = graph.node[number]
+            if event.kind == READ and graph.rf[number] != self._last_write(event):
+                return False
+            number = event.previous
+        return True
 
     @property
     def results(self) -> tuple[object, ...]:
@@ -171,5 +187,6 @@ class Execution:
         return f"reads {location} = {value!r} ({order}), {origin}{', overwritten later' if late else ''}"
 
 
-def _may_sleep(node: Node) -> bool:
+def may_sleep(node: Node) -> bool:
+    """Whether this one may be left waiting."""
     return isinstance(node.op, Await) and node.op.may_sleep

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from vtlkit.checker.graphs.parallel import Slots
-from vtlkit.checker.graphs.report import Exploration, Failing
+from vtlkit.checker.graphs.report import Execution, Exploration, Failing, may_sleep
 from vtlkit.checker.graphs.report import Verdict as Found
 from vtlkit.checker.graphs.runs import Run
 from vtlkit.checker.graphs.search import explore
@@ -114,7 +114,18 @@ def _tell(program: Program, found: Exploration, failing: Failing) -> Counterexam
         ]
     )
     kind = ProblemKind.LOST_WAKE_UP if lost else ProblemKind.DEADLOCK
-    return Counterexample(kind, found.text, steps, waiting, found.all_visited)
+    if failing.execution.spinning and all(map(may_sleep, sleepers)):
+        kind = ProblemKind.LIVELOCK
+    return Counterexample(kind, _spinning_text(program, failing.execution), steps, waiting, found.all_visited)
+
+
+def _spinning_text(program: Program, execution: Execution) -> str:
+    """For a livelock; who waits is told for both searches alike (`reasons`)."""
+    spinners = [
+        f"{program.names[node.thread]} at {program.place(node.thread, node.results) or 'an unknown place'}"
+        for node in execution.spinning
+    ]
+    return f"spins for ever, as nobody writes what would end it: {', '.join(spinners)}"
 
 
 def _holds(program: Program, node: Node, memory: _Memory) -> bool:

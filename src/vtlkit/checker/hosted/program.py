@@ -27,7 +27,6 @@ _OURS: Final = tuple(os.path.dirname(file) for file in (os.path.abspath(__file__
 _OURS_TOO: Final = (os.path.join(os.path.dirname(_OURS[0]), "compiler.py"),)
 """Files beside those whose lines are not what a reader of a counterexample looks for."""
 _WALK_STEPS: Final = 5000
-_NO_NEWS: Final = Assume(False)
 _WORLDS: Final = 24
 """Worlds kept for the next question."""
 
@@ -77,7 +76,7 @@ class HostedProgram:
             point.round = isinstance(point.op, Read) and bool(self._book.rounds) and point.goes_round(self._book.rounds)
             if point.round:
                 self.went_round.add(point.key)
-        return _NO_NEWS if point.round else point.op
+        return Assume(False, point.spins) if point.round else point.op
 
     def identity(self, thread: int, results: tuple[Value, ...]) -> Hashable | None:
         """See `Program`. None if tasks share more than words of the host."""

@@ -17,7 +17,7 @@ class SharedData(AssertionError):
 class Point:
     """A task that has been told `results()` and is about to do `op`, once that is known."""
 
-    __slots__ = ("children", "depth", "key", "number", "op", "parent", "result", "round", "task", "where")
+    __slots__ = ("children", "depth", "key", "number", "op", "parent", "result", "round", "spins", "task", "where")
 
     def __init__(self, number: int, task: str, parent: Point | None, result: Value) -> None:
         self.number = number
@@ -29,6 +29,8 @@ class Point:
         self.where = 0
         self.round: bool | None = None
         """Whether it has gone round without being told anything new; None: not looked at yet."""
+        self.spins = 0
+        """Operations of such a round, if all of them are reads."""
         self.children: dict[Value, Point] = {}
         self.key: int = hash((task, 0 if parent is None else parent.key, _keyed(result)))
         """The same in every process that was forked off one."""
@@ -66,6 +68,7 @@ class Point:
             if steps[length] != first[0] or first[-1][:-1] != here:
                 continue
             if all(steps[length * count : length * (count + 1)] == first for count in range(1, rounds)):
+                self.spins = length if all(step[0] in (Read, Fence) for step in first) else 0
                 return True
         return False
 
