@@ -350,7 +350,8 @@ class Srcu:
         """srcu_read_lock, with barrier B."""
         index = self._index.read()
         assert isinstance(index, int)
-        self._count[index].update(_adder(1), label="lock")
+        count = self._count[index]
+        count.update(_adder(1), label="lock")
         if barrier:
             self._world.full_barrier()
         return index
@@ -359,7 +360,8 @@ class Srcu:
         """srcu_read_unlock, with barrier C."""
         if barrier:
             self._world.full_barrier()
-        self._count[index].update(_adder(-1), label="unlock")
+        count = self._count[index]
+        count.update(_adder(-1), label="unlock")
 
     def synchronize(self) -> None:
         """synchronize_srcu: every reader that may have begun before has ended."""

@@ -111,8 +111,8 @@ def _kicker(vm: _Vm, kicks: int) -> None:
 
 
 def _kick(vm: _Vm) -> None:
-    vcpus = vm.vcpus
-    for number in range(len(vcpus)):
+    vcpus, count = vm.vcpus, len(vm.vcpus)
+    for number in range(count):
         _request(vm, vcpus[number])
     if vm.changed == NO_WAIT:
         return
@@ -134,6 +134,7 @@ def _request(vm: _Vm, vcpu: _Vcpu) -> None:
 
 
 def _clear(vm: _Vm) -> None:
-    vcpus = vm.vcpus
-    for number in range(len(vcpus)):
-        vcpus[number].kick.write_once(0)
+    vcpus, count = vm.vcpus, len(vm.vcpus)
+    for number in range(count):
+        kick = vcpus[number].kick
+        kick.write_once(0)

@@ -180,8 +180,8 @@ def _check_request(vm: _Vm, me: _Flusher, request: int) -> bool:
 
 def _hypercall(vm: _Vm, me: _Flusher) -> bool:
     """The flush hypercall, in the kernel; whether it is completed."""
-    inhibits = vm.inhibits
-    for number in range(len(inhibits)):
+    inhibits, count = vm.inhibits, len(vm.inhibits)
+    for number in range(count):
         load = vm.change.load(inhibits[number], "flush.inhibit")
         inhibited = load.value()
         if inhibited:
@@ -236,22 +236,22 @@ def _inhibitor(vm: _Vm, number: int) -> None:
 
 
 def _cycle(vm: _Vm, number: int) -> None:
-    change, inhibit, flushers = vm.change, vm.inhibits[number], vm.flushers
+    change, inhibit, flushers, count = vm.change, vm.inhibits[number], vm.flushers, len(vm.flushers)
     on = change.store(inhibit, 1, "set.inhibit")
     on.here()
     if change.has("set-srcu"):
         vm.srcu.synchronize()
-    for flusher in range(len(flushers)):
+    for flusher in range(count):
         _translate(vm, flushers[flusher])
     off = change.store(inhibit, 0, "clear.inhibit")
     off.here()
     if change.has("clear-srcu"):
         vm.srcu.synchronize()
     freed = 0
-    for scanned in range(len(flushers)):
+    for scanned in range(count):
         took = _release(vm, flushers[scanned], number)
         freed |= took << scanned
-    for woken in range(len(flushers)):
+    for woken in range(count):
         if freed >> woken & 1:
             _wake(vm, flushers[woken])
 

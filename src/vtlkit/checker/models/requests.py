@@ -77,22 +77,24 @@ def _run(vcpu: _Vcpu) -> None:
 
 def _answer(vcpu: _Vcpu) -> int:
     """kvm_check_request for each request; how many there were."""
-    data, requests = vcpu.data, vcpu.requests
+    data, requests, count = vcpu.data, vcpu.requests, len(vcpu.data)
     done = 0
-    for number in range(len(data)):
+    for number in range(count):
         made = requests.test_bit(number)
         if made:
             requests.clear_bit(number)
             if vcpu.changed != NO_CHECK_BARRIER:
                 vcpu.kernel.smp_mb_after_atomic()
-            seen = data[number].read_once()
+            about = data[number]
+            seen = about.read_once()
             assert seen == 1, "a request is answered without what it is about"
             done += 1
     return done
 
 
 def _request(vcpu: _Vcpu, number: int) -> None:
-    vcpu.data[number].write_once(1)
+    data = vcpu.data[number]
+    data.write_once(1)
     if vcpu.changed == KICK_FIRST:
         _kick(vcpu)
     if vcpu.changed != NO_REQUEST_BARRIER:
