@@ -56,8 +56,10 @@ class Finding:
 
     broken: str
     count: int
-    """Steps of the counterexample, or states or executions that were looked at."""
+    """Steps of the counterexample, or states or executions that came to their end."""
     result: Result | None = None
+    waiting: int = 0
+    """Executions in which somebody was followed no further: they show nothing of what would come after."""
 
     @property
     def verdict(self) -> str:
@@ -89,13 +91,14 @@ def look(case: Case, model: str) -> Finding:
     sizes = {**protocol.sizes, **(chosen.sizes if case.variant else {}), **dict(case.sizes)}
     if not case.every:
         return _look(case, model, sizes)
-    count = 0
+    count = waiting = 0
     for value in range(1, protocol.large[-1][case.every] + 1):
         finding = _look(case, model, {**sizes, case.every: value})
         if finding.broken:
             return finding
         count += finding.count
-    return Finding(HOLDS, count, finding.result)
+        waiting += finding.waiting
+    return Finding(HOLDS, count, finding.result, waiting)
 
 
 def _look(case: Case, model: str, sizes: Mapping[str, int]) -> Finding:
@@ -107,7 +110,7 @@ def _look(case: Case, model: str, sizes: Mapping[str, int]) -> Finding:
         return Finding(found.kind.value, len(found.steps), result)
     if result.verdict.value != "proved":
         raise RuntimeError(f"{case.command}: {result.verdict.value}")
-    return Finding(HOLDS, result.states or (result.executions or 0) + (result.blocked or 0), result)
+    return Finding(HOLDS, result.states or result.executions or 0, result, result.blocked or 0)
 
 
 def findings(cases: Sequence[Case], *, slow: bool, told: Callable[[Case], object] = lambda _case: None) -> Findings:

@@ -91,7 +91,8 @@ _A = Page(
     [*_AS_POSTED, *[case for cases in _WITHOUT.values() for case in cases], *_NO_WMB, _FUSED, _REQUEST],
     _barriers,
     [_WITHOUT["wake-mb"][0], _WITHOUT["sleep-mb"][0], _FUSED],
-    "Each barrier is left out in turn, all else being as posted.",
+    "Each barrier is left out in turn, all else being as posted. What breaks under rc11 alone breaks where "
+    "dependencies order nothing: in the kernel's own memory model one may do what the barrier does.",
 )
 
 # --- (b) which marks matter -------------------------------------------------------------------------------------------
@@ -158,8 +159,9 @@ _B = Page(
     [_PLAIN["flush.inhibit"][0], _PLAIN["block.suspended"][0]],
     "Two questions for each access. A row `plain` asks whether the access, without its mark, is part of a data race. "
     "The rows after those ask what becomes of the promise if a compiler uses its freedom with that access; which "
-    "transformations these are stands in [the kernel's vocabulary](../design/checker-kernel.md). An access that is "
-    "made where it stands does what a marked one does, and needs no row.",
+    "transformations these are stands in [the kernel's vocabulary](../design/checker-kernel.md); stores that a "
+    "compiler invents or drops are not among them. An access that is made where it stands does what a marked one does, "
+    "and needs no row.",
 )
 
 # --- (c) merging the two words ----------------------------------------------------------------------------------------

@@ -55,7 +55,8 @@ def _cell(finding: Finding | None) -> str:
     if finding.broken:
         return f"**{finding.verdict}**"
     unit = "states" if finding.result is not None and finding.result.states else "executions"
-    return f"holds ({finding.count:,} {unit})"
+    waiting = f", {finding.waiting:,} that wait" if finding.waiting else ""
+    return f"holds ({finding.count:,} {unit}{waiting})"
 
 
 def verdicts(text: str) -> dict[str, list[str]]:
@@ -93,7 +94,9 @@ def index(pages: Sequence[tuple[Page, Findings]], guarantees: Findings) -> str:
         "",
         "Each line is a protocol by which a vCPU blocks, is told something or is stopped, checked in all that it can "
         "do at this size under each memory model: nobody waits for ever, no assertion fails. The code that ships was "
-        "run; of the kernel's there are models ([the kernel's vocabulary](../design/checker-kernel.md)).",
+        "run; of the kernel's there are models ([the kernel's vocabulary](../design/checker-kernel.md)). RC11 is not "
+        "the kernel's memory model: dependencies order nothing in it, and loads are not made after later stores. Of "
+        "executions that wait, what would come after is not known.",
         "",
         *_table(guarantees),
         "",
