@@ -132,6 +132,12 @@ def test_a_command_that_cannot_be_is_refused(words: list[str], capsys: pytest.Ca
     assert capsys.readouterr().err.count("\n") == 1
 
 
+def test_executions_that_wait_are_told_apart() -> None:
+    of = named("kick")
+    found = {of.cases[0]: {"rc11": Finding("", 50, None, 1111)}}
+    assert "| holds (50 executions, 1,111 that wait) |" in page(of, found)
+
+
 def test_all_ways_to_compile_are_gone_through() -> None:
     every = list(compilations(SITES))
     assert (

@@ -104,6 +104,7 @@ def test_json_has_everything(capsys: pytest.CaptureFixture[str]) -> None:
     assert row["sizes"] == {"wakers": 1, "barrier": 0, "look_again": 1}
     assert (row["verdict"], row["executions"], row["states"], row["interrupted"]) == ("counterexample", 6, None, False)
     assert row["seconds"] > 0
+    assert (row["depth"], row["memory_bytes"]) == (None, None)
     found = row["counterexample"]
     assert (found["kind"], found["shortest"], len(found["steps"])) == ("lost wake-up", True, 6)
     assert found["steps"][3] == {
@@ -156,6 +157,9 @@ def test_the_list_has_groups_sizes_models_and_variants(capsys: pytest.CaptureFix
     assert {"benchmarks of model checkers", "litmus shapes", "models of the kernel's code"} <= set(headings)
     assert any(line.split()[:4] == ["lastzero", "--n", "5", "sc,tso,rc11"] for line in lines)
     assert any(line.strip().startswith("--variant no-barrier: ") for line in lines)
+    harmless = {line.split()[1].rstrip(":") for line in lines if line.endswith("(breaks nothing at this size)")}
+    assert "no-request-wmb" in harmless
+    assert not harmless & {"no-barrier", "no-set-srcu"}
     status, output, _ = check(capsys, "--list", "--json")
     assert [each["name"] for each in json.loads(output)] == list(protocols.catalogue())
 
@@ -180,7 +184,7 @@ def test_the_list_has_groups_sizes_models_and_variants(capsys: pytest.CaptureFix
         (["kvm_block", "--engine", "states"], "the engine 'states' knows sc and tso, not rc11; take 'graphs'"),
         (["kvm_block", "--engine", "spin"], "'spin' is not one of states, graphs"),
         (["kvm_block", "--variant", "x"], "kvm_block has no variant 'x': there are no-recheck, no-barrier"),
-        (["readers", "--variant", "x"], "readers has no variant 'x': it has no known-bad variants"),
+        (["readers", "--variant", "x"], "readers has no variant 'x': it has none"),
         (["readers", "--limit", "0"], "invalid value for '--limit'"),
         (["readers", "--memory", "12"], "'12' is no size of 1M or more: write 512M or 4G"),
         (["no_file.py"], "no_file.py: there is no such Python file"),

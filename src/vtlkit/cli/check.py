@@ -30,7 +30,9 @@ def check(
     models: Annotated[
         str | None, typer.Option("--model", metavar="MODEL,...", help="Of sc, tso, rc11; all if not given.")
     ] = None,
-    variant: Annotated[str | None, typer.Option(metavar="BAD", help="A known-bad variant of the protocol.")] = None,
+    variant: Annotated[
+        str | None, typer.Option(metavar="BAD", help="A variant of the protocol, known-bad or harmless: see --list.")
+    ] = None,
     engine: Annotated[
         str | None,
         typer.Option(parser=word_parser(_ENGINES), metavar="ENGINE", help="states or graphs; what suits if not given."),

@@ -104,6 +104,9 @@ def as_dict(outcome: Outcome) -> dict[str, Any]:
         return row
     for key in ("executions", "blocked", "states", "transitions", "depth", "memory_bytes", "notes"):
         row[key] = getattr(result, key)
+    if result.states is None:
+        # The search over graphs counts neither.
+        row["depth"] = row["memory_bytes"] = None
     row["counterexample"] = None if result.counterexample is None else _as_dict(result.counterexample, result.names)
     return row
 
@@ -155,8 +158,13 @@ def print_list(protocols: Mapping[str, Protocol], as_json: bool) -> None:
         for each in members:
             models = ",".join(each.models)
             print(f"  {each.name:<{width}}  {_sizes(each):<{wide}}  {models:<11}  {each.summary}".rstrip())
-            for bad in each.variants:
-                print(f"  {'':<{width}}  --variant {bad.name}: {bad.summary}")
+            for variant in each.variants:
+                harmless = " (breaks nothing at this size)" if _is_harmless(each, variant.name) else ""
+                print(f"  {'':<{width}}  --variant {variant.name}: {variant.summary}{harmless}")
+
+
+def _is_harmless(protocol: Protocol, variant: str) -> bool:
+    return any(variant == each.name for each in protocol.changes)
 
 
 def _sizes(protocol: Protocol) -> str:
@@ -173,5 +181,8 @@ def _listed(protocol: Protocol) -> dict[str, Any]:
         "models": list(protocol.models),
         "engine": protocol.engine,
         "abstracts": protocol.abstracts,
-        "variants": [{"name": bad.name, "summary": bad.summary} for bad in protocol.variants],
+        "variants": [
+            {"name": each.name, "summary": each.summary, "harmless": _is_harmless(protocol, each.name)}
+            for each in protocol.variants
+        ],
     }

@@ -151,7 +151,7 @@ def _variant_sizes(protocol: Protocol, variant: str) -> Mapping[str, int]:
         return protocol.variant(variant).sizes
     except KeyError:
         known = ", ".join(each.name for each in protocol.variants)
-        there = f"there are {known}" if known else "it has no known-bad variants"
+        there = f"there are {known}" if known else "it has none"
         raise BadInput(COMMAND, f"{protocol.name} has no variant '{variant}': {there}") from None
 
 

@@ -59,7 +59,7 @@ class Finding:
     """Steps of the counterexample, or states or executions that came to their end."""
     result: Result | None = None
     waiting: int = 0
-    """Executions in which somebody was followed no further: they show nothing of what would come after."""
+    """Executions that came to no end."""
 
     @property
     def verdict(self) -> str:

@@ -95,8 +95,8 @@ def index(pages: Sequence[tuple[Page, Findings]], guarantees: Findings) -> str:
         "Each line is a protocol by which a vCPU blocks, is told something or is stopped, checked in all that it can "
         "do at this size under each memory model: nobody waits for ever, no assertion fails. The code that ships was "
         "run; of the kernel's there are models ([the kernel's vocabulary](../design/checker-kernel.md)). RC11 is not "
-        "the kernel's memory model: dependencies order nothing in it, and loads are not made after later stores. Of "
-        "executions that wait, what would come after is not known.",
+        "the kernel's memory model: dependencies order nothing in it, and loads are not made after later stores. An "
+        "execution that waits has come to no end, and shows nothing.",
         "",
         *_table(guarantees),
         "",
