@@ -32,6 +32,7 @@ from vtlkit.checker.protocols.kernel_models import (
     tlb_inhibit,
 )
 from vtlkit.checker.result import Counterexample, ProblemKind, Result, Verdict
+from vtlkit.checker.states import outcome
 from vtlkit.checker.states.search import explore
 
 BOTH = pytest.mark.parametrize("arrays", [True, False], ids=["arrays", "dictionary"])
@@ -186,6 +187,16 @@ def test_a_spinner_whose_flag_never_comes_is_a_livelock(arrays: bool) -> None:
     assert [step.what for step in found.steps] == ["writes permission = 1"]
     assert "thread 0 at test_verdicts.py" in found.text
     assert explore(Threads(spinner, setter, thief), arrays=arrays, livelock=False).verdict is Verdict.PROVED
+
+
+@BOTH
+def test_too_many_states_for_livelocks_are_said(arrays: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = Threads(*[steps(Write(name, 1), Write(name, 2)) for name in "ab"])
+    assert not any("livelock" in note for note in explore(threads, arrays=arrays).notes)
+    monkeypatch.setattr(outcome, "LIVELOCK_LIMIT", 3)
+    result = explore(threads, arrays=arrays)
+    assert result.verdict is Verdict.PROVED
+    assert outcome.TOO_MANY in result.notes
 
 
 @BOTH

@@ -17,7 +17,7 @@ from vtlkit.checker.states import livelock, machine
 from vtlkit.checker.states.automaton import PLAIN, WRITES, Automaton
 from vtlkit.checker.states.layout import Layout
 from vtlkit.checker.states.machine import State
-from vtlkit.checker.states.outcome import PlainAccess, Problem, Request, visit_end
+from vtlkit.checker.states.outcome import TOO_MANY, PlainAccess, Problem, Request, visit_end
 from vtlkit.checker.states.tables import CLOSED, GAVE_UP, UNKNOWN, WAITS, Packed, Table, Tables, member, unique
 
 CHUNK: Final = 1 << 15
@@ -71,6 +71,8 @@ class ArraySearch:
                 return None
         result.verdict = Verdict.PROVED
         if not request.livelock_wanted(result.states):
+            if request.livelock is None:
+                result.notes.append(TOO_MANY)
             return None
         return livelock.find(self)
 

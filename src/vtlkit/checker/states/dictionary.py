@@ -8,7 +8,7 @@ from vtlkit.checker.result import ProblemKind, Result, Verdict
 from vtlkit.checker.states import machine
 from vtlkit.checker.states.automaton import Automaton
 from vtlkit.checker.states.machine import State
-from vtlkit.checker.states.outcome import NO_END, PlainAccess, Problem, Request, visit_end
+from vtlkit.checker.states.outcome import NO_END, TOO_MANY, PlainAccess, Problem, Request, visit_end
 
 STATE_BYTES: Final = 300
 """Of an entry of the dictionary with its two tuples, roughly."""
@@ -95,6 +95,8 @@ class DictionarySearch:
 
     def _livelock(self) -> Problem | None:
         if self._edges is None:
+            if self.request.livelock is None:
+                self.result.notes.append(TOO_MANY)
             return None
         if not self._ends:
             self.result.notes.append(NO_END)

@@ -40,6 +40,8 @@ class Request:
 
 NO_END: Final = "no run comes to an end: livelock is not judged"
 
+TOO_MANY: Final = "too many states to look for livelocks: who waits while another one spins for ever is not found"
+
 LIVELOCK_LIMIT: Final = 1_000_000
 """States, where nobody says whether livelocks are wanted."""
 
