@@ -102,6 +102,10 @@ def _searched(
                 # All that would have come after is unknown.
                 result.verdict = Verdict.BOUND
                 result.notes.append("no execution came to its end")
+        if engine == "states" and result.verdict is Verdict.PROVED and getattr(program, "spun", False):
+            # Only a graph says whether who spins has seen the last value; the others may wait for it in vain.
+            result.verdict = Verdict.BOUND
+            result.notes.append("a task that spins was followed no further: take the engine 'graphs'")
         return result
 
 

@@ -81,6 +81,25 @@ def test_who_spins_for_ever_is_a_livelock(model: str, relaxes: bool) -> None:
     assert "asks at test_spinning.py" in found.text
 
 
+def test_states_prove_nothing_of_who_spins_where_they_do_not_merge() -> None:
+    def build(host: Host) -> None:
+        lock, taken = host.lock("lock"), list[int]()
+        handover(host, looks_again=False)
+
+        def other() -> None:
+            with lock:
+                taken.append(1)
+
+        host.spawn(other, "other")
+        host.spawn(other, "another")
+
+    program = HostedProgram(build, "sc")
+    assert program.causal
+    result = check(program, "sc", engine="states")
+    assert result.verdict is Verdict.BOUND
+    assert any("graphs" in note for note in result.notes)
+
+
 @pytest.mark.parametrize("model", ["sc", "tso"])
 def test_both_searches_find_the_livelock(model: str) -> None:
     program = HostedProgram(lambda host: asked_too_late(host, relaxes=True), model)

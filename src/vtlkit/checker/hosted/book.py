@@ -27,6 +27,8 @@ class Book:
         """Words hold objects that were there before the tasks began: these have to be numbered."""
         self.makes = False
         """Words hold objects that tasks make: these are named by what a task was told before."""
+        self.spun = False
+        """A task that spins has been followed no further, since the search began."""
         self._roots: dict[str, Point] = {}
 
     def root(self, number: int, task: str) -> Point:

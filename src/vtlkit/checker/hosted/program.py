@@ -55,6 +55,11 @@ class HostedProgram:
         """How often a task was followed no further."""
         return len(self.went_round)
 
+    @property
+    def spun(self) -> bool:
+        """Whether a task that spins or goes round was followed no further."""
+        return self._book.spun or bool(self.went_round)
+
     # --- Program ---------------------------------------------------------------------------------------------------
 
     @property
@@ -92,6 +97,7 @@ class HostedProgram:
 
     def prepare(self, engine: str) -> None:
         """Which search is to come: "states" follows endless loops, where it can tell states apart."""
+        self._book.spun = False
         self._book.rounds = 0 if engine == "states" and not self.causal else self._rounds or max(self.threads, 2)
 
     def place(self, thread: int, results: tuple[Value, ...]) -> str:

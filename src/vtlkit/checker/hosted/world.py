@@ -181,6 +181,7 @@ class World:
         told = [(getattr(op, "location", None), result) for op, result in seen]
         runner.seen_before = [*told, ("", _where())] if only_reads else None
         if seen and only_reads and runner.seen_before == before:
+            self.book.spun = True
             self.perform(Assume(False, len(seen)))
 
     def full_barrier(self) -> None:
