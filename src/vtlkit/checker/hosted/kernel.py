@@ -70,7 +70,7 @@ class Variable:
         value = self._word.world.wait(self._word, until, may_sleep)
         return value
 
-    # --- atomic operations -----------------------------------------------------------------------------------------
+    # --- atomic operations, bits -------------------------------------------------------------------------------------
 
     def inc(self) -> None:
         """atomic_inc: no order."""
@@ -100,8 +100,6 @@ class Variable:
                 return found
         found = self._atomic(lambda value: new if value == old else NO_WRITE, order, "cmpxchg")
         return found
-
-    # --- bits ------------------------------------------------------------------------------------------------------
 
     def set_bit(self, bit: int) -> None:
         """set_bit: atomic, no order."""
