@@ -51,7 +51,7 @@ def test_a_count_is_the_certificate(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_is_proved_is_said(capsys: pytest.CaptureFixture[str]) -> None:
     status, output, _ = check(capsys, "kvm_block", "--wakers=1", "--model", "sc,rc11")
     assert status == 0
-    assert output.count("proved for this size: no lost wake-up, no deadlock, no assertion fails, no data race;") == 2
+    assert output.count("proved for this size: no lost wake-up, no deadlock, no assertion fails;") == 2
     assert " states in " in output
     assert " executions in " in output
 
@@ -156,6 +156,10 @@ def test_the_list_has_groups_sizes_models_and_variants(capsys: pytest.CaptureFix
     headings = [line for line in lines if line and not line.startswith(" ")]
     assert {"benchmarks of model checkers", "litmus shapes", "models of the kernel's code"} <= set(headings)
     assert any(line.split()[:4] == ["lastzero", "--n", "5", "sc,tso,rc11"] for line in lines)
+    assert not any("--variant" in line for line in lines)
+    status, output, _ = check(capsys, "--list", "kernel.", "kvm_block")
+    assert status == 0
+    lines = output.splitlines()
     assert any(line.strip().startswith("--variant no-barrier: ") for line in lines)
     harmless = {line.split()[1].rstrip(":") for line in lines if line.endswith("(breaks nothing at this size)")}
     assert "no-request-wmb" in harmless
@@ -170,6 +174,7 @@ def test_the_list_has_groups_sizes_models_and_variants(capsys: pytest.CaptureFix
         ([], "name a protocol or a Python file: 'vtlkit check --list' shows the protocols"),
         (["raeders"], "no protocol 'raeders': did you mean readers"),
         (["Readers"], "no protocol 'Readers': did you mean readers"),
+        (["--list", "qqqq"], "no protocol begins with qqqq: 'vtlkit check --list' shows all"),
         (["qqqq"], "no protocol 'qqqq': 'vtlkit check --list' shows all"),
         (["readers", "--m", "3"], "readers has no size --m: there is --n"),
         (["SB", "--n", "3"], "SB has no size --n: it has none"),

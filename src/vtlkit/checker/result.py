@@ -97,6 +97,8 @@ class Result:
     frontier: int = 0
     memory_bytes: int = 0
     """Of the search's own tables, at most."""
+    plain: bool = False
+    """The program has plain accesses: only then can there be a data race."""
     counterexample: Counterexample | None = None
     notes: list[str] = field(default_factory=list)
     """What a reader has to know: a bound that was reached, an identity that was not found."""

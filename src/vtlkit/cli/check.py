@@ -53,7 +53,9 @@ def check(
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    names_only: Annotated[bool, typer.Option("--list", help="Only list the protocols.")] = False,
+    names_only: Annotated[
+        bool, typer.Option("--list", help="Only list the protocols; of those that are named, the variants too.")
+    ] = False,
     token: Annotated[str | None, typer.Option("--replay", metavar="TOKEN", help="Find a counterexample again.")] = None,
     trace: Annotated[
         str | None, typer.Option(metavar="FILE", help="Write the counterexample as a trace, its format by the suffix.")
@@ -67,18 +69,22 @@ def check(
     Ends with 0 if all is proved for this size, 1 if there is a counterexample, 3 if a bound was reached before.
     """
     if names_only:
-        return _list(as_json)
+        return _list(words or [], as_json)
     from vtlkit.checker.check import Limits
 
     jobs = _jobs(words or [], Wish(variant, None if models is None else parse_models(models), engine), token)
     return _check(jobs, Limits(limit, memory or _half_of_memory()), processes, as_json, trace, show_progress)
 
 
-def _list(as_json: bool) -> int:
+def _list(wanted: list[str], as_json: bool) -> int:
+    """All protocols; those whose names begin so, with their variants, if some are named."""
     from vtlkit.checker.protocols import catalogue
     from vtlkit.cli.check_report import print_list
 
-    print_list(catalogue(), as_json)
+    listed = {name: each for name, each in catalogue().items() if not wanted or name.startswith(tuple(wanted))}
+    if not listed:
+        raise BadInput(COMMAND, f"no protocol begins with {' or '.join(wanted)}: 'vtlkit check --list' shows all")
+    print_list(listed, as_json, with_variants=bool(wanted))
     return 0
 
 

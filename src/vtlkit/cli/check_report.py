@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from vtlkit.checker.protocols import Protocol
     from vtlkit.checker.result import Counterexample, Result
 
-PROMISE: Final = "no lost wake-up, no deadlock, no assertion fails, no data race"
+PROMISE: Final = "no lost wake-up, no deadlock, no assertion fails"
 
 
 def counts(result: Result) -> str:
@@ -56,7 +56,8 @@ def _print_outcome(outcome: Outcome) -> None:
     figures = f"{counts(result)} in {outcome.seconds:.2f} s ({outcome.engine})"
     if result.verdict is Verdict.PROVED:
         # What promises nothing is only counted.
-        proved = "all of them" if job.protocol.promises_nothing else f"proved for this size: {PROMISE}"
+        races = ", no data race" if result.plain else ""
+        proved = "all of them" if job.protocol.promises_nothing else f"proved for this size: {PROMISE}{races}"
         print(f"{label} {proved}; {figures}")
     elif result.verdict is Verdict.BOUND:
         print(f"{label} nothing found {'before the bound' if outcome.ended else 'so far'}; {figures}")
@@ -146,8 +147,8 @@ def _as_dict(found: Counterexample, names: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def print_list(protocols: Mapping[str, Protocol], as_json: bool) -> None:
-    """All protocols, by group."""
+def print_list(protocols: Mapping[str, Protocol], as_json: bool, *, with_variants: bool) -> None:
+    """Protocols by group, and the variants of each if these are wanted."""
     if as_json:
         print(json.dumps([_listed(protocol) for protocol in protocols.values()], indent=1))
         return
@@ -158,7 +159,7 @@ def print_list(protocols: Mapping[str, Protocol], as_json: bool) -> None:
         for each in members:
             models = ",".join(each.models)
             print(f"  {each.name:<{width}}  {_sizes(each):<{wide}}  {models:<11}  {each.summary}".rstrip())
-            for variant in each.variants:
+            for variant in each.variants if with_variants else ():
                 harmless = " (breaks nothing at this size)" if _is_harmless(each, variant.name) else ""
                 print(f"  {'':<{width}}  --variant {variant.name}: {variant.summary}{harmless}")
 

@@ -42,6 +42,8 @@ class Exploration:
     """Executions in which some other thread waits or gave up, deadlocks among them."""
     deadlocks: int = 0
     """Those in which everyone who waits has seen the last value that there will be, and somebody may not be left so."""
+    plain: bool = False
+    """There were plain accesses, and races of them were looked for."""
     duplicates: int = 0
     """Executions that were met before, where that was asked for: always 0, or the search is wrong."""
     verdict: Verdict = Verdict.HOLDS

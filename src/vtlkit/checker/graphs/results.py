@@ -85,6 +85,7 @@ def search_graphs(
 
 
 def _count(result: Result, found: Exploration) -> None:
+    result.plain = found.plain
     result.executions, result.blocked, result.frontier = found.executions, found.blocked, found.frontier
 
 

@@ -224,9 +224,11 @@ class Search:
 
     def _complete(self, graph: Graph) -> None:
         result = self.result
-        if graph.unfolding.plain and (race := find_race(graph)) is not None:
-            self._fail(graph, Verdict.RACES, str(race), race.first, race.second)
-            return
+        if graph.unfolding.plain:
+            result.plain = True
+            if (race := find_race(graph)) is not None:
+                self._fail(graph, Verdict.RACES, str(race), race.first, race.second)
+                return
         execution = Execution(graph)
         if execution.blocked and not execution.asleep:
             result.blocked += 1

@@ -97,6 +97,7 @@ def _search(
     if problem is not None:
         result.verdict = Verdict.COUNTEREXAMPLE
         result.counterexample = counterexample(automaton, problem)
+    result.plain = automaton.plain or not request.races
     result.notes += _notes(automaton)
 
 
