@@ -1,0 +1,451 @@
+"""The part of /dev/kvm's ABI that the engine uses: numbers of linux/kvm.h and asm/kvm.h, and its structures.
+
+A test compiles a program against the installed headers and compares every size, offset and number with it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING, Annotated, Final
+
+from vtlkit.layout import Array, Bytes, Struct, u8, u16, u32, u64
+
+API_VERSION: Final = 12
+
+# --- ioctls (asm-generic/ioctl.h: direction 31:30, size 29:16, type 15:8, number 7:0) ---------------------------------
+
+_KVMIO: Final = 0xAE
+_WRITE: Final = 1
+_READ: Final = 2
+
+
+def _io(number: int, size: int = 0, direction: int = 0) -> int:
+    return direction << 30 | size << 16 | _KVMIO << 8 | number
+
+
+class UserspaceMemoryRegion(Struct, size=32):
+    slot: u32 = 0
+    flags: u32 = 0
+    guest_phys_addr: u64 = 0
+    memory_size: u64 = 0
+    userspace_addr: u64 = 0
+
+
+class VcpuEvents(Struct, size=64, offsets={"interrupt_injected": 8, "nmi_injected": 12, "flags": 20}):
+    exception_injected: u8 = 0
+    exception_nr: u8 = 0
+    exception_has_error_code: u8 = 0
+    exception_pending: u8 = 0
+    exception_error_code: u32 = 0
+    interrupt_injected: u8 = 0
+    interrupt_nr: u8 = 0
+    interrupt_soft: u8 = 0
+    interrupt_shadow: u8 = 0
+    nmi_injected: u8 = 0
+    nmi_pending: u8 = 0
+    nmi_masked: u8 = 0
+    nmi_pad: u8 = 0
+    sipi_vector: u32 = 0
+    flags: u32 = 0
+    rest: Annotated[bytes, Bytes(40)] = bytes(40)
+
+
+class SegmentRecord(Struct, size=24):
+    base: u64 = 0
+    limit: u32 = 0
+    selector: u16 = 0
+    type: u8 = 0
+    present: u8 = 0
+    dpl: u8 = 0
+    db: u8 = 0
+    s: u8 = 0
+    l: u8 = 0  # noqa: E741 - the header's name
+    g: u8 = 0
+    avl: u8 = 0
+    unusable: u8 = 0
+    padding: u8 = 0
+
+
+class TableRecord(Struct, size=16):
+    base: u64 = 0
+    limit: u16 = 0
+    padding: Annotated[tuple[int, ...], Array("H", 3)] = (0, 0, 0)
+
+
+class SregsRecord(Struct, size=312, offsets={"cr0": 224, "efer": 264, "apic_base": 272}):
+    cs: SegmentRecord = SegmentRecord()
+    ds: SegmentRecord = SegmentRecord()
+    es: SegmentRecord = SegmentRecord()
+    fs: SegmentRecord = SegmentRecord()
+    gs: SegmentRecord = SegmentRecord()
+    ss: SegmentRecord = SegmentRecord()
+    tr: SegmentRecord = SegmentRecord()
+    ldt: SegmentRecord = SegmentRecord()
+    gdt: TableRecord = TableRecord()
+    idt: TableRecord = TableRecord()
+    cr0: u64 = 0
+    cr2: u64 = 0
+    cr3: u64 = 0
+    cr4: u64 = 0
+    cr8: u64 = 0
+    efer: u64 = 0
+    apic_base: u64 = 0
+    interrupt_bitmap: Annotated[tuple[int, ...], Array("Q", 4)] = (0, 0, 0, 0)
+
+
+class DebugRegs(Struct, size=128):
+    db: Annotated[tuple[int, ...], Array("Q", 4)] = (0, 0, 0, 0)
+    dr6: u64 = 0
+    dr7: u64 = 0
+    flags: u64 = 0
+    reserved: Annotated[tuple[int, ...], Array("Q", 9)] = (0,) * 9
+
+
+class GuestDebug(Struct, size=72):
+    control: u32 = 0
+    pad: u32 = 0
+    debugreg: Annotated[tuple[int, ...], Array("Q", 8)] = (0,) * 8
+
+
+class Fpu(Struct, size=416, offsets={"xmm": 152, "mxcsr": 408}):
+    fpr: Annotated[bytes, Bytes(128)] = bytes(128)
+    fcw: u16 = 0
+    fsw: u16 = 0
+    ftwx: u8 = 0
+    pad1: u8 = 0
+    last_opcode: u16 = 0
+    last_ip: u64 = 0
+    last_dp: u64 = 0
+    xmm: Annotated[bytes, Bytes(256)] = bytes(256)
+    mxcsr: u32 = 0
+    pad2: u32 = 0
+
+
+class MsrEntry(Struct, size=16):
+    index: u32 = 0
+    reserved: u32 = 0
+    data: u64 = 0
+
+
+class OneMsr(Struct, size=24):
+    """`struct kvm_msrs` with one entry."""
+
+    nmsrs: u32 = 1
+    pad: u32 = 0
+    entry: MsrEntry = MsrEntry()
+
+
+class CpuidEntry2(Struct, size=40):
+    function: u32 = 0
+    index: u32 = 0
+    flags: u32 = 0
+    eax: u32 = 0
+    ebx: u32 = 0
+    ecx: u32 = 0
+    edx: u32 = 0
+    padding: Annotated[tuple[int, ...], Array("I", 3)] = (0, 0, 0)
+
+
+class OneXcr(Struct, size=392):
+    """`struct kvm_xcrs` with one register, XCR0."""
+
+    nr_xcrs: u32 = 1
+    flags: u32 = 0
+    xcr: u32 = 0
+    reserved: u32 = 0
+    value: u64 = 0
+    rest: Annotated[bytes, Bytes(368)] = bytes(368)
+
+
+class EnableCap(Struct, size=104):
+    cap: u32 = 0
+    flags: u32 = 0
+    args: Annotated[tuple[int, ...], Array("Q", 4)] = (0, 0, 0, 0)
+    pad: Annotated[bytes, Bytes(64)] = bytes(64)
+
+
+class MsrFilterRange(Struct, size=24, offsets={"bitmap": 16}):
+    flags: u32 = 0
+    nmsrs: u32 = 0
+    base: u32 = 0
+    hole: u32 = 0
+    bitmap: u64 = 0
+
+
+MSR_FILTER_RANGES: Final = 16
+MSR_FILTER_SIZE: Final = 8 + MSR_FILTER_RANGES * MsrFilterRange.SIZE
+
+GET_API_VERSION: Final = _io(0x00)
+CREATE_VM: Final = _io(0x01)
+CHECK_EXTENSION: Final = _io(0x03)
+GET_VCPU_MMAP_SIZE: Final = _io(0x04)
+GET_SUPPORTED_CPUID: Final = _io(0x05, 8, _READ | _WRITE)
+CREATE_VCPU: Final = _io(0x41)
+SET_USER_MEMORY_REGION: Final = _io(0x46, UserspaceMemoryRegion.SIZE, _WRITE)
+SET_TSS_ADDR: Final = _io(0x47)
+RUN: Final = _io(0x80)
+SET_SREGS: Final = _io(0x84, SregsRecord.SIZE, _WRITE)
+GET_MSRS: Final = _io(0x88, 8, _READ | _WRITE)
+SET_MSRS: Final = _io(0x89, 8, _WRITE)
+SET_SIGNAL_MASK: Final = _io(0x8B, 4, _WRITE)
+GET_FPU: Final = _io(0x8C, Fpu.SIZE, _READ)
+SET_FPU: Final = _io(0x8D, Fpu.SIZE, _WRITE)
+SET_CPUID2: Final = _io(0x90, 8, _WRITE)
+SET_GUEST_DEBUG: Final = _io(0x9B, GuestDebug.SIZE, _WRITE)
+GET_DEBUGREGS: Final = _io(0xA1, DebugRegs.SIZE, _READ)
+SET_DEBUGREGS: Final = _io(0xA2, DebugRegs.SIZE, _WRITE)
+ENABLE_CAP: Final = _io(0xA3, EnableCap.SIZE, _WRITE)
+GET_TSC_KHZ: Final = _io(0xA3)
+GET_XSAVE: Final = _io(0xA4, 4096, _READ)
+SET_XSAVE: Final = _io(0xA5, 4096, _WRITE)
+GET_XCRS: Final = _io(0xA6, OneXcr.SIZE, _READ)
+SET_XCRS: Final = _io(0xA7, OneXcr.SIZE, _WRITE)
+X86_SET_MSR_FILTER: Final = _io(0xC6, MSR_FILTER_SIZE, _WRITE)
+GET_XSAVE2: Final = _io(0xCF, 4096, _READ)
+
+# --- capabilities -----------------------------------------------------------------------------------------------------
+
+CAP_USER_MEMORY: Final = 3
+CAP_SET_TSS_ADDR: Final = 4
+CAP_NR_MEMSLOTS: Final = 10
+CAP_SET_GUEST_DEBUG: Final = 23
+CAP_VCPU_EVENTS: Final = 41
+CAP_DEBUGREGS: Final = 50
+CAP_XSAVE: Final = 55
+CAP_XCRS: Final = 56
+CAP_TSC_CONTROL: Final = 60
+CAP_GET_TSC_KHZ: Final = 61
+CAP_SYNC_REGS: Final = 74
+CAP_HYPERV: Final = 44
+CAP_IMMEDIATE_EXIT: Final = 136
+CAP_X86_USER_SPACE_MSR: Final = 188
+CAP_X86_MSR_FILTER: Final = 189
+CAP_EXIT_ON_EMULATION_FAILURE: Final = 204
+CAP_XSAVE2: Final = 208
+CAP_DISABLE_QUIRKS2: Final = 213
+
+MSR_EXIT_REASON_INVAL: Final = 1
+MSR_EXIT_REASON_UNKNOWN: Final = 2
+MSR_EXIT_REASON_FILTER: Final = 4
+MSR_FILTER_READ: Final = 1
+MSR_FILTER_WRITE: Final = 2
+MSR_FILTER_DEFAULT_DENY: Final = 1
+CPUID_FLAG_SIGNIFICANT_INDEX: Final = 1
+QUIRK_OUT_7E_INC_RIP: Final = 1 << 3
+QUIRK_FIX_HYPERCALL_INSN: Final = 1 << 5
+SYNC_REGS: Final = 1
+SYNC_SREGS: Final = 2
+SYNC_EVENTS: Final = 4
+SYNC_ALL: Final = SYNC_REGS | SYNC_SREGS | SYNC_EVENTS
+EVENT_VALID_SHADOW: Final = 4
+SHADOW_MOV_SS: Final = 1
+SHADOW_STI: Final = 2
+GUESTDBG_ENABLE: Final = 1
+GUESTDBG_SINGLESTEP: Final = 2
+GUESTDBG_USE_HW_BP: Final = 0x20000
+
+# --- exits ------------------------------------------------------------------------------------------------------------
+
+EXIT_IO: Final = 2
+EXIT_HYPERCALL: Final = 3
+EXIT_DEBUG: Final = 4
+EXIT_HLT: Final = 5
+EXIT_MMIO: Final = 6
+EXIT_IRQ_WINDOW_OPEN: Final = 7
+EXIT_SHUTDOWN: Final = 8
+EXIT_FAIL_ENTRY: Final = 9
+EXIT_INTR: Final = 10
+EXIT_SET_TPR: Final = 11
+EXIT_INTERNAL_ERROR: Final = 17
+EXIT_X86_RDMSR: Final = 29
+EXIT_X86_WRMSR: Final = 30
+EXIT_MEMORY_FAULT: Final = 39
+IO_IN: Final = 0
+INTERNAL_ERROR_EMULATION: Final = 1
+INTERNAL_ERROR_DELIVERY: Final = 3
+
+# --- kvm_run ----------------------------------------------------------------------------------------------------------
+
+RUN_UNION: Final = 32
+RUN_SYNC: Final = 304
+RUN_SREGS: Final = RUN_SYNC + 144
+RUN_EVENTS: Final = RUN_SREGS + SregsRecord.SIZE
+RUN_SIZE: Final = 2352
+
+
+class LiveRegs(ctypes.Structure):
+    """`struct kvm_regs` where kvm_run has it: the general registers of a stopped vCPU."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_uint64)
+        for name in (
+            *("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp"),
+            *(f"r{number}" for number in range(8, 16)),
+            *("rip", "rflags"),
+        )
+    )
+    if TYPE_CHECKING:
+        rax: int
+        rbx: int
+        rcx: int
+        rdx: int
+        rsi: int
+        rdi: int
+        rsp: int
+        rbp: int
+        r8: int
+        r9: int
+        r10: int
+        r11: int
+        r12: int
+        r13: int
+        r14: int
+        r15: int
+        rip: int
+        rflags: int
+
+
+class LiveSegment(ctypes.Structure):
+    """`struct kvm_segment` where kvm_run has it."""
+
+    _fields_ = (
+        ("base", ctypes.c_uint64),
+        ("limit", ctypes.c_uint32),
+        ("selector", ctypes.c_uint16),
+        *((name, ctypes.c_uint8) for name in ("type", "present", "dpl", "db", "s", "l", "g", "avl", "unusable", "pad")),
+    )
+    if TYPE_CHECKING:
+        base: int
+        limit: int
+        selector: int
+        type: int
+        present: int
+        dpl: int
+        db: int
+        s: int
+        l: int  # noqa: E741 - the header's name
+        g: int
+        avl: int
+        unusable: int
+
+
+class LiveSregs(ctypes.Structure):
+    """`struct kvm_sregs` where kvm_run has it; segments in the order of `SEGMENT_NAMES`."""
+
+    _fields_ = (
+        ("segments", LiveSegment * 8),
+        ("tables", ctypes.c_uint64 * 4),
+        *((name, ctypes.c_uint64) for name in ("cr0", "cr2", "cr3", "cr4", "cr8", "efer", "apic_base")),
+    )
+    if TYPE_CHECKING:
+        segments: ctypes.Array[LiveSegment]
+        cr0: int
+        cr2: int
+        cr3: int
+        cr4: int
+        cr8: int
+        efer: int
+        apic_base: int
+
+
+SEGMENT_NAMES: Final = ("cs", "ds", "es", "fs", "gs", "ss", "tr", "ldt")
+CS, DS, ES, FS, GS, SS = range(6)
+
+
+class _Io(ctypes.Structure):
+    _fields_ = (
+        ("direction", ctypes.c_uint8),
+        ("size", ctypes.c_uint8),
+        ("port", ctypes.c_uint16),
+        ("count", ctypes.c_uint32),
+        ("data_offset", ctypes.c_uint64),
+    )
+
+
+class _Mmio(ctypes.Structure):
+    _fields_ = (
+        ("phys_addr", ctypes.c_uint64),
+        ("data", ctypes.c_uint8 * 8),
+        ("len", ctypes.c_uint32),
+        ("is_write", ctypes.c_uint8),
+    )
+
+
+class _Msr(ctypes.Structure):
+    _fields_ = (
+        ("error", ctypes.c_uint8),
+        ("pad", ctypes.c_uint8 * 7),
+        ("reason", ctypes.c_uint32),
+        ("index", ctypes.c_uint32),
+        ("data", ctypes.c_uint64),
+    )
+
+
+class _Debug(ctypes.Structure):
+    _fields_ = (
+        ("exception", ctypes.c_uint32),
+        ("pad", ctypes.c_uint32),
+        ("pc", ctypes.c_uint64),
+        ("dr6", ctypes.c_uint64),
+        ("dr7", ctypes.c_uint64),
+    )
+
+
+class _Internal(ctypes.Structure):
+    _fields_ = (("suberror", ctypes.c_uint32), ("ndata", ctypes.c_uint32), ("data", ctypes.c_uint64 * 16))
+
+
+class _MemoryFault(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_uint64), ("gpa", ctypes.c_uint64), ("size", ctypes.c_uint64))
+
+
+class _Exit(ctypes.Union):
+    _fields_ = (
+        ("io", _Io),
+        ("mmio", _Mmio),
+        ("msr", _Msr),
+        ("debug", _Debug),
+        ("internal", _Internal),
+        ("memory_fault", _MemoryFault),
+        ("hardware_entry_failure_reason", ctypes.c_uint64),
+        ("padding", ctypes.c_uint8 * 256),
+    )
+
+
+class RunPage(ctypes.Structure):
+    """`struct kvm_run`, shared with the kernel."""
+
+    _anonymous_ = ("exit",)
+    _fields_ = (
+        ("request_interrupt_window", ctypes.c_uint8),
+        ("immediate_exit", ctypes.c_uint8),
+        ("padding1", ctypes.c_uint8 * 6),
+        ("exit_reason", ctypes.c_uint32),
+        ("ready_for_interrupt_injection", ctypes.c_uint8),
+        ("if_flag", ctypes.c_uint8),
+        ("flags", ctypes.c_uint16),
+        ("cr8", ctypes.c_uint64),
+        ("apic_base", ctypes.c_uint64),
+        ("exit", _Exit),
+        ("kvm_valid_regs", ctypes.c_uint64),
+        ("kvm_dirty_regs", ctypes.c_uint64),
+        ("sync", ctypes.c_uint8 * 2048),
+    )
+    if TYPE_CHECKING:
+        request_interrupt_window: int
+        immediate_exit: int
+        exit_reason: int
+        ready_for_interrupt_injection: int
+        if_flag: int
+        flags: int
+        cr8: int
+        apic_base: int
+        io: _Io
+        mmio: _Mmio
+        msr: _Msr
+        debug: _Debug
+        internal: _Internal
+        memory_fault: _MemoryFault
+        hardware_entry_failure_reason: int
+        kvm_valid_regs: int
+        kvm_dirty_regs: int

@@ -1,0 +1,40 @@
+"""Makes the engines of one machine on /dev/kvm."""
+
+from __future__ import annotations
+
+import os
+
+from vtlkit.engine.api import Engine
+from vtlkit.engine.devkvm.engine import DevKvmEngine
+from vtlkit.engine.devkvm.system import PATH, examine, open_kvm
+
+
+class DevKvmFactory:
+    """`EngineFactory` of the host's KVM. Engines share RAM blocks and nothing else: each has a kernel VM of its own."""
+
+    name = "kvm"
+
+    def __init__(self, path: str = PATH) -> None:
+        self._fd = open_kvm(path)
+        try:
+            self.capabilities = examine(self._fd)
+        except BaseException:
+            os.close(self._fd)
+            raise
+        self._engines: list[DevKvmEngine] = []
+
+    def create(self, vcpu_name: str) -> Engine:
+        engine = DevKvmEngine(self._fd, self.capabilities, vcpu_name)
+        self._engines.append(engine)
+        return engine
+
+    def counts_instructions(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        for engine in self._engines:
+            engine.close()
+        self._engines.clear()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1

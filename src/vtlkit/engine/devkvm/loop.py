@@ -1,0 +1,274 @@
+"""Entering the guest and coming back: KVM_RUN, what its exits mean, kicks, windows.
+
+What is under way when KVM_RUN returns, and what the next one does about it:
+
+| `_pending` | the kernel, at the next KVM_RUN |
+| --- | --- |
+| None | nothing: the vCPU is between two instructions |
+| IO | finishes an access with what lies in the page: `at_boundary` is False |
+| SKIP | moves RIP past an instruction that the hypervisor has emulated meanwhile (RDMSR, WRMSR, the hypercall) |
+| PARKED | as IO, of an access that was told as a memory fault: it is undone, or goes on if a device is there now |
+
+docs/design/devkvm.md has the race of a kick against an entry.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import errno
+import os
+import signal
+import threading
+from typing import Final
+
+from vtlkit.engine.api import (
+    Event,
+    EventType,
+    Exit,
+    InternalError,
+    Interrupted,
+    InterruptWindow,
+    NmiWindow,
+    PreemptionTimer,
+)
+from vtlkit.engine.devkvm import abi, syscalls
+from vtlkit.engine.devkvm.instructions import Instructions
+from vtlkit.engine.devkvm.linear import LinearMemory
+from vtlkit.engine.devkvm.system import Capabilities
+from vtlkit.engine.devkvm.vcpu import KICK_SIGNAL, KernelVcpu
+from vtlkit.x86.exceptions import Vector
+from vtlkit.x86.registers import RFLAGS_IF
+
+_KICKED: Final = frozenset({KICK_SIGNAL})
+
+_INTERRUPTED: Final = Interrupted()
+_INTERRUPT_WINDOW: Final = InterruptWindow()
+_NMI_WINDOW: Final = NmiWindow()
+_PREEMPTION_TIMER: Final = PreemptionTimer()
+
+_EVENTS: Final = abi.RUN_EVENTS
+_EXCEPTION: Final = _EVENTS
+_INTERRUPT: Final = _EVENTS + 8
+_NMI: Final = _EVENTS + 12
+
+
+class Pending(enum.Enum):
+    """See the module."""
+
+    IO = "an access"
+    SKIP = "an emulated instruction"
+    PARKED = "a refused access"
+
+
+class Loop:
+    """`run` and what belongs to it. All but `kick` for the vCPU's task."""
+
+    def __init__(self, system: int, capabilities: Capabilities, name: str) -> None:
+        self.name = name
+        self.vcpu = KernelVcpu(system, capabilities)
+        self._live = live = self.vcpu.live
+        self._map = self.vcpu.map
+        self.regs = live.regs
+        self._page = live.page
+        self._bytes = live.bytes
+        self.linear = LinearMemory(live, self._map, self.vcpu.maxphyaddr())
+        self.code = Instructions(live, self.linear)
+        self._ioctl = syscalls.raw_ioctl()
+        self._tgkill = syscalls.tgkill()
+        self._process = os.getpid()
+        self._local = threading.local()
+        self._thread = 0
+        self._inside = False
+        self._kicked = False
+        self._closed = False
+        self._event: Event | None = None
+        self._pending: Pending | None = None
+        self._interrupt_window = False
+        self._nmi_window = False
+        self._timer_zero = False
+        self._stepping = False
+        self._flush = False
+        self._can_step = capabilities.guest_debug
+
+    # --- kicks ------------------------------------------------------------------------------------------------------
+
+    def kick(self) -> None:
+        """From any task."""
+        self._kicked = True
+        if self._inside:
+            self._tgkill(self._process, self._thread, KICK_SIGNAL)
+
+    def _this_thread(self) -> int:
+        """Its number; the kick's signal ends KVM_RUN and nothing else, so one that enters for the first time blocks it."""
+        local = self._local
+        try:
+            return local.thread
+        except AttributeError:
+            signal.pthread_sigmask(signal.SIG_BLOCK, _KICKED)
+            local.thread = threading.get_native_id()
+            return local.thread
+
+    # --- entering ---------------------------------------------------------------------------------------------------
+
+    def _enter(self, forced: bool) -> int:
+        """One KVM_RUN; 0, or the error number. The page has the vCPU's state afterwards."""
+        live, page = self._live, self._page
+        live.write_back()
+        self._thread = self._this_thread()
+        # In this order, as a kick is stored before it looks whether somebody is inside.
+        self._inside = True
+        page.immediate_exit = forced or self._kicked
+        result = self._ioctl(self.vcpu.fd, abi.RUN, 0)
+        self._inside = False
+        error = ctypes.get_errno() if result < 0 else 0
+        if page.kvm_dirty_regs:
+            # Refused before the guest was entered: an illegal combination of registers, say.
+            live.dirty |= page.kvm_dirty_regs & ~abi.SYNC_REGS
+            page.kvm_dirty_regs = 0
+            return error or errno.EINVAL
+        live.note_regs()
+        if error == errno.EINTR:
+            # The signal stays pending, as it is blocked here: drop it, or every entry would end at once.
+            while signal.sigtimedwait(_KICKED, 0) is not None:
+                pass
+        data = self._bytes
+        if data[_EXCEPTION] or data[_INTERRUPT] or data[_NMI]:
+            self._take_held()
+        return error
+
+    def _take_held(self) -> None:
+        """What the kernel has not delivered yet is ours: it is given again with the next entry, or taken back."""
+        live = self._live
+        events = abi.VcpuEvents.unpack_from(self._bytes, _EVENTS)
+        if events.exception_injected:
+            code = events.exception_error_code if events.exception_has_error_code else None
+            self._event = Event(EventType.EXCEPTION, events.exception_nr, code)
+        elif events.nmi_injected:
+            self._event = Event(EventType.NMI, Vector.NMI)
+        elif events.interrupt_soft:
+            self._event = Event(EventType.SOFTWARE, events.interrupt_nr)
+        else:
+            self._event = Event(EventType.INTERRUPT, events.interrupt_nr)
+        self._bytes[_EXCEPTION] = self._bytes[_EXCEPTION + 3] = self._bytes[_INTERRUPT] = self._bytes[_NMI] = 0
+        live.dirty |= abi.SYNC_EVENTS
+
+    def _give_event(self, event: Event) -> None:
+        """Have the kernel deliver it with the next entry."""
+        events = abi.VcpuEvents.unpack_from(self._bytes, _EVENTS)
+        events.exception_injected = events.interrupt_injected = events.nmi_injected = 0
+        if event.type is EventType.EXCEPTION:
+            events.exception_injected = 1
+            events.exception_nr = event.vector
+            events.exception_has_error_code = event.error_code is not None
+            events.exception_error_code = event.error_code or 0
+        elif event.type is EventType.NMI:
+            events.nmi_injected = events.nmi_masked = 1
+        else:
+            # A software interrupt that began once has passed the gate's check of privilege.
+            if event.type is EventType.SOFTWARE:
+                self.regs.rip = (self.regs.rip + event.instruction_length) & ((1 << 64) - 1)
+            events.interrupt_injected = 1
+            events.interrupt_nr = event.vector
+            events.interrupt_soft = 0
+        events.pack_into(self._bytes, _EVENTS)
+        self._live.dirty |= abi.SYNC_EVENTS
+
+    # --- run --------------------------------------------------------------------------------------------------------
+
+    def run(self, budget: int | None, *, force_immediate_exit: bool = False) -> Exit:
+        assert not self._closed, "the engine is closed"
+        forced = force_immediate_exit or self._timer_zero
+        if self._pending is not None:
+            reason = self._resume()
+            if reason is not None:
+                return reason
+        unfinished = self._pending is Pending.IO
+        if not unfinished and (early := self._before_entry(forced)) is not None:
+            return early
+        self._prepare()
+        if self._event is not None and not unfinished:
+            event, self._event = self._event, None
+            breakpoint_at = self._handler(event) if forced else 0
+            self._give_event(event)
+            if forced:
+                return self._deliver_only(breakpoint_at)
+        while True:
+            error = self._enter(forced)
+            self._pending = None
+            reason = self._error(error, forced) if error else self._exit()
+            if reason is not None:
+                return reason
+
+    def _prepare(self) -> None:
+        """What the kernel has to know before an entry."""
+        if self.vcpu.filter_changed:
+            self.vcpu.apply_filter()
+        if self._flush and self._pending is None:
+            self._flush = False
+            self.vcpu.flush_tlb()
+        self._page.request_interrupt_window = self._interrupt_window
+        self._step(self._nmi_window and self._can_step)
+
+    def _before_entry(self, forced: bool) -> Exit | None:
+        """Exits that need no entry."""
+        if self._event is None:
+            if forced or self._kicked:
+                return self._stopped(forced)
+            if self._nmi_window and not self._live.nmi_masked and not self._live.shadow:
+                self._nmi_window = False
+                return _NMI_WINDOW
+            if self._interrupt_window and self.regs.rflags & RFLAGS_IF and not self._live.shadow:
+                self._interrupt_window = False
+                return _INTERRUPT_WINDOW
+        return None
+
+    def _stopped(self, forced: bool) -> Exit | None:
+        if self._kicked:
+            self._kicked = False
+            return _INTERRUPTED
+        if forced:
+            return _PREEMPTION_TIMER if self._timer_zero else _INTERRUPTED
+        # A signal that was not for the guest, or the rest of a kick that has been answered.
+        return None
+
+    def _error(self, error: int, forced: bool) -> Exit | None:
+        if error == errno.EINTR:
+            return self._stopped(forced)
+        if error == errno.EFAULT:
+            return self._refused()
+        if error == errno.EAGAIN:
+            return None
+        return InternalError(f"KVM_RUN: {os.strerror(error)}")
+
+    def _step(self, wanted: bool) -> None:
+        if wanted != self._stepping:
+            self._stepping = wanted
+            self.vcpu.set_guest_debug(abi.GUESTDBG_ENABLE | abi.GUESTDBG_SINGLESTEP if wanted else 0)
+
+    def _finish(self) -> int:
+        """Have the kernel finish what it has begun, executing nothing further; 0, or the error number."""
+        error = self._enter(True)
+        return 0 if error == errno.EINTR else error
+
+    # --- below ------------------------------------------------------------------------------------------------------
+
+    def _exit(self) -> Exit | None:
+        """What a KVM_RUN that has returned 0 tells; None: go on."""
+        raise NotImplementedError
+
+    def _resume(self) -> Exit | None:
+        """Before an entry with something pending: do to it what the hypervisor has done meanwhile."""
+        raise NotImplementedError
+
+    def _refused(self) -> Exit | None:
+        """EFAULT: what access the map refuses."""
+        raise NotImplementedError
+
+    def _handler(self, event: Event) -> int:
+        """Linear address of the first instruction that the delivery of `event` leads to."""
+        raise NotImplementedError
+
+    def _deliver_only(self, breakpoint_at: int) -> Exit:
+        """Enter, and leave once the event is delivered."""
+        raise NotImplementedError
