@@ -172,6 +172,15 @@ class MsrFilterRange(Struct, size=24, offsets={"bitmap": 16}):
     bitmap: u64 = 0
 
 
+class DeviceAttr(Struct, size=24):
+    flags: u32 = 0
+    group: u32 = 0
+    attr: u64 = 0
+    addr: u64 = 0
+
+
+VCPU_TSC_CTRL: Final = 0
+VCPU_TSC_OFFSET: Final = 0
 MSR_FILTER_RANGES: Final = 16
 MSR_FILTER_SIZE: Final = 8 + MSR_FILTER_RANGES * MsrFilterRange.SIZE
 
@@ -201,6 +210,9 @@ SET_XSAVE: Final = _io(0xA5, 4096, _WRITE)
 GET_XCRS: Final = _io(0xA6, OneXcr.SIZE, _READ)
 SET_XCRS: Final = _io(0xA7, OneXcr.SIZE, _WRITE)
 X86_SET_MSR_FILTER: Final = _io(0xC6, MSR_FILTER_SIZE, _WRITE)
+SET_DEVICE_ATTR: Final = _io(0xE1, 24, _WRITE)
+GET_DEVICE_ATTR: Final = _io(0xE2, 24, _WRITE)
+HAS_DEVICE_ATTR: Final = _io(0xE3, 24, _WRITE)
 GET_XSAVE2: Final = _io(0xCF, 4096, _READ)
 
 # --- capabilities -----------------------------------------------------------------------------------------------------

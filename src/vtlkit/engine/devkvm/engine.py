@@ -6,11 +6,13 @@ The class is built in layers, each on what is below it: `vcpu` (the kernel's obj
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Final
 
 from vtlkit.engine.api import (
     NO_REGISTERS,
     Access,
+    CpuidLeaf,
     Engine,
     Event,
     EventType,
@@ -28,6 +30,8 @@ from vtlkit.engine.devkvm.abi import CS, FS, GS
 from vtlkit.engine.devkvm.exits import HYPERCALL, Exits
 from vtlkit.engine.devkvm.live import REGS_END
 from vtlkit.engine.devkvm.loop import Pending
+from vtlkit.engine.devkvm.processor import SharedTime, kernel_entries, offered
+from vtlkit.engine.devkvm.system import Capabilities
 from vtlkit.engine.devkvm.vcpu import FREE_MSR_READS, NATIVE_MSRS
 from vtlkit.engine.memory_map import Kind
 from vtlkit.x86 import msr
@@ -59,8 +63,10 @@ class DevKvmEngine(Exits, Engine):
     intercepts_ports = False
     counts_preemption_timer = False
 
-    def __init__(self, system: int, capabilities: object, name: str) -> None:
-        super().__init__(system, capabilities, name)  # type: ignore[arg-type]
+    def __init__(self, system: int, capabilities: Capabilities, name: str, time: SharedTime) -> None:
+        super().__init__(system, capabilities, name)
+        self._offered = capabilities.cpuid
+        self._time = time
         # The first exit fills the page with the registers of a vCPU that has been reset.
         self._finish()
         self.set_sregs(Sregs.reset())
@@ -288,6 +294,16 @@ class DevKvmEngine(Exits, Engine):
             self.xcr0 = source.xcr0
         self.vcpu.set_xsave(source.vcpu.get_xsave())
         self._live.pkru = source._live.pkru
+
+    # --- the processor's own ----------------------------------------------------------------------------------------
+
+    def set_cpuid(self, leaves: Sequence[CpuidLeaf]) -> Sequence[CpuidLeaf]:
+        told = offered(leaves, self._offered)
+        self.vcpu.set_cpuid(kernel_entries(told))
+        return told
+
+    def set_tsc(self, value: int) -> None:
+        self._time.set_tsc(self.vcpu, value)
 
     # --- memory -----------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,9 @@ import os
 
 from vtlkit.engine.api import Engine
 from vtlkit.engine.devkvm.engine import DevKvmEngine
+from vtlkit.engine.devkvm.processor import SharedTime
 from vtlkit.engine.devkvm.system import PATH, examine, open_kvm
+from vtlkit.engine.devkvm.vcpu import KernelVcpu
 
 
 class DevKvmFactory:
@@ -22,9 +24,20 @@ class DevKvmFactory:
             os.close(self._fd)
             raise
         self._engines: list[DevKvmEngine] = []
+        self._tsc_khz = 0
+        self.time = SharedTime()
+
+    @property
+    def tsc_khz(self) -> int:
+        """The frequency of the host's time-stamp counter, which is the guests'."""
+        if not self._tsc_khz:
+            vcpu = KernelVcpu(self._fd, self.capabilities)
+            self._tsc_khz = vcpu.tsc_khz
+            vcpu.close()
+        return self._tsc_khz
 
     def create(self, vcpu_name: str) -> Engine:
-        engine = DevKvmEngine(self._fd, self.capabilities, vcpu_name)
+        engine = DevKvmEngine(self._fd, self.capabilities, vcpu_name, self.time)
         self._engines.append(engine)
         return engine
 

@@ -1,0 +1,110 @@
+"""What the host's processor does for the guest without an exit: CPUID and the time-stamp counter."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from vtlkit.engine.devkvm import abi, syscalls
+from vtlkit.engine.devkvm.vcpu import KernelVcpu
+from vtlkit.engine.processor import CpuidLeaf
+from vtlkit.x86 import cpuid as bits
+
+_U32: Final = 0xFFFFFFFF
+_U64: Final = (1 << 64) - 1
+_MSR_TSC: Final = 0x10
+
+_HYPERVISORS: Final = {
+    (1, 0): (
+        0,
+        0,
+        bits.CPUID_1_ECX_X2APIC | bits.CPUID_1_ECX_TSC_DEADLINE | bits.CPUID_1_ECX_HYPERVISOR,
+        bits.CPUID_1_EDX_APIC | bits.CPUID_1_EDX_HTT,
+    ),
+    (7, 0): (0, bits.CPUID_7_0_EBX_TSC_ADJUST, 0, 0),
+    (0x80000001, 0): (0, 0, 0, bits.CPUID_1_EDX_APIC),
+}
+"""Feature bits that are the hypervisor's to offer, whatever the processor does: its APIC, its MSRs."""
+_FEATURES: Final = {
+    (1, 0): (0, 0, _U32, _U32),
+    (7, 0): (0, _U32, _U32, _U32),
+    (0xD, 1): (_U32, 0, 0, 0),
+    (0x80000001, 0): (0, 0, _U32, _U32),
+}
+"""Where CPUID has feature bits (EAX, EBX, ECX, EDX): a guest is told those of which the processor has them, too."""
+_IDENTITY: Final = {(0, 0): (0, _U32, _U32, _U32), (1, 0): (_U32, 0, 0, 0), (0x80000000, 0): (0, _U32, _U32, _U32)}
+"""Vendor and model: the processor's, as it executes SYSCALL, SYSENTER and what else vendors differ in."""
+
+
+def offered(leaves: Sequence[CpuidLeaf], supported: Iterable[abi.CpuidEntry2]) -> list[CpuidLeaf]:
+    """`leaves` as this processor can keep them."""
+    mine = {(entry.function, entry.index): (entry.eax, entry.ebx, entry.ecx, entry.edx) for entry in supported}
+    nothing = (0, 0, 0, 0)
+    told = []
+    for leaf in leaves:
+        key = leaf.function, leaf.index
+        own, kept = mine.get(key, nothing), _HYPERVISORS.get(key, nothing)
+        features, identity = _FEATURES.get(key, nothing), _IDENTITY.get(key, nothing)
+        words = []
+        for value, has, keep, feature, identify in zip(leaf[2:6], own, kept, features, identity, strict=True):
+            value &= ~feature | has | keep
+            words.append(value & ~identify | has & identify)
+        eax, ebx, ecx, edx = words
+        told.append(CpuidLeaf(leaf.function, leaf.index, eax, ebx, ecx, edx, leaf.significant_index))
+    return told
+
+
+def kernel_entries(leaves: Iterable[CpuidLeaf]) -> list[abi.CpuidEntry2]:
+    """For KVM_SET_CPUID2."""
+    return [
+        abi.CpuidEntry2(
+            leaf.function,
+            leaf.index,
+            abi.CPUID_FLAG_SIGNIFICANT_INDEX if leaf.significant_index else 0,
+            *leaf[2:6],
+        )
+        for leaf in leaves
+    ]
+
+
+class SharedTime:
+    """Keeps the time-stamp counters of one machine's engines in step: counters that are set to what one of them would
+    read, within a millisecond, read the same from then on (`kvm_synchronize_tsc`; each engine is a VM to the kernel)."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._offset: int | None = None
+
+    def set_tsc(self, vcpu: KernelVcpu, value: int) -> None:
+        """The guest's counter is `value` now."""
+        with self._lock:
+            current = _offset_of(vcpu)
+            if current is None:
+                vcpu.set_msr(_MSR_TSC, value)
+                return
+            host = vcpu.get_msr(_MSR_TSC) - current
+            offset = (value - host) & _U64
+            known = self._offset
+            if known is not None and (offset - known + vcpu.tsc_khz & _U64) <= 2 * vcpu.tsc_khz:
+                offset = known
+            else:
+                self._offset = offset
+            buffer = ctypes.c_uint64(offset)
+            _attribute(vcpu, abi.SET_DEVICE_ATTR, buffer)
+
+
+def _offset_of(vcpu: KernelVcpu) -> int | None:
+    """What the guest's counter has more than the host's; None where the kernel does not say."""
+    buffer = ctypes.c_uint64()
+    try:
+        _attribute(vcpu, abi.GET_DEVICE_ATTR, buffer)
+    except OSError:
+        return None
+    return buffer.value
+
+
+def _attribute(vcpu: KernelVcpu, request: int, buffer: ctypes.c_uint64) -> None:
+    attribute = abi.DeviceAttr(0, abi.VCPU_TSC_CTRL, abi.VCPU_TSC_OFFSET, ctypes.addressof(buffer))
+    syscalls.ioctl(vcpu.fd, request, attribute.pack(), "KVM_VCPU_TSC_OFFSET")

@@ -1,0 +1,46 @@
+"""What an engine's processor does by itself, where a real one stands behind it. Part of the contract.
+
+A processor that is emulated asks the hypervisor for all of this, by an exit; a real one answers CPUID and RDTSC without
+one, and has to be told beforehand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+
+class CpuidLeaf(NamedTuple):
+    """What CPUID answers for one function, or for one index of it."""
+
+    function: int
+    index: int
+    eax: int
+    ebx: int
+    ecx: int
+    edx: int
+    significant_index: bool
+
+
+class Processor:
+    """The optional part of an engine; by default every such instruction exits."""
+
+    def set_cpuid(self, leaves: Sequence[CpuidLeaf]) -> Sequence[CpuidLeaf]:
+        """What the guest is to be told; returns what it will be told, which is less where the processor has less.
+
+        Bits that follow other state (OSXSAVE, APIC, OSPKE, the size of the XSAVE area) are the processor's to add.
+
+        Raises:
+            EngineError: CPUID is the processor's, and it is too late to change it.
+        """
+        return leaves
+
+    def set_tsc(self, value: int) -> None:
+        """The guest's time-stamp counter is `value` now, where RDTSC does not exit."""
+
+
+def own_tsc_khz(factory: object) -> int | None:
+    """The frequency at which the time-stamp counters of a factory's engines run, if they run by themselves."""
+    found = getattr(factory, "tsc_khz", None)
+    assert found is None or isinstance(found, int)
+    return found
