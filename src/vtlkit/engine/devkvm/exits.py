@@ -274,7 +274,7 @@ class Exits(Loop):
             self._map.hold_back(gpa, size)
         self._page.mmio.data[:] = bytes(8)
         # Other accesses of the instruction come as exits of their own: loads read zero, stores go nowhere.
-        while not self._finish() and self._page.exit_reason == abi.EXIT_MMIO:
+        while self._finish() and self._page.exit_reason == abi.EXIT_MMIO:
             self._page.mmio.data[:] = bytes(8)
         for gpa, size in writes:
             self._map.let_go(gpa, size)

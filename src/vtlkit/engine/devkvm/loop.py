@@ -246,10 +246,9 @@ class Loop:
             self._stepping = wanted
             self.vcpu.set_guest_debug(abi.GUESTDBG_ENABLE | abi.GUESTDBG_SINGLESTEP if wanted else 0)
 
-    def _finish(self) -> int:
-        """Have the kernel finish what it has begun, executing nothing further; 0, or the error number."""
-        error = self._enter(True)
-        return 0 if error == errno.EINTR else error
+    def _finish(self) -> bool:
+        """Have the kernel finish what it has begun, executing nothing further; True if that has made another exit."""
+        return not self._enter(True)
 
     # --- below ------------------------------------------------------------------------------------------------------
 
