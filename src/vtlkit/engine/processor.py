@@ -7,7 +7,7 @@ one, and has to be told beforehand.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 
 class CpuidLeaf(NamedTuple):
@@ -24,6 +24,9 @@ class CpuidLeaf(NamedTuple):
 
 class Processor:
     """The optional part of an engine; by default every such instruction exits."""
+
+    cpuid_exits: ClassVar[bool] = True
+    """Whether CPUID leaves the guest."""
 
     def set_cpuid(self, leaves: Sequence[CpuidLeaf]) -> Sequence[CpuidLeaf]:
         """What the guest is to be told; returns what it will be told, which is less where the processor has less.

@@ -60,6 +60,7 @@ class DevKvmEngine(Exits, Engine):
     hypercall_instruction: ClassVar[bytes] = HYPERCALL
     native_msrs: ClassVar[frozenset[int]] = NATIVE_MSRS
     free_msr_reads: ClassVar[frozenset[int]] = FREE_MSR_READS
+    cpuid_exits = False
     intercepts_ports = False
     counts_preemption_timer = False
 

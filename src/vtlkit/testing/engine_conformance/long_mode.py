@@ -88,7 +88,7 @@ def inner_privilege(bench: Bench) -> None:
     sregs = engine.get_sregs()
     assert (sregs.cs.selector, sregs.ss.selector) == (KERNEL_CODE64, 0)
     guest.write(CODE, b"\x0f\x01\xd9\x90")
-    engine.skip(3)
+    engine.skip(len(engine.hypercall_instruction))
     assert isinstance(engine.run(100), api.Hypercall)
     assert (engine.cpl, engine.regs.rip, engine.regs.rsp) == (3, CODE, STACK)
     assert engine.rflags & RFLAGS_IF
@@ -339,7 +339,7 @@ def single_stepping(bench: Bench) -> None:
     while isinstance(reason := engine.run(100), api.Hypercall):
         rips.append(guest.frame(1)[0] - CODE)
         assert engine.get_debugregs()[4] & 1 << 14
-        engine.skip(3)
+        engine.skip(reason.length)
     assert isinstance(reason, api.Hlt)
     assert rips == [2, 4, 11, 13]
     assert engine.regs.rbx == 3
