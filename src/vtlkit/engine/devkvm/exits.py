@@ -37,11 +37,12 @@ from vtlkit.engine.devkvm.loop import Loop, Pending
 from vtlkit.engine.memory_map import Kind, Range
 from vtlkit.x86.exceptions import Vector
 from vtlkit.x86.paging import READ, SUPERVISOR
-from vtlkit.x86.registers import CR0_PE, DR6_BS, EFER_LMA
+from vtlkit.x86.registers import CR0_PE, DR6_BS, EFER_LMA, RFLAGS_IF
 
-HYPERCALL_PORT: Final = 0xEB
+HYPERCALL_PORT: Final = 0x7E
 HYPERCALL: Final = bytes((0xE6, HYPERCALL_PORT))
-"""OUT to a port that no device of a PC uses: an instruction that leaves the guest on any KVM, at CPL 0, in any mode."""
+"""OUT to a port that no device of a PC uses: an instruction that leaves the guest on any KVM, at CPL 0, in any mode. Of
+this port alone KVM promises that RIP is behind the instruction when it exits (KVM_X86_QUIRK_OUT_7E_INC_RIP)."""
 _LENGTH: Final = 2
 """Bytes of the hypercall's instruction, and of RDMSR and WRMSR without prefixes."""
 
@@ -68,6 +69,8 @@ class Exits(Loop):
     """The general registers as they were told with a parked access."""
     _true = b""
     """The same as the kernel has them."""
+    _if_before = False
+    """RFLAGS.IF before a step."""
     _elements: tuple[int, ...] = ()
     _element = 0
     """Which element of a string instruction on a port the hypervisor has been given last."""
@@ -129,8 +132,9 @@ class Exits(Loop):
             self._elements = tuple(range(at, at + size * count, size))
             self._element = 0
             return PortIn(io.port, size)
-        if io.port == HYPERCALL_PORT and size == 1 and count == 1 and (rip := self._hypercall_at()) is not None:
-            return self._hypercall(rip)
+        if io.port == HYPERCALL_PORT and self.code.bytes(_LENGTH, back=_LENGTH) == HYPERCALL:
+            self._show_rip(self.regs.rip - _LENGTH)
+            return _HYPERCALL
         self._pending = Pending.IO
         self._elements = tuple(range(at, at + size * count, size))
         self._element = 0
@@ -138,24 +142,6 @@ class Exits(Loop):
 
     def _datum(self, at: int, size: int) -> int:
         return int.from_bytes(self._bytes[at : at + size], "little")
-
-    def _hypercall_at(self) -> int | None:
-        """Where the OUT that has just exited is, if it is the hypercall's: at RIP or, where the kernel emulates it,
-        before it."""
-        if self.code.bytes(_LENGTH) == HYPERCALL:
-            return self.regs.rip
-        if self.code.bytes(_LENGTH, back=_LENGTH) == HYPERCALL:
-            return self.regs.rip - _LENGTH
-        return None
-
-    def _hypercall(self, rip: int) -> Exit:
-        if rip == self.regs.rip:
-            self._pending = Pending.SKIP
-            self._skip_from = rip
-            self._reads_msr = False
-        else:
-            self._show_rip(rip)
-        return _HYPERCALL
 
     def _next_element(self) -> Exit | None:
         """Of a string instruction on a port, the next one that the kernel has put into the page."""
@@ -296,11 +282,14 @@ class Exits(Loop):
         access = Access.READ if item is None or not item.access & Access.READ else Access.WRITE
         return MemoryFault(gpa, 1, access, item is not None and item.block is not None, None, vectoring)
 
-    def _internal_error(self) -> Exit:
+    def _internal_error(self) -> Exit | None:
         """The kernel cannot emulate an instruction: because it cannot be fetched, or another access is refused?"""
         internal = self._page.internal
-        if internal.suberror == abi.INTERNAL_ERROR_EMULATION and (fault := self.code.refused()) is not None:
-            return fault
+        if internal.suberror == abi.INTERNAL_ERROR_EMULATION:
+            if (fault := self.code.refused()) is not None:
+                return fault
+            if self._emulate_int():
+                return None
         if internal.suberror == abi.INTERNAL_ERROR_DELIVERY and self._event is not None:
             vectoring, self._event = self._event, None
             gpa = internal.data[3] if internal.ndata > 3 else 0
@@ -309,6 +298,26 @@ class Exits(Loop):
             return MemoryFault(gpa, 1, access, item is not None and item.block is not None, None, vectoring)
         code = self.code.bytes().hex(" ")
         return InternalError(f"KVM internal error {internal.suberror} at RIP {self.regs.rip:#x}, code {code}")
+
+    def _emulate_int(self) -> bool:
+        """INT n outside real mode, which KVM's emulator does not know, where it is asked for it."""
+        code = self.code.bytes(2)
+        if code[:1] != b"\xcd" or len(code) < 2:
+            return False
+        vector = code[1]
+        live = self._live
+        size = 16 if live.sregs.efer & EFER_LMA else 8
+        try:
+            gate = self.linear.read(live.get_sregs().idt.base + vector * size, size, mode=SUPERVISOR)
+        except (GuestFault, PhysicalFault):
+            return False
+        if gate[5] >> 5 & 3 < live.cpl:
+            self._event = Event(EventType.EXCEPTION, Vector.GP, vector << 3 | 2)
+        else:
+            self._event = Event(EventType.SOFTWARE, vector, None, 2)
+        self._give_event(self._event)
+        self._event = None
+        return True
 
     # --- the rest ---------------------------------------------------------------------------------------------------
 
@@ -326,15 +335,71 @@ class Exits(Loop):
         self._interrupt_window = False
         return _INTERRUPT_WINDOW
 
-    def _debug(self) -> Exit | None:
-        """A step on the way to an NMI window; or the guest's own #DB, which guest debugging shows to us."""
-        debug = self._page.debug
-        if self._stepping and debug.exception == Vector.DB and debug.dr6 & DR6_BS:
-            if not self._live.nmi_masked and not self._live.shadow:
-                self._nmi_window = False
-                return _NMI_WINDOW
+    # --- windows that the kernel does not know of -------------------------------------------------------------------
+
+    def _follow(self) -> None:
+        """An NMI window opens behind IRET, or when a shadow ends; so may an interrupt window. Of these KVM tells nobody:
+        step, and over an IRET go to where it returns, as its flags end the stepping."""
+        live = self._live
+        wanted = self._nmi_window or (self._interrupt_window and live.shadow and self.regs.rflags & RFLAGS_IF)
+        if not wanted or not self._can_step or self._pending is Pending.IO:
+            self._set_debug(0)
+            return
+        if live.shadow:
+            # One instruction is executed and nothing injected: the shadow has done its work.
+            live.shadow = 0
+        self._if_before = bool(self.regs.rflags & RFLAGS_IF)
+        target = self._iret_target() if live.nmi_masked else None
+        if target is None:
+            self._set_debug(abi.GUESTDBG_ENABLE | abi.GUESTDBG_SINGLESTEP)
+        else:
+            self._set_debug(abi.GUESTDBG_ENABLE | abi.GUESTDBG_USE_HW_BP, target)
+
+    def _set_debug(self, control: int, breakpoint_at: int = 0) -> None:
+        if (control, breakpoint_at) != self._debug_set:
+            self._debug_set = control, breakpoint_at
+            self.vcpu.set_guest_debug(control, breakpoint_at)
+
+    def _iret_target(self) -> int | None:
+        """Linear address that the instruction at RIP returns to, if it is IRET."""
+        code = self.code.bytes(3)
+        bits = self.code.bits()
+        size = 8 if code[:2] == b"\x48\xcf" and bits == 64 else 0
+        if code[:1] == b"\xcf":
+            size = 2 if bits == 16 else 4
+        elif code[:2] == b"\x66\xcf":
+            size = 4 if bits == 16 else 2
+        if not size:
             return None
-        self._event = Event(EventType.EXCEPTION, debug.exception)
+        live = self._live
+        try:
+            stack = self.regs.rsp + (0 if bits == 64 else live.segments[abi.SS].base)
+            frame = self.linear.read(stack, 2 * size)
+        except (GuestFault, PhysicalFault):
+            return None
+        rip = int.from_bytes(frame[:size], "little")
+        if not live.sregs.cr0 & CR0_PE:
+            rip += int.from_bytes(frame[size:], "little") << 4 & 0xFFFF0
+        return rip
+
+    def _debug(self) -> Exit | None:
+        """A step or a breakpoint of ours; or the guest's own #DB, which guest debugging shows to us."""
+        debug = self._page.debug
+        if debug.exception != Vector.DB or not debug.dr6 & (DR6_BS | 1):
+            self._event = Event(EventType.EXCEPTION, debug.exception)
+            return None
+        live = self._live
+        if live.shadow == abi.SHADOW_STI and self._if_before:
+            # KVM's emulator has STI hold interrupts off also where they were on already.
+            live.shadow = 0
+        if live.shadow:
+            return None
+        if self._nmi_window and not live.nmi_masked:
+            self._nmi_window = False
+            return _NMI_WINDOW
+        if self._interrupt_window and self.regs.rflags & RFLAGS_IF:
+            self._interrupt_window = False
+            return _INTERRUPT_WINDOW
         return None
 
     def _handler(self, event: Event) -> int:
@@ -355,20 +420,22 @@ class Exits(Loop):
         except (GuestFault, PhysicalFault):
             return 0
 
-    def _deliver_only(self, breakpoint_at: int) -> Exit:
+    def _deliver_only(self, handler: int) -> Exit:
         """The kernel leaves before an injected event is delivered, if asked to leave at once: stop at the handler."""
-        self.vcpu.set_guest_debug(abi.GUESTDBG_ENABLE | abi.GUESTDBG_USE_HW_BP, breakpoint_at)
+        self._set_debug(abi.GUESTDBG_ENABLE | abi.GUESTDBG_USE_HW_BP, handler)
         try:
             while True:
+                # A kick is what this stops for, or is answered by it.
+                kicked, self._kicked = self._kicked, False
                 error = self._enter(False)
+                self._kicked = self._kicked or kicked
                 if not error and self._page.exit_reason == abi.EXIT_DEBUG:
                     break
                 reason = self._error(error, False) if error else self._exit()
                 if reason is not None:
                     return reason
         finally:
-            self.vcpu.set_guest_debug(0)
-            self._stepping = False
+            self._set_debug(0)
         return self._stopped(True) or _INTERRUPTED
 
 

@@ -6,7 +6,7 @@ What is under way when KVM_RUN returns, and what the next one does about it:
 | --- | --- |
 | None | nothing: the vCPU is between two instructions |
 | IO | finishes an access with what lies in the page: `at_boundary` is False |
-| SKIP | moves RIP past an instruction that the hypervisor has emulated meanwhile (RDMSR, WRMSR, the hypercall) |
+| SKIP | moves RIP past an instruction that the hypervisor has emulated meanwhile (RDMSR, WRMSR) |
 | PARKED | as IO, of an access that was told as a memory fault: it is undone, or goes on if a device is there now |
 
 docs/design/devkvm.md has the race of a kick against an entry.
@@ -87,7 +87,8 @@ class Loop:
         self._interrupt_window = False
         self._nmi_window = False
         self._timer_zero = False
-        self._stepping = False
+        self._debug_set: tuple[int, int] = (0, 0)
+        """What KVM_SET_GUEST_DEBUG was last told."""
         self._flush = False
         self._can_step = capabilities.guest_debug
 
@@ -179,6 +180,7 @@ class Loop:
     def run(self, budget: int | None, *, force_immediate_exit: bool = False) -> Exit:
         assert not self._closed, "the engine is closed"
         forced = force_immediate_exit or self._timer_zero
+        stop = forced or self._kicked
         if self._pending is not None:
             reason = self._resume()
             if reason is not None:
@@ -189,11 +191,13 @@ class Loop:
         self._prepare()
         if self._event is not None and not unfinished:
             event, self._event = self._event, None
-            breakpoint_at = self._handler(event) if forced else 0
+            handler = self._handler(event) if stop else 0
             self._give_event(event)
-            if forced:
-                return self._deliver_only(breakpoint_at)
+            if stop:
+                return self._deliver_only(handler)
         while True:
+            if self._debug_set[0] or self._nmi_window or self._interrupt_window:
+                self._follow()
             error = self._enter(forced)
             self._pending = None
             reason = self._error(error, forced) if error else self._exit()
@@ -208,7 +212,6 @@ class Loop:
             self._flush = False
             self.vcpu.flush_tlb()
         self._page.request_interrupt_window = self._interrupt_window
-        self._step(self._nmi_window and self._can_step)
 
     def _before_entry(self, forced: bool) -> Exit | None:
         """Exits that need no entry."""
@@ -241,11 +244,6 @@ class Loop:
             return None
         return InternalError(f"KVM_RUN: {os.strerror(error)}")
 
-    def _step(self, wanted: bool) -> None:
-        if wanted != self._stepping:
-            self._stepping = wanted
-            self.vcpu.set_guest_debug(abi.GUESTDBG_ENABLE | abi.GUESTDBG_SINGLESTEP if wanted else 0)
-
     def _finish(self) -> bool:
         """Have the kernel finish what it has begun, executing nothing further; True if that has made another exit."""
         return not self._enter(True)
@@ -264,10 +262,14 @@ class Loop:
         """EFAULT: what access the map refuses."""
         raise NotImplementedError
 
+    def _follow(self) -> None:
+        """Before an entry: have the kernel leave the guest where a window that it does not know of may open."""
+        raise NotImplementedError
+
     def _handler(self, event: Event) -> int:
         """Linear address of the first instruction that the delivery of `event` leads to."""
         raise NotImplementedError
 
-    def _deliver_only(self, breakpoint_at: int) -> Exit:
+    def _deliver_only(self, handler: int) -> Exit:
         """Enter, and leave once the event is delivered."""
         raise NotImplementedError

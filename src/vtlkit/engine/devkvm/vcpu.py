@@ -65,9 +65,8 @@ class KernelVcpu:
         self._enable(abi.CAP_X86_USER_SPACE_MSR, reasons)
         if self._capabilities.emulation_failure:
             self._enable(abi.CAP_EXIT_ON_EMULATION_FAILURE, 1)
-        quirks = self._capabilities.quirks & (abi.QUIRK_OUT_7E_INC_RIP | abi.QUIRK_FIX_HYPERCALL_INSN)
-        if quirks:
-            self._enable(abi.CAP_DISABLE_QUIRKS2, quirks)
+        if self._capabilities.quirks & abi.QUIRK_FIX_HYPERCALL_INSN:
+            self._enable(abi.CAP_DISABLE_QUIRKS2, abi.QUIRK_FIX_HYPERCALL_INSN)
 
     def _enable(self, capability: int, argument: int) -> None:
         syscalls.ioctl(self.vm, abi.ENABLE_CAP, abi.EnableCap(capability, 0, (argument, 0, 0, 0)).pack(), "KVM_ENABLE_CAP")

@@ -173,7 +173,7 @@ def sixteen_bit_gates(bench: Bench) -> None:
     assert guest.engine.get_sregs().ss.selector == KERNEL_DATA16
 
 
-@case(Need.MACHINE_CODE)
+@case(Need.MACHINE_CODE, Need.INTERCEPTS)
 def task_state_that_is_wrong(bench: Bench) -> None:
     """The inner stack's selector: null, of another privilege, read-only, not present; and a TSS too short."""
     for selector, vector, error in (

@@ -294,7 +294,7 @@ def triple_fault(bench: Bench) -> None:
     assert isinstance(_inject(guest, Event(EventType.EXCEPTION, Vector.DF, 0)), api.Shutdown)
 
 
-@case(Need.MACHINE_CODE)
+@case(Need.MACHINE_CODE, Need.INTERCEPTS)
 def intercepted_exceptions_of_delivery(bench: Bench) -> None:
     """What delivery raises exits if intercepted, and says which event was on its way."""
     guest = _start(bench)
