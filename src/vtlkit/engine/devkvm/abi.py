@@ -107,20 +107,6 @@ class GuestDebug(Struct, size=72):
     debugreg: Annotated[tuple[int, ...], Array("Q", 8)] = (0,) * 8
 
 
-class Fpu(Struct, size=416, offsets={"xmm": 152, "mxcsr": 408}):
-    fpr: Annotated[bytes, Bytes(128)] = bytes(128)
-    fcw: u16 = 0
-    fsw: u16 = 0
-    ftwx: u8 = 0
-    pad1: u8 = 0
-    last_opcode: u16 = 0
-    last_ip: u64 = 0
-    last_dp: u64 = 0
-    xmm: Annotated[bytes, Bytes(256)] = bytes(256)
-    mxcsr: u32 = 0
-    pad2: u32 = 0
-
-
 class MsrEntry(Struct, size=16):
     index: u32 = 0
     reserved: u32 = 0
@@ -197,8 +183,6 @@ SET_SREGS: Final = _io(0x84, SregsRecord.SIZE, _WRITE)
 GET_MSRS: Final = _io(0x88, 8, _READ | _WRITE)
 SET_MSRS: Final = _io(0x89, 8, _WRITE)
 SET_SIGNAL_MASK: Final = _io(0x8B, 4, _WRITE)
-GET_FPU: Final = _io(0x8C, Fpu.SIZE, _READ)
-SET_FPU: Final = _io(0x8D, Fpu.SIZE, _WRITE)
 SET_CPUID2: Final = _io(0x90, 8, _WRITE)
 SET_GUEST_DEBUG: Final = _io(0x9B, GuestDebug.SIZE, _WRITE)
 GET_DEBUGREGS: Final = _io(0xA1, DebugRegs.SIZE, _READ)

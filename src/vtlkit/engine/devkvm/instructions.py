@@ -18,6 +18,8 @@ from vtlkit.engine.devkvm.abi import CS, FS, SEGMENT_NAMES, SS, SYNC_SREGS
 from vtlkit.engine.devkvm.linear import GuestFault, LinearMemory, PhysicalFault
 from vtlkit.engine.devkvm.live import Live
 from vtlkit.x86.exceptions import Vector
+from vtlkit.x86.paging import READ as _WALK_READ
+from vtlkit.x86.paging import WRITE as _WALK_WRITE
 from vtlkit.x86.paging import is_canonical
 from vtlkit.x86.registers import CR4_LA57, EFER_LMA, GENERAL_REGISTERS
 
@@ -145,7 +147,7 @@ class Instructions:
         """Whether the page of an access is that of `gpa`."""
         try:
             return any(
-                self._linear.translate(gva & _U64, 1) >> 12 == gpa >> 12
+                self._linear.translate(gva & _U64, _WALK_READ) >> 12 == gpa >> 12
                 for gva in (reference.gva, reference.gva + reference.size - 1)
             )
         except (GuestFault, PhysicalFault):
@@ -157,7 +159,7 @@ class Instructions:
             if access is Access.WRITE:
                 for at in (gva, gva + size - 1):
                     try:
-                        yield self._linear.translate(at & _U64, 2), 1
+                        yield self._linear.translate(at & _U64, _WALK_WRITE), 1
                     except (GuestFault, PhysicalFault):
                         continue
 
@@ -188,13 +190,18 @@ class Instructions:
 
     def _writes(self, instruction: Any, gpa: int, size: int) -> bool:
         for gva, length, access in self.references(instruction):
+            if access is not Access.WRITE or size > length:
+                continue
             # Of what moves a register along with the access, the address after it.
             for moved in (gva, gva + length, gva - length):
-                try:
-                    if access is Access.WRITE and self._linear.translate(moved & _U64, 2) == gpa and size <= length:
-                        return True
-                except (GuestFault, PhysicalFault):
-                    continue
+                # Across a page the kernel tells of each part by itself.
+                behind = (moved | 0xFFF) + 1
+                for part in (moved, behind) if behind < moved + length else (moved,):
+                    try:
+                        if self._linear.translate(part & _U64, _WALK_WRITE) == gpa:
+                            return True
+                    except (GuestFault, PhysicalFault):
+                        continue
         return False
 
     # --- the operand on the hypervisor's behalf -----------------------------------------------------------------------

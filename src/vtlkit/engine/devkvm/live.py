@@ -12,7 +12,7 @@ from typing import Final
 
 from vtlkit.engine.devkvm import abi
 from vtlkit.engine.devkvm.abi import SS, LiveRegs, LiveSregs, RunPage
-from vtlkit.x86.registers import CR0_PE, RFLAGS_VM, DescriptorTable, Segment, Sregs
+from vtlkit.x86.registers import CR0_PE, CR0_PG, EFER_LMA, RFLAGS_VM, DescriptorTable, Segment, Sregs
 
 REGS_END: Final = abi.RUN_SYNC + ctypes.sizeof(LiveRegs)
 _SHADOW: Final = abi.RUN_EVENTS + abi.VcpuEvents.OFFSETS["interrupt_shadow"]
@@ -116,6 +116,9 @@ class Live:
             efer=sregs.efer,
             apic_base=self.page.apic_base,
         )
+        if not record.cr0 & CR0_PG:
+            # A processor has LMA without paging never, and the kernel refuses such a state.
+            record.efer &= ~EFER_LMA
         record.pack_into(self.bytes, abi.RUN_SREGS)
         self.dirty |= abi.SYNC_SREGS
 

@@ -19,6 +19,7 @@ from vtlkit.engine.devkvm.live import Live
 from vtlkit.engine.devkvm.memory import GuestPhysicalMap
 from vtlkit.engine.devkvm.system import Capabilities
 from vtlkit.x86 import msr
+from vtlkit.x86.registers import XCR0_SSE, XCR0_X87
 
 KICK_SIGNAL: Final = signal.SIGURG
 """Ignored by default, so that one that comes too late, or to a wrong thread, does nothing. vCPU threads block it but
@@ -33,6 +34,10 @@ _FILTERED: Final = (
 )
 """MSRs that can be opened to the guest, as (first, count); each range has a bitmap for reads and one for writes."""
 MAXPHYADDR_DEFAULT: Final = 36
+_LEGACY_SIZE: Final = 464
+"""Bytes of an FXSAVE image that the processor defines."""
+_XSTATE_BV: Final = 512
+"""Which components of an XSAVE image are not in their initial state."""
 
 
 class KernelVcpu:
@@ -121,29 +126,15 @@ class KernelVcpu:
     # --- other registers --------------------------------------------------------------------------------------------
 
     def get_fpu(self) -> bytes:
-        buffer = bytearray(abi.Fpu.SIZE)
-        syscalls.ioctl(self.fd, abi.GET_FPU, buffer, "KVM_GET_FPU")
-        fpu = abi.Fpu.unpack(buffer)
-        head = struct.pack(
-            "<HHBxHQQII",
-            *(fpu.fcw, fpu.fsw, fpu.ftwx, fpu.last_opcode, fpu.last_ip, fpu.last_dp, fpu.mxcsr, 0xFFFF),
-        )
-        return (head + fpu.fpr + fpu.xmm).ljust(512, b"\0")
+        """The legacy area of the XSAVE image, which is FXSAVE64's."""
+        return self.get_xsave()[:_LEGACY_SIZE].ljust(512, b"\0")
 
     def set_fpu(self, image: bytes) -> None:
-        control, status, tags, opcode, ip, dp, mxcsr, _mask = struct.unpack_from("<HHBxHQQII", image)
-        fpu = abi.Fpu(
-            fpr=image[32:160],
-            fcw=control,
-            fsw=status,
-            ftwx=tags,
-            last_opcode=opcode,
-            last_ip=ip,
-            last_dp=dp,
-            xmm=image[160:416],
-            mxcsr=mxcsr,
-        )
-        syscalls.ioctl(self.fd, abi.SET_FPU, fpu.pack(), "KVM_SET_FPU")
+        area = bytearray(self.get_xsave())
+        area[:_LEGACY_SIZE] = image[:_LEGACY_SIZE]
+        (present,) = struct.unpack_from("<Q", area, _XSTATE_BV)
+        struct.pack_into("<Q", area, _XSTATE_BV, present | XCR0_X87 | XCR0_SSE)
+        self.set_xsave(bytes(area))
 
     def get_xsave(self) -> bytes:
         buffer = bytearray(self._xsave_size)

@@ -56,7 +56,7 @@ def _at_entry(guest: Guest, entry: int) -> None:
     assert (sregs.ss.selector, sregs.ss.dpl) == (KERNEL_CODE64 + 8, 0)
 
 
-@case(Need.MACHINE_CODE)
+@case(Need.MACHINE_CODE, Need.USER_HYPERCALL)
 def syscall_enters_and_sysret_leaves_the_kernel(bench: Bench) -> None:
     """RCX and R11 hold RIP and RFLAGS, SFMASK clears flags, the CPL is 0 and 3 again."""
     guest = bench.guest()
@@ -81,7 +81,7 @@ def syscall_enters_and_sysret_leaves_the_kernel(bench: Bench) -> None:
         assert engine.get_sregs().cs.selector == USER_CODE64
 
 
-@case(Need.MACHINE_CODE)
+@case(Need.MACHINE_CODE, Need.USER_HYPERCALL)
 def syscall_from_compatibility_mode(bench: Bench) -> None:
     """Enters 64-bit code at CSTAR; SYSRET goes back to 32-bit code."""
     guest = bench.guest()

@@ -37,7 +37,7 @@ def lock_before_what_cannot_be_locked(bench: Bench) -> None:
             assert guest.frame(1) == (CODE,), opcode.hex()
 
 
-@case(Need.MACHINE_CODE)
+@case(Need.MACHINE_CODE, Need.CPUID)
 def code_whose_page_has_gone(bench: Bench) -> None:
     """A page unmapped without a flush: what exits there exits, or faults as a fetch does; RIP has not moved."""
     guest = _long_mode(bench, 0, b"\x90\x0f\xa2")

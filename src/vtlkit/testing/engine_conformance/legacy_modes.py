@@ -114,7 +114,7 @@ def protected_32_same_privilege(bench: Bench) -> None:
     assert guest.frame(3, 4)[:2] == (0x1234, CODE)
 
 
-@case(Need.MACHINE_CODE)
+@case(Need.MACHINE_CODE, Need.USER_HYPERCALL)
 def protected_32_inner_privilege(bench: Bench) -> None:
     """SS:ESP from the TSS, the old one on the new stack, IRET back."""
     guest = bench.guest()

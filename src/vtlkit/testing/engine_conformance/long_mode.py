@@ -70,7 +70,7 @@ def trap_gates_keep_interrupts_on(bench: Bench) -> None:
     assert guest.engine.rflags & RFLAGS_IF
 
 
-@case(Need.MACHINE_CODE)
+@case(Need.MACHINE_CODE, Need.USER_HYPERCALL)
 def inner_privilege(bench: Bench) -> None:
     """RSP0 from the TSS, a null SS of the new privilege level, and IRETQ back to user code with its flags."""
     guest = _start(bench, cpl=3)

@@ -197,7 +197,7 @@ def _mark(engine: Engine, number: int) -> None:
     image = bytearray(engine.get_fpu())
     image[160:176] = bytes([number]) * 16
     engine.set_fpu(bytes(image))
-    engine.xcr0 = 1 | number << 1 & 6
+    engine.xcr0 = 1 | number << 1 & 2
     engine.rflags = RFLAGS_FIXED | RFLAGS_IF if number == 1 else RFLAGS_FIXED
 
 
@@ -218,7 +218,7 @@ def state_that_vtls_share(bench: Bench) -> None:
     assert target.rflags == RFLAGS_FIXED
 
 
-@case(Need.MACHINE_CODE)
+@case(Need.MACHINE_CODE, Need.USER_HYPERCALL)
 def protection_keys_are_shared(bench: Bench) -> None:
     """PKRU is part of the XSAVE state that VTLs share; what it forbids from then on faults."""
     source, target = bench.guest(name="vtl0"), bench.guest(name="vtl1")
