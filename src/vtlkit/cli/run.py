@@ -160,7 +160,7 @@ def _run(
     status = _status(result, output, interruption)
     _explain(result, output, timeout, mode)
     failure = "" if output.error is None else os.strerror(output.error.errno or 0)
-    summary = Summary(result, status, wall, mode.realtime, mode.seed, failure)
+    summary = Summary(result, status, wall, mode.real, mode.seed, failure)
     if people is not None:
         print(summary.to_text(), file=people)
     if report is not None:

@@ -14,7 +14,7 @@ class CpuidLeaf(NamedTuple):
     """What CPUID answers for one function, or for one index of it."""
 
     function: int
-    index: int
+    subleaf: int
     eax: int
     ebx: int
     ecx: int
@@ -27,6 +27,10 @@ class Processor:
 
     cpuid_exits: ClassVar[bool] = True
     """Whether CPUID leaves the guest."""
+
+    intercepts_instructions: ClassVar[bool] = True
+    """Whether `set_intercepts` can be asked for instructions and exceptions; else for those alone that the processor
+    and its kernel do as the hypervisor would."""
 
     def set_cpuid(self, leaves: Sequence[CpuidLeaf]) -> Sequence[CpuidLeaf]:
         """What the guest is to be told; returns what it will be told, which is less where the processor has less.

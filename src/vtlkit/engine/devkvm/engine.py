@@ -26,22 +26,21 @@ from vtlkit.engine.api import (
 )
 from vtlkit.engine.decode import MAX_LENGTH, length
 from vtlkit.engine.devkvm import abi
-from vtlkit.engine.devkvm.abi import CS, FS, GS
-from vtlkit.engine.devkvm.exits import HYPERCALL, Exits
+from vtlkit.engine.devkvm.abi import FS, GS
+from vtlkit.engine.devkvm.exits import HYPERCALL
 from vtlkit.engine.devkvm.live import REGS_END
 from vtlkit.engine.devkvm.loop import Pending
 from vtlkit.engine.devkvm.processor import SharedTime, kernel_entries, offered
 from vtlkit.engine.devkvm.system import Capabilities
 from vtlkit.engine.devkvm.vcpu import FREE_MSR_READS, NATIVE_MSRS
+from vtlkit.engine.devkvm.windows import Windows
 from vtlkit.engine.memory_map import Kind
 from vtlkit.x86 import msr
 from vtlkit.x86.exceptions import Vector
-from vtlkit.x86.registers import DR6_BS, EFER_LMA, RFLAGS_FIXED, RFLAGS_IF, RFLAGS_RF, RFLAGS_TF, Sregs
+from vtlkit.x86.registers import DR6_BS, RFLAGS_FIXED, RFLAGS_IF, RFLAGS_RF, RFLAGS_TF, Sregs
 
 FPU_SIZE: Final = 512
 _BASES: Final = {msr.MSR_FS_BASE: FS, msr.MSR_GS_BASE: GS}
-_U64: Final = (1 << 64) - 1
-_U32: Final = (1 << 32) - 1
 _KERNELS_OWN: Final = (
     Intercept.PAUSE
     | Intercept.RDTSC
@@ -54,13 +53,14 @@ _KERNELS_OWN: Final = (
 """What the kernel and the processor do by themselves as the hypervisor would have it: no need to exit."""
 
 
-class DevKvmEngine(Exits, Engine):
+class DevKvmEngine(Windows):
     """See `vtlkit.engine.api.Engine` for the contract."""
 
     hypercall_instruction: ClassVar[bytes] = HYPERCALL
     native_msrs: ClassVar[frozenset[int]] = NATIVE_MSRS
     free_msr_reads: ClassVar[frozenset[int]] = FREE_MSR_READS
     cpuid_exits = False
+    intercepts_instructions = False
     intercepts_ports = False
     counts_preemption_timer = False
 
@@ -122,7 +122,7 @@ class DevKvmEngine(Exits, Engine):
         return self.code.bits()
 
     def instruction_bytes(self, size: int = 16) -> bytes:
-        return self.code.bytes(size)
+        return self.code.fetch(size)
 
     def instruction_length(self, code: bytes) -> int:
         return length(code[:MAX_LENGTH], self.code.bits())
@@ -157,7 +157,7 @@ class DevKvmEngine(Exits, Engine):
         self._nmi_window = wanted
 
     @property
-    def interrupt_shadow(self) -> bool:  # type: ignore[override]
+    def interrupt_shadow(self) -> bool:
         return bool(self._live.shadow)
 
     @interrupt_shadow.setter
@@ -167,7 +167,7 @@ class DevKvmEngine(Exits, Engine):
         self._live.shadow = kind if value else 0
 
     @property
-    def nmi_blocked(self) -> bool:  # type: ignore[override]
+    def nmi_blocked(self) -> bool:
         return self._live.nmi_masked
 
     @nmi_blocked.setter
@@ -193,7 +193,7 @@ class DevKvmEngine(Exits, Engine):
     # --- registers --------------------------------------------------------------------------------------------------
 
     @property
-    def rflags(self) -> int:  # type: ignore[override]
+    def rflags(self) -> int:
         return self.regs.rflags
 
     @rflags.setter
@@ -260,7 +260,7 @@ class DevKvmEngine(Exits, Engine):
         self.vcpu.set_debugregs(abi.DebugRegs(tuple(breakpoints), dr6, dr7))
 
     @property
-    def xcr0(self) -> int:  # type: ignore[override]
+    def xcr0(self) -> int:
         return self.vcpu.get_xcr0()
 
     @xcr0.setter
@@ -268,7 +268,7 @@ class DevKvmEngine(Exits, Engine):
         self.vcpu.set_xcr0(value)
 
     @property
-    def pkru(self) -> int:  # type: ignore[override]
+    def pkru(self) -> int:
         return self._live.pkru
 
     @pkru.setter
@@ -341,8 +341,3 @@ class DevKvmEngine(Exits, Engine):
         if not self._closed:
             self._closed = True
             self.vcpu.close()
-
-
-assert CS == 0
-assert EFER_LMA
-assert _U64 > _U32

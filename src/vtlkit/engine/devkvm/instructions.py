@@ -1,7 +1,7 @@
 """The instruction at RIP: its bytes and operands, and which of its accesses the guest-physical map refuses.
 
-The kernel says at best the page of a refused access (KVM_EXIT_MEMORY_FAULT), and nothing of what the access was. What it
-was follows from the instruction, by iced-x86, and from the guest's page tables.
+The kernel says at best the page of a refused access (KVM_EXIT_MEMORY_FAULT), and nothing of what the access was. That
+follows from the instruction, by iced-x86, and from the guest's page tables.
 
 Belongs to the vCPU's task, between two instructions.
 """
@@ -71,7 +71,7 @@ class Instructions:
         rip = self._live.regs.rip
         return rip if self.bits() == 64 else (rip + self._live.segments[CS].base) & _U32
 
-    def bytes(self, size: int = MAX_LENGTH, back: int = 0) -> bytes:
+    def fetch(self, size: int = MAX_LENGTH, back: int = 0) -> bytes:
         """Up to `size` bytes at RIP, or `back` bytes before it."""
         return self._linear.fetch((self.linear_rip() - back) & _U64, size)
 
@@ -126,21 +126,17 @@ class Instructions:
             return _memory_fault(fault)
         except GuestFault:
             return None
-        code = self.bytes()
+        code = self.fetch()
         instruction = self.decoded(code, self._live.regs.rip)
         if instruction is None:
             if len(code) < MAX_LENGTH:
                 return self._refuses(Reference((rip + len(code)) & _U64, 1, Access.EXECUTE))
             return None
-        for reference in self.references(instruction):
-            fault = self._refuses(reference)
-            if fault is not None:
-                return fault
-        return None
+        return next(filter(None, map(self._refuses, self.references(instruction))), None)
 
     def accesses(self) -> list[Reference]:
         """What the operands of the instruction at RIP access."""
-        instruction = self.decoded(self.bytes(), self._live.regs.rip)
+        instruction = self.decoded(self.fetch(), self._live.regs.rip)
         return [] if instruction is None else list(self.references(instruction))
 
     def leads_to(self, reference: Reference, gpa: int) -> bool:
@@ -177,7 +173,7 @@ class Instructions:
 
         The longest that fits: a shorter one would leave prefixes out.
         """
-        code = self.bytes(MAX_LENGTH, back=MAX_LENGTH)
+        code = self.fetch(MAX_LENGTH, back=MAX_LENGTH)
         if len(code) < MAX_LENGTH:
             return 0
         rip = self._live.regs.rip
@@ -227,7 +223,7 @@ class Operand:
         self._code = instructions
         self._live = live
         self._linear = linear
-        self._instruction = instructions.decoded(instructions.bytes(), live.regs.rip)
+        self._instruction = instructions.decoded(instructions.fetch(), live.regs.rip)
         self._is_register = self._instruction.op_kind(0) == iced.OpKind.REGISTER
 
     def address(self) -> int | None:

@@ -1,7 +1,7 @@
 """Linear memory as the guest's code sees it: the page walk over the engine's map, for what the kernel does not tell.
 
 Which address a refused access had, the bytes of the instruction at RIP, operands read or written on the hypervisor's
-behalf. Sets no accessed or dirty bits but for what is written. Faults are Python exceptions that never leave the engine.
+behalf. Sets no accessed or dirty bits but for what is written. Faults are Python exceptions; none leaves the engine.
 
 Belongs to the vCPU's task.
 """

@@ -11,7 +11,8 @@ import mmap
 from typing import Final
 
 from vtlkit.engine.devkvm import abi
-from vtlkit.engine.devkvm.abi import SS, LiveRegs, LiveSregs, RunPage
+from vtlkit.engine.devkvm.abi import SS
+from vtlkit.engine.devkvm.run_page import LiveRegs, LiveSegment, LiveSregs, RunPage
 from vtlkit.x86.registers import CR0_PE, CR0_PG, EFER_LMA, RFLAGS_VM, DescriptorTable, Segment, Sregs
 
 REGS_END: Final = abi.RUN_SYNC + ctypes.sizeof(LiveRegs)
@@ -24,11 +25,12 @@ class Live:
 
     def __init__(self, fd: int, size: int) -> None:
         self.bytes = mmap.mmap(fd, size)
+        self.view = memoryview(self.bytes)
         self.page = RunPage.from_buffer(self.bytes)
         self.regs = LiveRegs.from_buffer(self.bytes, abi.RUN_SYNC)
         self.sregs = LiveSregs.from_buffer(self.bytes, abi.RUN_SREGS)
         self.segments = [
-            abi.LiveSegment.from_buffer(self.bytes, abi.RUN_SREGS + number * ctypes.sizeof(abi.LiveSegment))
+            LiveSegment.from_buffer(self.bytes, abi.RUN_SREGS + number * ctypes.sizeof(LiveSegment))
             for number in range(8)
         ]
         self.left = b""
@@ -75,7 +77,7 @@ class Live:
         self.dirty = 0
 
     def get_sregs(self) -> Sregs:
-        record = abi.SregsRecord.unpack_from(self.bytes, abi.RUN_SREGS)
+        record = abi.SregsRecord.unpack_from(self.view, abi.RUN_SREGS)
         return Sregs(
             cs=_segment(record.cs),
             ds=_segment(record.ds),
@@ -119,7 +121,7 @@ class Live:
         if not record.cr0 & CR0_PG:
             # A processor has LMA without paging never, and the kernel refuses such a state.
             record.efer &= ~EFER_LMA
-        record.pack_into(self.bytes, abi.RUN_SREGS)
+        record.pack_into(self.view, abi.RUN_SREGS)
         self.dirty |= abi.SYNC_SREGS
 
 

@@ -23,6 +23,7 @@ import threading
 from typing import Final
 
 from vtlkit.engine.api import (
+    Engine,
     Event,
     EventType,
     Exit,
@@ -35,6 +36,7 @@ from vtlkit.engine.api import (
 from vtlkit.engine.devkvm import abi, syscalls
 from vtlkit.engine.devkvm.instructions import Instructions
 from vtlkit.engine.devkvm.linear import LinearMemory
+from vtlkit.engine.devkvm.run_page import LiveRegs
 from vtlkit.engine.devkvm.system import Capabilities
 from vtlkit.engine.devkvm.vcpu import KICK_SIGNAL, KernelVcpu
 from vtlkit.x86.exceptions import Vector
@@ -61,7 +63,7 @@ class Pending(enum.Enum):
     PARKED = "a refused access"
 
 
-class Loop:
+class Loop(Engine):
     """`run` and what belongs to it. All but `kick` for the vCPU's task."""
 
     def __init__(self, system: int, capabilities: Capabilities, name: str) -> None:
@@ -69,7 +71,7 @@ class Loop:
         self.vcpu = KernelVcpu(system, capabilities)
         self._live = live = self.vcpu.live
         self._map = self.vcpu.map
-        self.regs = live.regs
+        self.regs: LiveRegs = live.regs
         self._page = live.page
         self._bytes = live.bytes
         self.linear = LinearMemory(live, self._map, self.vcpu.maxphyaddr())
@@ -101,14 +103,14 @@ class Loop:
             self._tgkill(self._process, self._thread, KICK_SIGNAL)
 
     def _this_thread(self) -> int:
-        """Its number; the kick's signal ends KVM_RUN and nothing else, so one that enters for the first time blocks it."""
+        """Its number. The kick's signal is to end KVM_RUN and nothing else: a thread that is new here blocks it."""
         local = self._local
         try:
-            return local.thread
+            thread: int = local.thread
         except AttributeError:
             signal.pthread_sigmask(signal.SIG_BLOCK, _KICKED)
-            local.thread = threading.get_native_id()
-            return local.thread
+            thread = local.thread = threading.get_native_id()
+        return thread
 
     # --- entering ---------------------------------------------------------------------------------------------------
 
@@ -141,7 +143,7 @@ class Loop:
     def _take_held(self) -> None:
         """What the kernel has not delivered yet is ours: it is given again with the next entry, or taken back."""
         live = self._live
-        events = abi.VcpuEvents.unpack_from(self._bytes, _EVENTS)
+        events = abi.VcpuEvents.unpack_from(self._live.view, _EVENTS)
         if events.exception_injected:
             code = events.exception_error_code if events.exception_has_error_code else None
             self._event = Event(EventType.EXCEPTION, events.exception_nr, code)
@@ -156,7 +158,7 @@ class Loop:
 
     def _give_event(self, event: Event) -> None:
         """Have the kernel deliver it with the next entry."""
-        events = abi.VcpuEvents.unpack_from(self._bytes, _EVENTS)
+        events = abi.VcpuEvents.unpack_from(self._live.view, _EVENTS)
         events.exception_injected = events.interrupt_injected = events.nmi_injected = 0
         if event.type is EventType.EXCEPTION:
             events.exception_injected = 1
@@ -172,7 +174,7 @@ class Loop:
             events.interrupt_injected = 1
             events.interrupt_nr = event.vector
             events.interrupt_soft = 0
-        events.pack_into(self._bytes, _EVENTS)
+        events.pack_into(self._live.view, _EVENTS)
         self._live.dirty |= abi.SYNC_EVENTS
 
     # --- run --------------------------------------------------------------------------------------------------------
@@ -264,6 +266,10 @@ class Loop:
 
     def _follow(self) -> None:
         """Before an entry: have the kernel leave the guest where a window that it does not know of may open."""
+        raise NotImplementedError
+
+    def _debug(self) -> Exit | None:
+        """KVM_EXIT_DEBUG."""
         raise NotImplementedError
 
     def _handler(self, event: Event) -> int:

@@ -44,7 +44,7 @@ def offered(leaves: Sequence[CpuidLeaf], supported: Iterable[abi.CpuidEntry2]) -
     nothing = (0, 0, 0, 0)
     told = []
     for leaf in leaves:
-        key = leaf.function, leaf.index
+        key = leaf.function, leaf.subleaf
         own, kept = mine.get(key, nothing), _HYPERVISORS.get(key, nothing)
         features, identity = _FEATURES.get(key, nothing), _IDENTITY.get(key, nothing)
         words = []
@@ -52,7 +52,7 @@ def offered(leaves: Sequence[CpuidLeaf], supported: Iterable[abi.CpuidEntry2]) -
             value &= ~feature | has | keep
             words.append(value & ~identify | has & identify)
         eax, ebx, ecx, edx = words
-        told.append(CpuidLeaf(leaf.function, leaf.index, eax, ebx, ecx, edx, leaf.significant_index))
+        told.append(CpuidLeaf(leaf.function, leaf.subleaf, eax, ebx, ecx, edx, leaf.significant_index))
     return told
 
 
@@ -61,7 +61,7 @@ def kernel_entries(leaves: Iterable[CpuidLeaf]) -> list[abi.CpuidEntry2]:
     return [
         abi.CpuidEntry2(
             leaf.function,
-            leaf.index,
+            leaf.subleaf,
             abi.CPUID_FLAG_SIGNIFICANT_INDEX if leaf.significant_index else 0,
             *leaf[2:6],
         )
@@ -71,7 +71,7 @@ def kernel_entries(leaves: Iterable[CpuidLeaf]) -> list[abi.CpuidEntry2]:
 
 class SharedTime:
     """Keeps the time-stamp counters of one machine's engines in step: counters that are set to what one of them would
-    read, within a millisecond, read the same from then on (`kvm_synchronize_tsc`; each engine is a VM to the kernel)."""
+    read, within a millisecond, read the same from then on (`kvm_synchronize_tsc`; to the kernel each is a VM)."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

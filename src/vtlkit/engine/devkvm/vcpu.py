@@ -74,7 +74,9 @@ class KernelVcpu:
             self._enable(abi.CAP_DISABLE_QUIRKS2, abi.QUIRK_FIX_HYPERCALL_INSN)
 
     def _enable(self, capability: int, argument: int) -> None:
-        syscalls.ioctl(self.vm, abi.ENABLE_CAP, abi.EnableCap(capability, 0, (argument, 0, 0, 0)).pack(), "KVM_ENABLE_CAP")
+        syscalls.ioctl(
+            self.vm, abi.ENABLE_CAP, abi.EnableCap(capability, 0, (argument, 0, 0, 0)).pack(), "KVM_ENABLE_CAP"
+        )
 
     def _let_kicks_in(self) -> None:
         """The signals that KVM_RUN has blocked: the caller's, but for the kick's."""
@@ -173,7 +175,7 @@ class KernelVcpu:
         The page's system registers are taken over, too.
         """
         live = self.live
-        record = abi.SregsRecord.unpack_from(live.bytes, abi.RUN_SREGS)
+        record = abi.SregsRecord.unpack_from(live.view, abi.RUN_SREGS)
         record.cr3 ^= 0x1000
         syscalls.ioctl(self.fd, abi.SET_SREGS, record.pack(), "KVM_SET_SREGS")
         live.dirty |= abi.SYNC_SREGS
