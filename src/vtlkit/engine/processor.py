@@ -6,7 +6,7 @@ one, and has to be told beforehand.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, NamedTuple
 
 
@@ -44,6 +44,14 @@ class Processor:
 
     def set_tsc(self, value: int) -> None:
         """The guest's time-stamp counter is `value` now, where RDTSC does not exit."""
+
+    def read_tsc(self) -> int | None:
+        """What RDTSC reads in the guest now, where it does not exit and the engine can tell. From any task."""
+        return None
+
+    def share_task_priority(self, get: Callable[[], int], put: Callable[[int], None]) -> None:
+        """Where MOV CR8 does not exit: take CR8 (4 bits) from `get` at each entry, give what the guest has made of it
+        to `put` at the exit."""
 
 
 def own_tsc_khz(factory: object) -> int | None:

@@ -115,6 +115,7 @@ class Vcpu(VcpuTime, VcpuState):
         self.hv: HvVcpu = HvVcpu(self, number, self.namespace.hv)
         self.section: KernelSection | None = self.hv.hv_vm.flush_inhibits.section()
         self.apic.on_eoi = self.hv.on_eoi
+        engine.share_task_priority(self.apic.get_tpr, self.apic.set_tpr)
         self.apic.trace = self.trace
         self.msrs = Msrs(self)
         self.devices: VcpuDevices = VcpuDevices(self)

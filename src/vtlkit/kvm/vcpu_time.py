@@ -55,15 +55,25 @@ class VcpuTime:
 
     @tsc_offset.setter
     def tsc_offset(self, value: int) -> None:
+        own = self.engine.read_tsc()
+        if own is not None:
+            self.engine.set_tsc((own + value - self._tsc_offset) & _U64)
         self._tsc_offset = value
-        self.engine.set_tsc(self.guest_tsc())
+        if own is None:
+            self.engine.set_tsc(self.guest_tsc())
 
     def guest_tsc(self) -> int:
         """The guest's time-stamp counter."""
-        return (self.vm.tsc_at(self.host.now_ns()) + self._tsc_offset) & _U64
+        own = self.engine.read_tsc()
+        return (self.vm.tsc_at(self.host.now_ns()) + self._tsc_offset) & _U64 if own is None else own
 
     def tsc_to_ns(self, guest_tsc: int) -> int:
         """The host time at which the guest's TSC reads `guest_tsc`, rounded up."""
+        own = self.engine.read_tsc()
+        if own is not None:
+            # The processor's counter and the host's clock drift apart: count from the present.
+            ahead = (guest_tsc - own) & _U64
+            return self.host.now_ns() + (0 if ahead >> 63 else -(-ahead * 1_000_000 // self.vm.tsc_khz))
         cycles = (guest_tsc - self.tsc_offset) & _U64
         if cycles >> 63:
             return 0

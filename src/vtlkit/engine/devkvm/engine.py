@@ -6,7 +6,7 @@ The class is built in layers, each on what is below it: `vcpu` (the kernel's obj
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Final
 
 from vtlkit.engine.api import (
@@ -68,6 +68,7 @@ class DevKvmEngine(Windows):
         super().__init__(system, capabilities, name)
         self._offered = capabilities.cpuid
         self._time = time
+        self._tsc_offset: int | None = None
         # The first exit fills the page with the registers of a vCPU that has been reset.
         self._finish()
         self.set_sregs(Sregs.reset())
@@ -304,7 +305,14 @@ class DevKvmEngine(Windows):
         return told
 
     def set_tsc(self, value: int) -> None:
-        self._time.set_tsc(self.vcpu, value)
+        self._tsc_offset = self._time.set_tsc(self.vcpu, value)
+
+    def read_tsc(self) -> int | None:
+        offset = self._tsc_offset
+        return None if offset is None else self._time.read_tsc(offset)
+
+    def share_task_priority(self, get: Callable[[], int], put: Callable[[int], None]) -> None:
+        self._get_cr8, self._put_cr8 = get, put
 
     # --- memory -----------------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from vtlkit.engine.api import (
     Hlt,
     Hypercall,
     InternalError,
+    Interrupted,
     InterruptWindow,
     MemoryFault,
     MmioRead,
@@ -47,6 +48,7 @@ _SHUTDOWN: Final = Shutdown()
 _HLT: Final = Hlt(1)
 _RDMSR: Final = Rdmsr(_LENGTH)
 _WRMSR: Final = Wrmsr(_LENGTH)
+_INTERRUPTED: Final = Interrupted()
 _HYPERCALL: Final = Hypercall(_LENGTH)
 _INTERRUPT_WINDOW: Final = InterruptWindow()
 _U32: Final = 0xFFFFFFFF
@@ -340,7 +342,7 @@ _HANDLERS: Final[dict[int, Callable[[Exits], Exit | None]]] = {
         f"the processor refuses the guest's state: {self._page.hardware_entry_failure_reason:#x}"
     ),
     abi.EXIT_INTR: lambda _: None,
-    abi.EXIT_SET_TPR: lambda _: None,
+    abi.EXIT_SET_TPR: lambda _: _INTERRUPTED,
     abi.EXIT_INTERNAL_ERROR: Exits._internal_error,
     abi.EXIT_X86_RDMSR: Exits._rdmsr,
     abi.EXIT_X86_WRMSR: Exits._wrmsr,

@@ -25,7 +25,7 @@ class DevKvmFactory:
             raise
         self._engines: list[DevKvmEngine] = []
         self._tsc_khz = 0
-        self.time = SharedTime()
+        self.time = SharedTime(lambda: KernelVcpu(self._fd, self.capabilities))
 
     @property
     def tsc_khz(self) -> int:
@@ -48,6 +48,7 @@ class DevKvmFactory:
         for engine in self._engines:
             engine.close()
         self._engines.clear()
+        self.time.close()
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

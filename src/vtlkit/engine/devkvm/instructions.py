@@ -8,6 +8,7 @@ Belongs to the vCPU's task, between two instructions.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 from typing import Any, Final, NamedTuple
@@ -23,6 +24,8 @@ from vtlkit.x86.paging import WRITE as _WALK_WRITE
 from vtlkit.x86.paging import is_canonical
 from vtlkit.x86.registers import CR4_LA57, EFER_LMA, GENERAL_REGISTERS
 
+_LOOK_BACK: Final = 64
+"""Bytes of code before an instruction by which its beginning is found."""
 _U64: Final = (1 << 64) - 1
 _U32: Final = (1 << 32) - 1
 
@@ -171,18 +174,33 @@ class Instructions:
     def before_write(self, gpa: int, size: int) -> int:
         """Length of the instruction just before RIP that wrote `size` bytes at `gpa`; 0 if none is found.
 
-        The longest that fits: a shorter one would leave prefixes out.
+        Of several that fit, as bytes before it may be taken for prefixes: the one that code read from further back
+        arrives at most often, as decoders fall into step with code, wherever they begin; else the longest.
         """
-        code = self.fetch(MAX_LENGTH, back=MAX_LENGTH)
-        if len(code) < MAX_LENGTH:
-            return 0
-        rip = self._live.regs.rip
-        best = 0
-        for length in range(1, MAX_LENGTH + 1):
-            instruction = self.decoded(code[MAX_LENGTH - length :], (rip - length) & _U64)
+        rip = self.linear_rip()
+        code = self._linear.fetch((rip - _LOOK_BACK) & _U64, _LOOK_BACK)
+        if len(code) < _LOOK_BACK:
+            code = self._linear.fetch(rip & ~0xFFF, rip & 0xFFF)
+        end, ip = len(code), self._live.regs.rip
+        fits = []
+        for length in range(1, min(MAX_LENGTH, end) + 1):
+            instruction = self.decoded(code[end - length :], (ip - length) & _U64)
             if instruction is not None and instruction.len == length and self._writes(instruction, gpa, size):
-                best = length
-        return best
+                fits.append(length)
+        if len(fits) < 2:
+            return fits[0] if fits else 0
+        votes = Counter(last for start in range(end - MAX_LENGTH) if (last := self._last_of(code[start:])) in fits)
+        return max(fits, key=lambda length: (votes[length], length))
+
+    def _last_of(self, code: bytes) -> int:
+        """Length of the last instruction of `code`, read from its beginning; 0 if the end is not reached."""
+        decoder = _iced().Decoder(self.bits(), code)
+        last = 0
+        for instruction in decoder:
+            if instruction.is_invalid:
+                return 0
+            last = int(instruction.len)
+        return last
 
     def _writes(self, instruction: Any, gpa: int, size: int) -> bool:
         for gva, length, access in self.references(instruction):

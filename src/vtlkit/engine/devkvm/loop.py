@@ -20,6 +20,7 @@ import errno
 import os
 import signal
 import threading
+from collections.abc import Callable
 from typing import Final
 
 from vtlkit.engine.api import (
@@ -86,6 +87,8 @@ class Loop(Engine):
         self._closed = False
         self._event: Event | None = None
         self._pending: Pending | None = None
+        self._get_cr8: Callable[[], int] | None = None
+        self._put_cr8: Callable[[int], None] | None = None
         self._interrupt_window = False
         self._nmi_window = False
         self._timer_zero = False
@@ -118,6 +121,9 @@ class Loop(Engine):
         """One KVM_RUN; 0, or the error number. The page has the vCPU's state afterwards."""
         live, page = self._live, self._page
         live.write_back()
+        cr8 = page.cr8
+        if self._get_cr8 is not None:
+            page.cr8 = cr8 = self._get_cr8()
         self._thread = self._this_thread()
         # In this order, as a kick is stored before it looks whether somebody is inside.
         self._inside = True
@@ -131,6 +137,8 @@ class Loop(Engine):
             page.kvm_dirty_regs = 0
             return error or errno.EINVAL
         live.note_regs()
+        if page.cr8 != cr8 and self._put_cr8 is not None:
+            self._put_cr8(page.cr8)
         if error == errno.EINTR:
             # The signal stays pending, as it is blocked here: drop it, or every entry would end at once.
             while signal.sigtimedwait(_KICKED, 0) is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from vtlkit.engine.devkvm import abi, syscalls
@@ -73,26 +73,51 @@ class SharedTime:
     """Keeps the time-stamp counters of one machine's engines in step: counters that are set to what one of them would
     read, within a millisecond, read the same from then on (`kvm_synchronize_tsc`; to the kernel each is a VM)."""
 
-    def __init__(self) -> None:
+    def __init__(self, new_vcpu: Callable[[], KernelVcpu]) -> None:
         self._lock = threading.Lock()
+        self._new_vcpu = new_vcpu
+        self._reader: KernelVcpu | None = None
+        self._reader_offset: int | None = None
         self._offset: int | None = None
 
-    def set_tsc(self, vcpu: KernelVcpu, value: int) -> None:
-        """The guest's counter is `value` now."""
+    def _host_tsc(self) -> int | None:
+        """The host's counter, by a vCPU that never runs: the others cannot be asked while they do. The caller holds
+        the lock."""
+        if self._reader is None:
+            self._reader = self._new_vcpu()
+            self._reader_offset = _offset_of(self._reader)
+        if self._reader_offset is None:
+            return None
+        return self._reader.get_msr(_MSR_TSC) - self._reader_offset
+
+    def set_tsc(self, vcpu: KernelVcpu, value: int) -> int | None:
+        """The guest's counter is `value` now; what it has more than the host's, where that can be said."""
         with self._lock:
-            current = _offset_of(vcpu)
-            if current is None:
+            host = self._host_tsc()
+            if host is None:
                 vcpu.set_msr(_MSR_TSC, value)
-                return
-            host = vcpu.get_msr(_MSR_TSC) - current
+                return None
             offset = (value - host) & _U64
             known = self._offset
             if known is not None and (offset - known + vcpu.tsc_khz & _U64) <= 2 * vcpu.tsc_khz:
                 offset = known
             else:
                 self._offset = offset
-            buffer = ctypes.c_uint64(offset)
-            _attribute(vcpu, abi.SET_DEVICE_ATTR, buffer)
+            _attribute(vcpu, abi.SET_DEVICE_ATTR, ctypes.c_uint64(offset))
+            return offset
+
+    def read_tsc(self, offset: int) -> int:
+        """A guest's counter now."""
+        with self._lock:
+            host = self._host_tsc()
+        assert host is not None
+        return (host + offset) & _U64
+
+    def close(self) -> None:
+        with self._lock:
+            if self._reader is not None:
+                self._reader.close()
+                self._reader = None
 
 
 def _offset_of(vcpu: KernelVcpu) -> int | None:
