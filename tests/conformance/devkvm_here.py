@@ -12,7 +12,6 @@ from typing import Final
 
 from vtlkit.engine.api import EngineError
 from vtlkit.engine.devkvm import DevKvmFactory
-from vtlkit.engine.devkvm.speed import emulates_kernel_mode
 
 EVERY_KVM: Final = {
     "events.shadow_of_sti_and_hlt": "KVM has moved past HLT when it exits, and the shadow is gone",
@@ -70,4 +69,7 @@ def why_not() -> str | None:
 @cache
 def differences() -> dict[str, str]:
     """Conformance cases that the KVM of this machine need not pass, with the reason."""
-    return EVERY_KVM | SHADOW_PAGING | (EMULATED_KERNEL_MODE if emulates_kernel_mode() else {})
+    factory = DevKvmFactory()
+    emulated = factory.quirks.emulates_kernel_mode
+    factory.close()
+    return EVERY_KVM | SHADOW_PAGING | (EMULATED_KERNEL_MODE if emulated else {})

@@ -34,14 +34,12 @@ def judge_kvm() -> KvmVerdict:
     """Whether /dev/kvm can be used, and whether it is the better engine in real time."""
     from vtlkit.engine.api import EngineError
     from vtlkit.engine.devkvm import DevKvmFactory
-    from vtlkit.engine.devkvm.speed import emulates_kernel_mode
     from vtlkit.engine.unicorn import UnicornFactory
 
     try:
         factory = DevKvmFactory()
-        lacks = factory.capabilities.lacks
+        lacks, emulated = factory.capabilities.lacks, factory.quirks.emulates_kernel_mode
         kvm = _mips(factory)
-        emulated = emulates_kernel_mode()
     except EngineError as error:
         return KvmVerdict(False, False, str(error))
     try:

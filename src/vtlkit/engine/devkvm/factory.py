@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+from typing import Final
 
 from vtlkit.engine.api import Engine
 from vtlkit.engine.devkvm.engine import DevKvmEngine
 from vtlkit.engine.devkvm.processor import SharedTime
+from vtlkit.engine.devkvm.quirks import Quirks
+from vtlkit.engine.devkvm.quirks import examine as examine_quirks
 from vtlkit.engine.devkvm.system import PATH, examine, open_kvm
 from vtlkit.engine.devkvm.vcpu import KernelVcpu
+
+_QUIRKS: Final[dict[str, Quirks]] = {}
+"""By device: a kernel does not change while we run."""
 
 
 class DevKvmFactory:
@@ -17,6 +23,7 @@ class DevKvmFactory:
     name = "kvm"
 
     def __init__(self, path: str = PATH) -> None:
+        self._path = path
         self._fd = open_kvm(path)
         try:
             self.capabilities = examine(self._fd)
@@ -36,8 +43,21 @@ class DevKvmFactory:
             vcpu.close()
         return self._tsc_khz
 
+    @property
+    def quirks(self) -> Quirks:
+        """How this KVM differs from a processor."""
+        found = _QUIRKS.get(self._path)
+        if found is None:
+            found = _QUIRKS[self._path] = examine_quirks(lambda: self._engine("probe"))
+        return found
+
+    def _engine(self, name: str) -> DevKvmEngine:
+        return DevKvmEngine(self._fd, self.capabilities, name, self.time)
+
     def create(self, vcpu_name: str) -> Engine:
-        engine = DevKvmEngine(self._fd, self.capabilities, vcpu_name, self.time)
+        quirks = self.quirks
+        engine = self._engine(vcpu_name)
+        engine.steps_for_windows = quirks.late_windows
         self._engines.append(engine)
         return engine
 

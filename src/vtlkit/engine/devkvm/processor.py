@@ -104,7 +104,8 @@ class SharedTime:
             else:
                 self._offset = offset
             _attribute(vcpu, abi.SET_DEVICE_ATTR, ctypes.c_uint64(offset))
-            return offset
+            # Some kernels take it and let the guest read the host's counter all the same.
+            return _offset_of(vcpu)
 
     def read_tsc(self, offset: int) -> int:
         """A guest's counter now."""

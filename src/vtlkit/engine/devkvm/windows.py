@@ -12,6 +12,7 @@ from vtlkit.engine.devkvm import abi
 from vtlkit.engine.devkvm.exits import Exits
 from vtlkit.engine.devkvm.linear import GuestFault, PhysicalFault
 from vtlkit.engine.devkvm.loop import Pending
+from vtlkit.engine.probe import HLT
 from vtlkit.x86.exceptions import Vector
 from vtlkit.x86.paging import SUPERVISOR
 from vtlkit.x86.registers import CR0_PE, DR6_BS, EFER_LMA, RFLAGS_IF
@@ -25,6 +26,8 @@ _U32: Final = 0xFFFFFFFF
 class Windows(Exits):
     """See the module."""
 
+    steps_for_windows = False
+    """This KVM misses short interrupt windows (`quirks`)."""
     _if_before = False
     """RFLAGS.IF before a step."""
 
@@ -32,14 +35,16 @@ class Windows(Exits):
         """An NMI window opens behind IRET, or when a shadow ends; so may an interrupt window. KVM tells nobody: step,
         and over an IRET go to where it returns, as its flags end the stepping."""
         live = self._live
-        wanted = self._nmi_window or (self._interrupt_window and live.shadow and self.regs.rflags & RFLAGS_IF)
-        if not wanted or not self._can_step or self._pending is Pending.IO:
+        enabled = self.regs.rflags & RFLAGS_IF
+        wanted = self._nmi_window or (self._interrupt_window and (live.shadow if enabled else self.steps_for_windows))
+        if not wanted or not self._can_step or self._pending is Pending.IO or self.code.fetch(1) == HLT:
+            # A step over HLT would be all that is seen of it.
             self._set_debug(0)
             return
         if live.shadow:
             # One instruction is executed and nothing injected: the shadow has done its work.
             live.shadow = 0
-        self._if_before = bool(self.regs.rflags & RFLAGS_IF)
+        self._if_before = bool(enabled)
         target = self._iret_target() if live.nmi_masked else None
         if target is None:
             self._set_debug(abi.GUESTDBG_ENABLE | abi.GUESTDBG_SINGLESTEP)
