@@ -195,6 +195,11 @@ class Loop(Engine):
             reason = self._resume()
             if reason is not None:
                 return reason
+        if self._pending is Pending.IO and (self._interrupt_window or self._nmi_window):
+            # The window may open right behind the access, and close again.
+            reason = self._finish_access()
+            if reason is not None:
+                return reason
         unfinished = self._pending is Pending.IO
         if not unfinished and (early := self._before_entry(forced)) is not None:
             return early
@@ -253,6 +258,17 @@ class Loop(Engine):
         if error == errno.EAGAIN:
             return None
         return InternalError(f"KVM_RUN: {os.strerror(error)}")
+
+    def _finish_access(self) -> Exit | None:
+        """Finish it and no more; another exit that it makes."""
+        while True:
+            error = self._enter(True)
+            self._pending = None
+            if error == errno.EINTR:
+                return None
+            reason = self._error(error, False) if error else self._exit()
+            if reason is not None:
+                return reason
 
     def _finish(self) -> bool:
         """Have the kernel finish what it has begun, executing nothing further; True if that has made another exit."""
