@@ -67,9 +67,15 @@ def why_not() -> str | None:
 
 
 @cache
+def emulates_kernel_mode() -> bool:
+    """Whether the KVM of this machine does not execute guest code at CPL 0."""
+    factory = DevKvmFactory()
+    try:
+        return factory.quirks.emulates_kernel_mode
+    finally:
+        factory.close()
+
+
 def differences() -> dict[str, str]:
     """Conformance cases that the KVM of this machine need not pass, with the reason."""
-    factory = DevKvmFactory()
-    emulated = factory.quirks.emulates_kernel_mode
-    factory.close()
-    return EVERY_KVM | SHADOW_PAGING | (EMULATED_KERNEL_MODE if emulated else {})
+    return EVERY_KVM | SHADOW_PAGING | (EMULATED_KERNEL_MODE if emulates_kernel_mode() else {})
