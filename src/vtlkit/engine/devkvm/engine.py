@@ -91,7 +91,7 @@ class DevKvmEngine(Windows):
 
     def abandon(self) -> None:
         if self._pending is Pending.IO:
-            self._elements = ()
+            self._elements_end = 0
             self._shown = self._true = self._bytes[abi.RUN_SYNC : REGS_END]
             self._undo()
         elif self._pending is not None:

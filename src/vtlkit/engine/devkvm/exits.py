@@ -6,6 +6,7 @@ processor or its emulator was executing. What is shown above is the engine contr
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 from typing import Final
 
@@ -51,6 +52,7 @@ _WRMSR: Final = Wrmsr(_LENGTH)
 _INTERRUPTED: Final = Interrupted()
 _HYPERCALL: Final = Hypercall(_LENGTH)
 _INTERRUPT_WINDOW: Final = InterruptWindow()
+_IO: Final = struct.Struct("<BBHIQ")
 _U32: Final = 0xFFFFFFFF
 _U64: Final = (1 << 64) - 1
 
@@ -65,9 +67,13 @@ class Exits(Loop):
     """The general registers as they were told with a parked access."""
     _true = b""
     """The same as the kernel has them."""
-    _elements: tuple[int, ...] = ()
+    _port = (0, 0)
+    """Number and size of the access to a port that is under way."""
+    _reads = False
     _element = 0
-    """Which element of a string instruction on a port the hypervisor has been given last."""
+    """Where in the page the element is that the hypervisor has been given last: string instructions have several."""
+    _elements_end = 0
+    """Where they end; 0 if it is no access to a port."""
 
     def _exit(self) -> Exit | None:
         handler = _HANDLERS.get(self._page.exit_reason)
@@ -119,40 +125,36 @@ class Exits(Loop):
     # --- ports ------------------------------------------------------------------------------------------------------
 
     def _io(self) -> Exit:
-        io = self._page.io
-        size, count, at = io.size, io.count, io.data_offset
-        if io.direction == abi.IO_IN:
-            self._pending = Pending.IO
-            self._elements = tuple(range(at, at + size * count, size))
-            self._element = 0
-            return PortIn(io.port, size)
-        if io.port == HYPERCALL_PORT and self.code.fetch(_LENGTH, back=_LENGTH) == HYPERCALL:
+        direction, size, port, count, at = _IO.unpack_from(self._live.view, abi.RUN_UNION)
+        self._port = port, size
+        self._element = at
+        self._elements_end = at + size * count
+        self._pending = Pending.IO
+        self._reads = direction == abi.IO_IN
+        if self._reads:
+            return PortIn(port, size)
+        if port == HYPERCALL_PORT and self.code.fetch(_LENGTH, back=_LENGTH) == HYPERCALL:
+            self._pending = None
+            self._elements_end = 0
             self._show_rip(self.regs.rip - _LENGTH)
             return _HYPERCALL
-        self._pending = Pending.IO
-        self._elements = tuple(range(at, at + size * count, size))
-        self._element = 0
-        return PortOut(io.port, size, self._datum(at, size))
-
-    def _datum(self, at: int, size: int) -> int:
-        return int.from_bytes(self._bytes[at : at + size], "little")
+        return PortOut(port, size, int.from_bytes(self._bytes[at : at + size], "little"))
 
     def _next_element(self) -> Exit | None:
         """Of a string instruction on a port, the next one that the kernel has put into the page."""
-        self._element += 1
-        if self._element >= len(self._elements):
-            self._elements = ()
+        port, size = self._port
+        self._element = at = self._element + size
+        if at >= self._elements_end:
+            self._elements_end = 0
             return None
-        io = self._page.io
-        if io.direction == abi.IO_IN:
-            return PortIn(io.port, io.size)
-        return PortOut(io.port, io.size, self._datum(self._elements[self._element], io.size))
+        if self._reads:
+            return PortIn(port, size)
+        return PortOut(port, size, int.from_bytes(self._bytes[at : at + size], "little"))
 
     def complete(self, value: int) -> None:
         assert self._pending is Pending.IO, "no instruction waits for a value"
-        if self._elements:
-            size = self._page.io.size
-            at = self._elements[self._element]
+        if self._elements_end:
+            size, at = self._port[1], self._element
             self._bytes[at : at + size] = (value & ((1 << 8 * size) - 1)).to_bytes(size, "little")
         else:
             self._answer(value)
@@ -240,7 +242,7 @@ class Exits(Loop):
             reason = self._mmio()
             if reason is None:
                 self._pending = Pending.IO
-                self._elements = ()
+                self._elements_end = 0
             return reason
         self._undo()
         return None
@@ -322,7 +324,7 @@ class Exits(Loop):
             return None
         if self._pending is Pending.PARKED:
             return self._parked_resumed()
-        return self._next_element() if self._elements else None
+        return self._next_element() if self._elements_end else None
 
     def _window_open(self) -> Exit | None:
         if not self._interrupt_window:
