@@ -54,6 +54,18 @@ VendorOption = Annotated[
 """`--vendor`."""
 
 
+NO_EXECUTE: Final = ("emulate", "refuse")
+NoExecuteOption = Annotated[
+    str,
+    typer.Option(
+        parser=word_parser(NO_EXECUTE),
+        metavar="|".join(NO_EXECUTE),
+        help="On /dev/kvm, memory that may be read and not executed: emulate its accesses, or end the run.",
+    ),
+]
+"""`--no-execute`."""
+
+
 class CannotCompose(Exception):
     """The machine asked for cannot be had here. One line: why, and what to do."""
 
@@ -65,6 +77,7 @@ class Mode:
     engine: EngineChoice = EngineChoice.AUTO
     realtime: bool = False
     seed: int | None = None
+    no_execute: str = "emulate"
 
     def check(self) -> None:
         """Raise `CannotCompose` for what is not to be had, before anything is made."""
@@ -125,7 +138,7 @@ def make_engines(mode: Mode) -> EngineFactory:
     if mode.engine is EngineChoice.KVM or (mode.engine is EngineChoice.AUTO and mode.realtime and _kvm_preferred()):
         from vtlkit.engine.devkvm import DevKvmFactory
 
-        return DevKvmFactory()
+        return DevKvmFactory(emulate_no_execute=mode.no_execute == "emulate")
     from vtlkit.engine.unicorn import UnicornFactory
 
     return UnicornFactory(counting=not mode.real, threaded=mode.real)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Final
 
 from vtlkit.engine.api import Engine
@@ -22,11 +23,17 @@ class DevKvmFactory:
 
     name = "kvm"
 
-    def __init__(self, path: str = PATH) -> None:
+    def __init__(self, path: str = PATH, *, emulate_no_execute: bool = True) -> None:
+        """`emulate_no_execute`: make accesses to memory that may not be executed in the guest's stead, as KVM cannot
+        say that; else such memory ends the run.
+
+        Raises:
+            EngineError: one line: why the device cannot be used.
+        """
         self._path = path
         self._fd = open_kvm(path)
         try:
-            self.capabilities = examine(self._fd)
+            self.capabilities = replace(examine(self._fd), emulates_no_execute=emulate_no_execute)
         except BaseException:
             os.close(self._fd)
             raise

@@ -189,6 +189,10 @@ class Loop(Engine):
 
     def run(self, budget: int | None, *, force_immediate_exit: bool = False) -> Exit:
         assert not self._closed, "the engine is closed"
+        if self._map.refused is not None:
+            return InternalError(
+                f"memory at GPA {self._map.refused:#x} is not to be executed, and KVM cannot forbid that alone"
+            )
         forced = force_immediate_exit or self._timer_zero
         stop = forced or self._kicked
         if self._pending is not None:

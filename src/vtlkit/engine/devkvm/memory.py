@@ -42,8 +42,9 @@ class Window:
 class GuestPhysicalMap(MemoryMap):
     """Applies every change to the kernel VM and remembers it."""
 
-    def __init__(self, vm: int, slots_max: int) -> None:
+    def __init__(self, vm: int, slots_max: int, *, emulates_no_execute: bool) -> None:
         super().__init__()
+        self._emulates_no_execute = emulates_no_execute
         self._vm = vm
         self._slots_max = slots_max
         self._edges: list[int] = []
@@ -51,6 +52,8 @@ class GuestPhysicalMap(MemoryMap):
         self._free: list[int] = []
         self._next_slot = 0
         self._reserved: list[tuple[int, int]] = []
+        self.refused: int | None = None
+        """Where there was to be memory that may not be executed, if nobody wants that emulated."""
         self.slot_changes = 0
         """How often the kernel has been given or taken a slot."""
 
@@ -58,7 +61,10 @@ class GuestPhysicalMap(MemoryMap):
 
     def _appear(self, item: Range) -> None:
         if item.kind is not Kind.RAM or not _expressible(item.access):
-            self._cut_out(item.gpa, item.end)
+            if item.kind is Kind.RAM:
+                self._emulate(item)
+            else:
+                self._cut_out(item.gpa, item.end)
             return
         self._cover(item.gpa, item.end)
         self._show(item)
@@ -69,13 +75,19 @@ class GuestPhysicalMap(MemoryMap):
 
     def _permit(self, item: Range, was: Access) -> None:
         if not _expressible(item.access):
-            self._cut_out(item.gpa, item.end)
+            self._emulate(item)
         elif not _expressible(was):
             self._appear(item)
         else:
             protection = _protection(item.access)
             for address, _, size in self._seen(item.gpa, item.end):
                 syscalls.protect(address, size, protection)
+
+    def _emulate(self, item: Range) -> None:
+        """Have every access come as one of a device."""
+        if not self._emulates_no_execute:
+            self.refused = item.gpa
+        self._cut_out(item.gpa, item.end)
 
     def _show(self, item: Range) -> None:
         assert item.block is not None

@@ -51,6 +51,8 @@ class Capabilities:
     xsave_size: int
     lacks: tuple[str, ...] = ()
     """What it lacks that the engine can do without, and what that costs: one line each."""
+    emulates_no_execute: bool = True
+    """Memory that may be read, not executed, is emulated; else it ends the run. The user's choice."""
     cpuid: tuple[abi.CpuidEntry2, ...] = field(default=(), repr=False)
     """KVM_GET_SUPPORTED_CPUID."""
 

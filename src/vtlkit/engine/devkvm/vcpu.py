@@ -53,7 +53,9 @@ class KernelVcpu:
             self._configure_vm()
             self.fd = syscalls.ioctl(self.vm, abi.CREATE_VCPU, 0, "KVM_CREATE_VCPU")
             self.live = Live(self.fd, capabilities.mmap_size)
-            self.map = GuestPhysicalMap(self.vm, capabilities.slots)
+            self.map = GuestPhysicalMap(
+                self.vm, capabilities.slots, emulates_no_execute=capabilities.emulates_no_execute
+            )
             self._let_kicks_in()
             self.set_cpuid(capabilities.cpuid)
             self.tsc_khz = syscalls.ioctl(self.fd, abi.GET_TSC_KHZ, 0, "KVM_GET_TSC_KHZ")

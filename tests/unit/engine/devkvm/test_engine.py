@@ -119,6 +119,20 @@ def test_ram_that_may_not_be_executed_is_read_and_written_for_the_guest(factory:
     assert isinstance(engine.run(None), api.Hlt)
 
 
+def test_such_ram_can_be_refused() -> None:
+    if (reason := devkvm_here.why_not()) is not None:
+        pytest.skip(reason)
+    factory = DevKvmFactory(emulate_no_execute=False)
+    try:
+        engine = _engine(factory, HLT)
+        engine.protect(PAGE, 4096, Access.READ)
+        refusal = engine.run(None)
+        assert isinstance(refusal, api.InternalError)
+        assert "GPA 0x2000" in refusal.reason
+    finally:
+        factory.close()
+
+
 def test_an_instruction_that_faults_twice_has_no_effect(factory: DevKvmFactory) -> None:
     """`movsd` from where nothing is: the store to RAM, which the kernel's emulator would make, is not made."""
     engine = _engine(factory, b"\xa5" + HLT)
