@@ -297,11 +297,14 @@ class Exits(Loop):
         return InternalError(f"KVM internal error {internal.suberror} at RIP {self.regs.rip:#x}, code {code}")
 
     def _emulate_int(self) -> bool:
-        """INT n outside real mode, which KVM's emulator does not know, where it is asked for it."""
+        """INT3 and INT n outside real mode, which KVM's emulator does not know, where it is asked for them."""
         code = self.code.fetch(2)
-        if code[:1] != b"\xcd" or len(code) < 2:
+        if code[:1] == b"\xcc":
+            vector, length = int(Vector.BP), 1
+        elif code[:1] == b"\xcd" and len(code) == 2:
+            vector, length = code[1], 2
+        else:
             return False
-        vector = code[1]
         live = self._live
         size = 16 if live.sregs.efer & EFER_LMA else 8
         try:
@@ -311,7 +314,7 @@ class Exits(Loop):
         if gate[5] >> 5 & 3 < live.cpl:
             self._event = Event(EventType.EXCEPTION, Vector.GP, vector << 3 | 2)
         else:
-            self._event = Event(EventType.SOFTWARE, vector, None, 2)
+            self._event = Event(EventType.SOFTWARE, vector, None, length)
         self._give_event(self._event)
         self._event = None
         return True

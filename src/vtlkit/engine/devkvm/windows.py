@@ -45,7 +45,7 @@ class Windows(Exits):
             # One instruction is executed and nothing injected: the shadow has done its work.
             live.shadow = 0
         self._if_before = bool(enabled)
-        target = self._iret_target() if live.nmi_masked else None
+        target = self._iret_target()
         if target is None:
             self._set_debug(abi.GUESTDBG_ENABLE | abi.GUESTDBG_SINGLESTEP)
         else:
