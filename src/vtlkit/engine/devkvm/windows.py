@@ -20,6 +20,9 @@ from vtlkit.x86.registers import CR0_PE, DR6_BS, EFER_LMA, RFLAGS_IF
 _INTERRUPTED: Final = Interrupted()
 _INTERRUPT_WINDOW: Final = InterruptWindow()
 _NMI_WINDOW: Final = NmiWindow()
+_STEPS_MAX: Final = 256
+_STEPS_A_RUN: Final = 32
+"""Steps for interrupt windows: so many may be saved up, so many are added by each `run`."""
 _U32: Final = 0xFFFFFFFF
 
 
@@ -28,6 +31,7 @@ class Windows(Exits):
 
     steps_for_windows = False
     """This KVM misses short interrupt windows (`quirks`)."""
+    _steps_left = _STEPS_MAX
     _if_before = False
     """RFLAGS.IF before a step."""
 
@@ -36,7 +40,7 @@ class Windows(Exits):
         and over an IRET go to where it returns, as its flags end the stepping."""
         live = self._live
         enabled = self.regs.rflags & RFLAGS_IF
-        wanted = self._nmi_window or (self._interrupt_window and (live.shadow if enabled else self.steps_for_windows))
+        wanted = self._nmi_window or (self._interrupt_window and (live.shadow if enabled else self._may_step()))
         if not wanted or not self._can_step or self._pending is Pending.IO or self.code.fetch(1) == HLT:
             # A step over HLT would be all that is seen of it.
             self._set_debug(0)
@@ -50,6 +54,18 @@ class Windows(Exits):
             self._set_debug(abi.GUESTDBG_ENABLE | abi.GUESTDBG_SINGLESTEP)
         else:
             self._set_debug(abi.GUESTDBG_ENABLE | abi.GUESTDBG_USE_HW_BP, target)
+
+    def _before_entry(self, forced: bool) -> Exit | None:
+        self._steps_left = min(self._steps_left + _STEPS_A_RUN, _STEPS_MAX)
+        return super()._before_entry(forced)
+
+    def _may_step(self) -> bool:
+        """Whether to look for a short interrupt window: not for ever, as a step costs as much as an exit, and a handler
+        that is stepped through may not end before the next interrupt comes."""
+        if not self.steps_for_windows or not self._steps_left:
+            return False
+        self._steps_left -= 1
+        return True
 
     def _set_debug(self, control: int, breakpoint_at: int = 0) -> None:
         if (control, breakpoint_at) != self._debug_set:
