@@ -53,6 +53,9 @@ class Processor:
         """Where MOV CR8 does not exit: take CR8 (4 bits) from `get` at each entry, give what the guest has made of it
         to `put` at the exit."""
 
+    def set_apic_base(self, value: int) -> None:
+        """IA32_APIC_BASE has changed: a processor that answers CPUID itself says whether there is an APIC."""
+
 
 def own_tsc_khz(factory: object) -> int | None:
     """The frequency at which the time-stamp counters of a factory's engines run, if they run by themselves."""

@@ -287,6 +287,7 @@ class Vcpu(VcpuTime, VcpuState):
         self.make_request(Req.EVENT)
 
     def apic_base_changed(self, old: int, new: int) -> None:
+        self.engine.set_apic_base(new)
         enabled = new & APICBASE_ENABLE and not new & X2APIC_ENABLE
         page = new & APICBASE_BASE if enabled else None
         for changed in self.devices.move_apic(page):

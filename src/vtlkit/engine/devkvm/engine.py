@@ -304,6 +304,10 @@ class DevKvmEngine(Windows):
         self.vcpu.set_cpuid(kernel_entries(told))
         return told
 
+    def set_apic_base(self, value: int) -> None:
+        self._live.sregs.apic_base = self._live.apic_base = value
+        self._live.dirty |= abi.SYNC_SREGS
+
     def set_tsc(self, value: int) -> None:
         self._tsc_offset = self._time.set_tsc(self.vcpu, value)
 

@@ -15,6 +15,7 @@ from vtlkit.engine.devkvm.abi import SS
 from vtlkit.engine.devkvm.run_page import LiveRegs, LiveSegment, LiveSregs, RunPage
 from vtlkit.x86.registers import CR0_PE, CR0_PG, EFER_LMA, RFLAGS_VM, DescriptorTable, Segment, Sregs
 
+APIC_BASE_RESET: Final = 0xFEE00900
 REGS_END: Final = abi.RUN_SYNC + ctypes.sizeof(LiveRegs)
 _SHADOW: Final = abi.RUN_EVENTS + abi.VcpuEvents.OFFSETS["interrupt_shadow"]
 _NMI_MASKED: Final = abi.RUN_EVENTS + abi.VcpuEvents.OFFSETS["nmi_masked"]
@@ -38,6 +39,7 @@ class Live:
         self.dirty = 0
         """Classes of registers that the kernel is to take over, but for the general ones."""
         self.pkru = 0
+        self.apic_base = APIC_BASE_RESET
         self.page.kvm_valid_regs = abi.SYNC_ALL
 
     @property
@@ -116,7 +118,7 @@ class Live:
             cr4=sregs.cr4,
             cr8=self.page.cr8,
             efer=sregs.efer,
-            apic_base=self.page.apic_base,
+            apic_base=self.apic_base,
         )
         if not record.cr0 & CR0_PG:
             # A processor has LMA without paging never, and the kernel refuses such a state.
