@@ -13,7 +13,7 @@ from typing import Final
 from vtlkit.engine.devkvm import abi
 from vtlkit.engine.devkvm.abi import SS
 from vtlkit.engine.devkvm.run_page import LiveRegs, LiveSegment, LiveSregs, RunPage
-from vtlkit.x86.registers import CR0_PE, CR0_PG, EFER_LMA, RFLAGS_VM, DescriptorTable, Segment, Sregs
+from vtlkit.x86.registers import CR0_PE, CR0_PG, EFER_LMA, RFLAGS_IF, RFLAGS_VM, DescriptorTable, Segment, Sregs
 
 APIC_BASE_RESET: Final = 0xFEE00900
 REGS_END: Final = abi.RUN_SYNC + ctypes.sizeof(LiveRegs)
@@ -72,6 +72,9 @@ class Live:
 
     def write_back(self) -> None:
         """Before KVM_RUN: say what has changed."""
+        if self.bytes[_SHADOW] == abi.SHADOW_STI and not self.regs.rflags & RFLAGS_IF:
+            # VM entry refuses blocking by STI with interrupts off; the other kind does the same.
+            self.shadow = abi.SHADOW_MOV_SS
         dirty = self.dirty
         if self.bytes[abi.RUN_SYNC : REGS_END] != self.left:
             dirty |= abi.SYNC_REGS

@@ -157,6 +157,7 @@ class Loop(Engine):
             self._event = Event(EventType.EXCEPTION, events.exception_nr, code)
         elif events.nmi_injected:
             self._event = Event(EventType.NMI, Vector.NMI)
+            live.nmi_masked = True
         elif events.interrupt_soft:
             self._event = Event(EventType.SOFTWARE, events.interrupt_nr)
         else:
@@ -174,7 +175,8 @@ class Loop(Engine):
             events.exception_has_error_code = event.error_code is not None
             events.exception_error_code = event.error_code or 0
         elif event.type is EventType.NMI:
-            events.nmi_injected = events.nmi_masked = 1
+            # Blocking is the delivery's effect: VM entry refuses to deliver an NMI while NMIs are blocked.
+            events.nmi_injected, events.nmi_masked = 1, 0
         else:
             # A software interrupt that began once has passed the gate's check of privilege.
             if event.type is EventType.SOFTWARE:
