@@ -24,15 +24,13 @@ SHADOW_PAGING: Final = {
 }
 _NO_FPU: Final = "the emulator knows no x87 or SSE arithmetic"
 _CHECKS: Final = "the emulator delivers events without all of a processor's checks and effects"
-_LATE: Final = "the emulator opens the interrupt window behind a batch of instructions"
-_OTHER: Final = "the emulator takes the instruction as it is on another processor"
+_SYSCALL: Final = "SYSCALL at CPL 3 goes to LSTAR with CS as it was, whatever EFER.SCE says"
+_SYSENTER: Final = "SYSENTER is #UD in long mode, as on AMD processors"
 EMULATED_KERNEL_MODE: Final = {
-    "events.interrupt_window": _LATE,
-    "events.skipping_on_a_window": _LATE,
-    "fast_calls.syscall_is_invalid_while_disabled": _OTHER,
-    "fast_calls.a_single_step_over_syscall_follows_the_mask": _OTHER,
-    "fast_calls.sysenter_enters_the_kernel": _OTHER,
-    "fast_calls.sysenter_without_a_segment": _OTHER,
+    "fast_calls.syscall_is_invalid_while_disabled": _SYSCALL,
+    "fast_calls.a_single_step_over_syscall_follows_the_mask": _SYSCALL,
+    "fast_calls.sysenter_enters_the_kernel": _SYSENTER,
+    "fast_calls.sysenter_without_a_segment": _SYSENTER,
     "legacy_modes.real_mode_table_limit": _CHECKS,
     "legacy_modes.protected_32_software": _CHECKS,
     "legacy_modes.sixteen_bit_gates": _CHECKS,
