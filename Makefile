@@ -13,7 +13,7 @@ CONFORMANCE_FLAGS ?= $(if $(shell command -v qemu-system-x86_64 2>/dev/null),--q
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format stress bench tlfs conformance checkout-named clean
+.PHONY: help demo test check format stress bench tlfs conformance checkout-named litmus clean
 
 help:
 	@echo "make demo         run the demo guest: two VPs, two VTLs, a protected page"
@@ -24,6 +24,7 @@ help:
 	@echo "make bench        measure against the rivals, side by side"
 	@echo "make tlfs         run the tests of the TLFS checklist and write docs/TLFS.md"
 	@echo "make conformance  run kvm-unit-tests: KVM_UNIT_TESTS=dir names a built checkout"
+	@echo "make litmus       judge the kernel's litmus tests: LITMUS=dir names tools/memory-model/litmus-tests"
 	@echo "make clean        remove everything that these commands made"
 
 demo: $(READY)
@@ -57,6 +58,10 @@ conformance: checkout-named $(READY)
 
 checkout-named:
 	@test -n "$(KVM_UNIT_TESTS)" || { echo "make conformance: set KVM_UNIT_TESTS=dir to a built kvm-unit-tests checkout" >&2; exit 2; }
+
+litmus: $(READY)
+	@test -n "$(LITMUS)" || { echo "make litmus: set LITMUS=dir to a folder of litmus tests, such as a kernel's tools/memory-model/litmus-tests" >&2; exit 2; }
+	@$(BIN)/python -m tests.checker.litmus.table $(foreach dir,$(LITMUS),--dir "$(dir)") --origin "$(LITMUS_ORIGIN)" --output docs/LITMUS.md
 
 clean:
 	@rm -rf $(VENV) dist build conformance-out .mypy_cache .ruff_cache .pytest_cache .hypothesis

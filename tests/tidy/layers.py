@@ -40,11 +40,12 @@ DOORS = {
 THIRD_PARTY = {
     "unicorn": ("engine",),
     "iced_x86": ("engine", "testing"),
-    "greenlet": ("engine.unicorn", "host.sim"),
+    "greenlet": ("engine.unicorn", "host.sim", "checker.hosted"),
     "typer": ("cli",),
     "rich": ("cli",),
     "perfetto": ("trace.perfetto_sink", "trace.perfetto_reader"),
     "google": ("trace.perfetto_reader",),
+    "numpy": ("checker.states",),
 }
 """Distribution module -> its adapters. A module that is neither here nor in the standard library is an error."""
 

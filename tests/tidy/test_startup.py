@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[2] / "src"
-HEAVY = {"unicorn", "iced_x86", "greenlet", "perfetto", "google"}
+HEAVY = {"unicorn", "iced_x86", "greenlet", "perfetto", "google", "numpy"}
 
 PROBE = """
 import json, runpy, sys
@@ -53,6 +53,15 @@ def test_a_run_without_a_trace_loads_none() -> None:
     assert isinstance(modules, list)
     assert "vtlkit.vmm.machine" in modules
     assert not [name for name in modules if name.startswith("vtlkit.trace.")]
+
+
+def test_a_small_check_that_holds_loads_neither_arrays_nor_tables() -> None:
+    _, report = probe(PROBE, "check", "kvm_block")
+    assert report["status"] == 0
+    modules = report["modules"]
+    assert isinstance(modules, list)
+    assert "vtlkit.checker.states.search" in modules
+    assert not loaded(report) & {*HEAVY, "numpy", "rich"}
 
 
 def test_the_probe_sees_what_is_loaded() -> None:

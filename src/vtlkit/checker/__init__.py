@@ -1,1 +1,3 @@
-"""What finds out whether a protocol keeps its promise: scenarios today, run under many schedules."""
+"""Many schedules of the protocols by which vCPUs wait, wake and are stopped; all executions of small programs."""
+
+from vtlkit.checker.user import protocol as protocol

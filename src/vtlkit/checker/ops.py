@@ -104,6 +104,8 @@ class Await:
     until: Callable[[Value], bool]
     order: Order = Order.ACQUIRE
     may_sleep: bool = False
+    woken: Value = None
+    """Of a sleep: the value that a spurious wake-up would show. A sleeper that would then go on has lost a wake-up."""
 
     def __post_init__(self) -> None:
         _refuse("a read that waits", self.order, Order.PLAIN, Order.RELEASE, Order.ACQ_REL)

@@ -15,6 +15,14 @@ from vtlkit.checker.ops import Done, Failure, Location, Op, Value
 Thread = Callable[[], Generator[Op, Value, object]]
 
 
+class Again(Exception):
+    """The program has learnt something about itself that makes it another one: the search has to begin anew.
+
+    Programs that raise it have `prepare(engine)`, to be called before a search, `again()`, to be called when it was
+    raised, and `finish()`, to be called when the search is over, which raises it too.
+    """
+
+
 class Program(Protocol):
     """What is checked. `next_op` must be a function: the same results always lead to the same operation."""
 
@@ -81,7 +89,9 @@ class Threads:
 
     def place(self, thread: int, results: tuple[Value, ...]) -> str:
         """The innermost frame's line."""
-        generator: object = self._run(thread, results)[1]
+        # The outermost one must stay: it would close the others as it goes.
+        outermost = self._run(thread, results)[1]
+        generator: object = outermost
         while isinstance(inner := getattr(generator, "gi_yieldfrom", None), Generator):
             generator = inner
         frame = getattr(generator, "gi_frame", None)
@@ -89,6 +99,13 @@ class Threads:
             return ""
         name = frame.f_code.co_filename.rpartition("/")[2]
         return f"{name}:{frame.f_lineno} {frame.f_code.co_name}"
+
+    def symmetric(self) -> Sequence[Sequence[int]]:
+        """Threads made of one function: it cannot know which of them it is, so nobody can."""
+        groups: dict[Thread, list[int]] = {}
+        for number, thread in enumerate(self._threads):
+            groups.setdefault(thread, []).append(number)
+        return list(groups.values())
 
     def _run(self, thread: int, results: tuple[Value, ...]) -> tuple[Op | Done, Generator[Op, Value, object] | None]:
         generator = self._threads[thread]()

@@ -18,7 +18,9 @@ from typer.main import get_command
 
 from vtlkit import __version__
 from vtlkit.cli.bench import bench
+from vtlkit.cli.check import check
 from vtlkit.cli.info import info
+from vtlkit.cli.litmus import litmus
 from vtlkit.cli.run import run
 from vtlkit.cli.status import BadInput, Status, complain, report_bug
 from vtlkit.cli.stress import stress
@@ -63,8 +65,10 @@ def application() -> typer.Typer:
     ) -> None:
         """Run x86-64 guests with Hyper-V's Virtual Trust Levels on an embedded CPU."""
 
-    for command in (run, trace, info, bench, stress):
+    for command in (run, trace, info, bench, stress, litmus):
         app.command()(_telling_ctrl_c(command))
+    # A protocol's sizes are options that only it knows.
+    app.command(context_settings={"ignore_unknown_options": True})(_telling_ctrl_c(check))
     return app
 
 

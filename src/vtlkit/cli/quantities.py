@@ -64,6 +64,16 @@ def parse_memory(given: str | int) -> int:
     return size
 
 
+def parse_bytes(given: str | int) -> int:
+    """Bytes of the host's memory, written as a guest's are. Raises typer.BadParameter for what is none."""
+    text = str(given)
+    found = _SIZE.fullmatch(text)
+    size = int(found[1]) << _SHIFT[(found[2] or "").upper()] if found is not None else 0
+    if size < MEMORY_MINIMUM:
+        raise typer.BadParameter(f"'{text}' is no size of 1M or more: write 512M or 4G")
+    return size
+
+
 def parse_seconds(given: str | float) -> float:
     """A positive number of seconds, decimals allowed. Raises typer.BadParameter for anything else."""
     text = str(given)

@@ -18,7 +18,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Protocol
 
 from vtlkit.engine.api import PAGE_SIZE, Access, RamBlock
-from vtlkit.host.api import Host, LockRank
+from vtlkit.host.api import Cell, Host, LockRank
 from vtlkit.kvm.address_space import AddressSpace, AttributeChange, Change, Overlay, SlotChange, merged
 from vtlkit.kvm.attributes import MemoryAttributes
 from vtlkit.kvm.errors import GuestMemoryError
@@ -53,6 +53,9 @@ class GuestMemory:
         self._space = host.cell(AddressSpace(Memslots(), {}, MemoryAttributes()), f"{name}-address-space")
         self.log: list[Change] = []
         """Changes that some follower has not applied, oldest first."""
+        self.version = host.cell(0, f"{name}-version")
+        """How many changes there have been; who looks without the lock looks here. Written under it."""
+        self._host, self._name = host, name
         self.on_change: Callable[[], None] = lambda: None
         """Told after each change, with no lock held: requests MEMORY_CHANGED of every vCPU."""
         self.on_write: Callable[[int, int], None] = lambda _gpa, _size: None
@@ -66,6 +69,10 @@ class GuestMemory:
         holds the lock if others may be changing memory."""
         self._followers.append(follower)
         return len(self.log)
+
+    def marker(self) -> Cell[int]:
+        """Where a follower says which version it is up to: this one, so far. The caller holds the lock."""
+        return self._host.cell(self.version.load(), f"{self._name}-map-version")
 
     def unfollow(self, follower: Follower) -> None:
         # Others may be going through the followers to cut the log: one that they skip would miss changes.
@@ -87,6 +94,7 @@ class GuestMemory:
             self._forget_log()
         # In this order: who has judged by the new state finds its map behind (`memory_faults`).
         self.log.extend(changes)
+        self.version.store(self.version.load() + len(changes))
         self._space.store_release(space)
         if self.trace is not None:
             self.trace.memory_change((change.gpa, change.size, change.backing) for change in changes)

@@ -38,6 +38,7 @@ class EngineMap:
         with memory.lock:
             self._map(0, MAX_GPA)
             self._position = memory.follow(self)
+            self._version = memory.marker()
 
     @property
     def position(self) -> int:
@@ -58,9 +59,11 @@ class EngineMap:
                 self._position += 1
                 self._apply(change)
             memory.trim()
+            self._version.store(memory.version.load())
 
     def behind(self) -> bool:
-        return self._position < len(self._memory.log)
+        """Whether there is a change that has not been applied. From any task."""
+        return self._version.load() != self._memory.version.load()
 
     def _apply(self, change: Change) -> None:
         if change.backing:

@@ -2,7 +2,7 @@
 
 Counterpart: arch/x86/kvm/trace.h and include/trace/events/kvm.h. Where KVM has a tracepoint, the event has its name,
 its fields and its text; `kvm_vcpu_block`, `kvm_vcpu_kick`, `kvm_vcpu_signal`, `kvm_make_request`, `kvm_inj_nmi`,
-`kvm_memory_change` and `vtl_switch` are this project's own.
+`kvm_memory_change`, `vtl_switch` and `check_step` are this project's own.
 
 Units: times are ns of the host's clock; addresses, lengths and register values as the guest has them. IDs of kicks
 count from 1 in a run, and 0 is none: a wake or an exit that a kick brought about carries its ID.
@@ -339,6 +339,19 @@ class VtlSwitch(Event):
     source: int
     target: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckStep(Event):
+    """One step of a counterexample, by `task`; no vCPU and no VM are concerned, and `time_ns` is the step's number.
+    `source`: the step that wrote what this one read, 0 if none did; `place`: the code's line."""
+
+    name: ClassVar[str] = "check_step"
+    form: ClassVar[str] = "step {step}{source? sees %d} at {place}: {text}"
+    step: int
+    source: int
+    place: str
+    text: str
 
 
 CLASSES: Final[dict[str, type[Event]]] = {

@@ -105,6 +105,9 @@ class PerfettoSink:
     # --- events -----------------------------------------------------------------------------------------------------
 
     def _add(self, event: Event) -> None:
+        if isinstance(event, events.CheckStep):
+            self._check_step(event)
+            return
         track = self._vcpu_track(event.vm, event.vcpu)
         if isinstance(event, events.KvmEntry):
             self._slice(event, track, "guest", self._arriving.pop(event.vcpu, 0))
@@ -131,17 +134,23 @@ class PerfettoSink:
         else:
             self._instant(event, track, event.name)
 
+    def _check_step(self, event: events.CheckStep) -> None:
+        """A slice on the task's own track, with an arrow from the step that wrote what it read."""
+        self._now = event.time_ns + 1
+        self._slice(event, self._source_track(event.task), event.text, 0, (event.step, event.source))
+
     @staticmethod
     def _target(event: Event) -> str:
         return vcpu_name(event.vm, event.vcpu)
 
-    def _slice(self, event: Event, track: int, name: str, ends_flow: int = 0) -> None:
+    def _slice(self, event: Event, track: int, name: str, ends_flow: int = 0, flows: tuple[int, ...] = ()) -> None:
         """End what was on the track, and begin this."""
         self._end(track, event.time_ns)
         self._open[track] = True
         event_packet = self._packet(event, track, name, TrackEvent.TYPE_SLICE_BEGIN)
         if ends_flow:
             event_packet.terminating_flow_ids.append(ends_flow)
+        event_packet.flow_ids.extend(flow for flow in flows if flow)
 
     def _end(self, track: int, now: int) -> None:
         if self._open.pop(track, False):

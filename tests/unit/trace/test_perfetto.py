@@ -138,3 +138,19 @@ def test_flows_lead_from_causes_to_effects(read: Read) -> None:
         (TIMER, "VP 0 VTL 0"),
         ("VP 0 VTL 0", "VP 0 VTL 1"),
     }
+
+
+def test_steps_of_a_counterexample_are_slices_with_arrows_from_writes_to_reads(tmp_path: Path) -> None:
+    sink = open_sink(path := tmp_path / "t.perfetto-trace")
+    steps = [("one", 0, "writes x = 1"), ("other", 0, "writes y = 1"), ("other", 1, "reads x = 1")]
+    told = [
+        events.CheckStep(number, task, "check", NO_VCPU, number, source, "a.py:1 f", text)
+        for number, (task, source, text) in enumerate(steps, 1)
+    ]
+    sink.write(told)
+    sink.close()
+    read = Read(path)
+    slices = read.slices()
+    assert slices == {"one": [(1, 4, "writes x = 1")], "other": [(2, 3, "writes y = 1"), (3, 4, "reads x = 1")]}
+    flows = [(read.names[event.name_iid], set(event.flow_ids)) for _, event in read.events if event.name_iid]
+    assert flows == [("writes x = 1", {1}), ("writes y = 1", {2}), ("reads x = 1", {3, 1})]

@@ -47,6 +47,20 @@ class Exploration:
     verdict: Verdict = Verdict.HOLDS
     text: str = ""
     counterexample: list[Step] = field(default_factory=list)
+    failing: Failing | None = None
+    """The counterexample as a graph."""
+    frontier: int = 0
+    """Graphs that wait for their turn."""
+    all_visited: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Failing:
+    """An execution that breaks a promise, what broke it (nothing: it is a deadlock), and how many events show that."""
+
+    execution: Execution
+    culprits: tuple[Node, ...]
+    events: int
 
 
 class Execution:
@@ -56,6 +70,11 @@ class Execution:
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
+
+    @property
+    def graph(self) -> Graph:
+        """The graph itself."""
+        return self._graph
 
     @property
     def blocked(self) -> bool:
@@ -72,13 +91,20 @@ class Execution:
     @property
     def deadlocked(self) -> bool:
         """Whether all who do not end wait with the last value of their location, and not all of them may sleep."""
+        return self._at_rest and not all(map(_may_sleep, self.waiting))
+
+    @property
+    def asleep(self) -> bool:
+        """The same, and all of them may sleep."""
+        return self._at_rest and all(map(_may_sleep, self.waiting))
+
+    @property
+    def _at_rest(self) -> bool:
         graph = self._graph
         waiting = self.waiting
         if not waiting or len(waiting) != sum(node.kind != DONE for node in graph.current):
             return False
-        if any(graph.alive & node.bit and graph.rf[node.number] != self._last_write(node) for node in waiting):
-            return False
-        return not all(isinstance(node.op, Await) and node.op.may_sleep for node in waiting)
+        return not any(graph.alive & node.bit and graph.rf[node.number] != self._last_write(node) for node in waiting)
 
     @property
     def results(self) -> tuple[object, ...]:
@@ -143,3 +169,7 @@ class Execution:
         origin = f"of thread {graph.node[source].thread}" if source else "initial value"
         late = source != graph.co.get(node.loc, UNWRITTEN)[-1]
         return f"reads {location} = {value!r} ({order}), {origin}{', overwritten later' if late else ''}"
+
+
+def _may_sleep(node: Node) -> bool:
+    return isinstance(node.op, Await) and node.op.may_sleep

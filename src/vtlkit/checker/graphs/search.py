@@ -15,7 +15,7 @@ from vtlkit.checker.graphs.consistency import MODELS
 from vtlkit.checker.graphs.deferral import Deferral, first_waiter
 from vtlkit.checker.graphs.graph import Graph, members
 from vtlkit.checker.graphs.races import find_race
-from vtlkit.checker.graphs.report import Execution, Exploration, Verdict
+from vtlkit.checker.graphs.report import Execution, Exploration, Failing, Verdict
 from vtlkit.checker.graphs.unfolding import EVENTS_LIMIT, FENCE, READ, RMW_WRITE, WRITE, Node, Unfolding
 from vtlkit.checker.program import Program
 
@@ -28,26 +28,38 @@ def explore(
     model: str = "sc",
     *,
     visit: Callable[[Execution], object] | None = None,
+    visit_asleep: Callable[[Execution], object] | None = None,
     progress: Callable[[Exploration], object] | None = None,
     deadlock_is_failure: bool = False,
     check_duplicates: bool = False,
     limit: int | None = None,
     events_limit: int = EVENTS_LIMIT,
+    keep_looking: int = 0,
+    into: Exploration | None = None,
 ) -> Exploration:
     """Explore all executions of a program under a model of `MODELS`.
 
-    `visit` sees each complete execution, which changes when it returns. The search ends early at the first failure: a
+    `visit` sees each complete execution, which changes when it returns; `visit_asleep` those that count as blocked
+    because of threads that may be left waiting. The search ends early at the first failure: a
     broken assertion, a race of plain accesses, with `deadlock_is_failure` a deadlock. It ends as INCOMPLETE behind
     `limit` executions, blocked ones included. `check_duplicates` remembers every graph, to test the search itself.
+
+    After the first failure up to `keep_looking` more graphs are taken to their ends, for one that fails with fewer
+    events; `Exploration.all_visited` says whether none was left. `into` is where the result is kept from the beginning,
+    for a caller who may interrupt the search.
 
     Raises ValueError for an unknown model, and Unbounded for a thread of more than `events_limit` events.
     """
     if model not in MODELS:
         raise ValueError(f"no memory model '{model}': there are {', '.join(MODELS)}")
     search = _Search(Unfolding(program, events_limit), MODELS[model])
-    search.visit, search.progress = visit, progress
+    search.visit, search.visit_asleep, search.progress = visit, visit_asleep, progress
     search.deadlock_is_failure, search.limit = deadlock_is_failure, limit
     search.keys = set() if check_duplicates else None
+    search.keep_looking = keep_looking
+    if into is not None:
+        into.model = model
+        search.result = into
     search.run()
     return search.result
 
@@ -59,15 +71,23 @@ class _Search:
         self.todo = [model(unfolding)]
         self.result = Exploration(model.name)
         self.visit: Callable[[Execution], object] | None = None
+        self.visit_asleep: Callable[[Execution], object] | None = None
         self.progress: Callable[[Exploration], object] | None = None
         self.deadlock_is_failure = False
         self.limit: int | None = None
         self.keys: set[tuple[object, ...]] | None = None
+        self.keep_looking = 0
 
     def run(self) -> None:
         todo = self.todo
-        while todo and self.result.verdict is Verdict.HOLDS:
+        result = self.result
+        while todo and result.verdict is Verdict.HOLDS:
             self._extend(todo.pop())
+        while todo and self.keep_looking and result.verdict is not Verdict.INCOMPLETE:
+            self.keep_looking -= 1
+            self._extend(todo.pop())
+        result.all_visited = not todo
+        result.frontier = len(todo)
 
     def _extend(self, graph: Graph) -> None:
         """Take one graph to its end, leaving every other way to go on the stack."""
@@ -87,7 +107,11 @@ class _Search:
                 following = graph if graph.admit(node) else None
             else:
                 self._fail(graph, Verdict.FAILS, str(getattr(node.op, "text", "")), node)
-                return
+                if not self.keep_looking:
+                    return
+                # The others go on: what they write may take this thread back.
+                graph.current[node.thread] = graph.unfolding.stopped(node)
+                following = graph
             if following is None:
                 return
             graph = following
@@ -176,6 +200,8 @@ class _Search:
                 result.deadlocks += 1
                 if self.deadlock_is_failure:
                     self._fail(graph, Verdict.DEADLOCKS, execution.deadlock_text())
+            elif self.visit_asleep is not None and execution.asleep:
+                self.visit_asleep(execution)
         else:
             result.executions += 1
             if self.visit is not None:
@@ -186,11 +212,19 @@ class _Search:
             self.keys.add(key)
         total = result.executions + result.blocked
         if self.progress is not None and not total % PROGRESS_EVERY:
+            result.frontier = len(self.todo)
             self.progress(result)
         if self.limit is not None and total >= self.limit and self.todo and result.verdict is Verdict.HOLDS:
             result.verdict = Verdict.INCOMPLETE
 
     def _fail(self, graph: Graph, verdict: Verdict, text: str, *culprits: Node) -> None:
-        self.result.verdict = verdict
-        self.result.text = text
-        self.result.counterexample = Execution(graph).steps(*culprits)
+        result = self.result
+        execution = Execution(graph)
+        steps = execution.steps(*culprits)
+        if result.failing is not None and result.failing.events <= len(steps):
+            return
+        result.verdict = verdict
+        result.text = text
+        result.counterexample = steps
+        # A graph that goes on is no longer this one.
+        result.failing = Failing(Execution(graph.copy()), culprits, len(steps))

@@ -194,6 +194,10 @@ class Unfolding:
                 return self._enter(child, node.results)
         return self._make(node.thread, node, (*node.results, node.old if node.kind == RMW_WRITE else result))
 
+    def stopped(self, node: Node) -> Node:
+        """In the place of a failure, for a search that goes on: the thread does nothing more."""
+        return self._enter(Node(self, node.thread, BLOCKED, Assume(False), node.parent), node.results)
+
     def _make(self, thread: int, parent: Node | None, results: tuple[Value, ...]) -> Node:
         op = self.program.next_op(thread, results)
         while isinstance(op, Assume) and op.holds:

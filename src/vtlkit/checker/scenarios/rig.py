@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Final
 
-from vtlkit.engine.api import Event, RamBlock
+from vtlkit.engine.api import EngineFactory, Event, RamBlock
 from vtlkit.engine.scripted import Guest, Handler, ScriptedEngine, ops
 from vtlkit.engine.scripted.core import Script as Script
 from vtlkit.engine.scripted.ops import Op
@@ -79,7 +79,7 @@ class Rig:
         """`prepare`: what has to be done to the VM before its first vCPU."""
         self.host: Host = host
         self._runnable = host
-        self.vm = Vm(host, Factory(programs, handlers or {}), "vm", vendor=vendor)
+        self.vm = Vm(host, self._factory(programs, handlers or {}), "vm", vendor=vendor)
         self.vm.enable_cap(Cap.NESTED, int(nested))
         prepare(self.vm)
         self.ram = RamBlock(RAM_SIZE)
@@ -91,6 +91,9 @@ class Rig:
         """A guest instruction that touches a shared word, and so lets others go first."""
         for _ in range(len(programs) if create is None else create):
             self.create_vcpu()
+
+    def _factory(self, programs: Sequence[Guest], handlers: Mapping[int, Handler]) -> EngineFactory:
+        return Factory(programs, handlers)
 
     def create_vcpu(self) -> Vcpu:
         """The vCPU of the next program."""
