@@ -201,8 +201,8 @@ class Loop(Engine):
             reason = self._resume()
             if reason is not None:
                 return reason
-        if self._pending is Pending.IO and (self._interrupt_window or self._nmi_window):
-            # The window may open right behind the access, and close again.
+        if self._pending is Pending.IO and (self._interrupt_window or self._nmi_window or self._flush):
+            # A window may open right behind the access, and close again; no instruction executes on old translations.
             reason = self._finish_access()
             if reason is not None:
                 return reason

@@ -20,10 +20,12 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from typing import Final
 
-from vtlkit.engine.api import Access
+from vtlkit.engine.api import PAGE_SIZE, Access
 from vtlkit.engine.devkvm import abi, syscalls
 from vtlkit.engine.memory_map import Kind, MemoryMap, Range
 
+_SCRATCH_GPA: Final = (1 << 36) - 2 * PAGE_SIZE
+"""Where a slot comes and goes: at the end of what every processor can address, and not where windows are."""
 _RW: Final = Access.READ | Access.WRITE
 
 
@@ -54,6 +56,7 @@ class GuestPhysicalMap(MemoryMap):
         self._reserved: list[tuple[int, int]] = []
         self.refused: int | None = None
         """Where there was to be memory that may not be executed, if nobody wants that emulated."""
+        self._scratch = 0
         self.slot_changes = 0
         """How often the kernel has been given or taken a slot."""
 
@@ -96,6 +99,14 @@ class GuestPhysicalMap(MemoryMap):
             syscalls.alias(item.block.address + item.offset + (gpa - item.gpa), size, address)
             if protection != syscalls.PROT_READ | syscalls.PROT_WRITE:
                 syscalls.protect(address, size, protection)
+
+    def drop_translations(self) -> None:
+        """Have a kernel that shadows the guest's page tables forget its shadows: it does when a slot goes."""
+        if not self._scratch:
+            self._scratch = syscalls.reserve(PAGE_SIZE)
+            self._reserved.append((self._scratch, PAGE_SIZE))
+        for size in (PAGE_SIZE, 0):
+            self._set_slot(self._slots_max - 1, _SCRATCH_GPA, size, self._scratch)
 
     def hold_back(self, gpa: int, size: int) -> None:
         """Let nothing be written to a range until `let_go`: not even by the kernel on the guest's behalf."""
@@ -141,7 +152,7 @@ class GuestPhysicalMap(MemoryMap):
             slot = self._free.pop()
         else:
             slot, self._next_slot = self._next_slot, self._next_slot + 1
-            if slot >= self._slots_max:
+            if slot >= self._slots_max - 1:
                 raise OSError(f"this KVM has {self._slots_max} memory slots, and the guest's memory needs more")
         self._set_slot(slot, gpa, end - gpa, address)
         index = bisect_right(self._edges, gpa)

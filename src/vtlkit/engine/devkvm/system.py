@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import struct
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from vtlkit.engine.api import EngineError
@@ -35,6 +36,7 @@ _WANTED: Final = {
     abi.CAP_TSC_CONTROL: ("KVM_CAP_TSC_CONTROL", "the guest's TSC runs at the host's frequency"),
     abi.CAP_DISABLE_QUIRKS2: ("KVM_CAP_DISABLE_QUIRKS2", "VMCALL and VMMCALL of the other vendor are patched"),
 }
+_NESTED_PAGING: Final = ("/sys/module/kvm_intel/parameters/ept", "/sys/module/kvm_amd/parameters/npt")
 _SYNC: Final = ("KVM_CAP_SYNC_REGS", "registers without a system call")
 
 
@@ -51,6 +53,8 @@ class Capabilities:
     xsave_size: int
     lacks: tuple[str, ...] = ()
     """What it lacks that the engine can do without, and what that costs: one line each."""
+    shadows: bool = False
+    """It shadows the guest's page tables, as neither EPT nor nested paging is there."""
     emulates_no_execute: bool = True
     """Memory that may be read, not executed, is emulated; else it ends the run. The user's choice."""
     cpuid: tuple[abi.CpuidEntry2, ...] = field(default=(), repr=False)
@@ -96,8 +100,16 @@ def examine(fd: int) -> Capabilities:
         quirks=max(_check(fd, abi.CAP_DISABLE_QUIRKS2), 0),
         xsave_size=max(_check(fd, abi.CAP_XSAVE2), 4096),
         lacks=tuple(f"{name}: {cost}" for cap, (name, cost) in _WANTED.items() if _check(fd, cap) <= 0),
+        shadows=not any(map(_is_on, _NESTED_PAGING)),
         cpuid=supported_cpuid(fd),
     )
+
+
+def _is_on(parameter: str) -> bool:
+    try:
+        return Path(parameter).read_text().strip() in ("Y", "1")
+    except OSError:
+        return False
 
 
 def supported_cpuid(fd: int) -> tuple[abi.CpuidEntry2, ...]:

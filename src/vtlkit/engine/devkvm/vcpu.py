@@ -174,8 +174,11 @@ class KernelVcpu:
     def flush_tlb(self) -> None:
         """Have the kernel drop what it has translated, by a CR3 that changes and changes back.
 
-        The page's system registers are taken over, too.
+        The page's system registers are taken over, too. A kernel that shadows page tables watches its own guest's
+        stores to them, and not those of other engines' guests.
         """
+        if self._capabilities.shadows:
+            self.map.drop_translations()
         live = self.live
         record = abi.SregsRecord.unpack_from(live.view, abi.RUN_SREGS)
         record.cr3 ^= 0x1000

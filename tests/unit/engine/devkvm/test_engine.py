@@ -14,7 +14,10 @@ from vtlkit.engine.api import Access, CpuidLeaf, EngineError, Intercept, RamBloc
 from vtlkit.engine.devkvm import DevKvmFactory
 from vtlkit.engine.devkvm.engine import DevKvmEngine
 from vtlkit.engine.probe import HLT, flat
+from vtlkit.testing.assembler import Mem
+from vtlkit.testing.guest_builder import FREE, Guest
 from vtlkit.x86.cpuid import CPUID_1_ECX_HYPERVISOR
+from vtlkit.x86.paging import PTE_P, PTE_U, PTE_W
 
 KICKS = 10_000
 PATIENCE_S = 60.0
@@ -166,6 +169,24 @@ def test_a_parked_access_goes_on_where_a_device_appears(factory: DevKvmFactory) 
     engine.map_device(0x100000, 4096, lambda _o, _s: 0, lambda *written: seen.append(written))
     assert isinstance(engine.run(None), api.Hlt)
     assert seen == [(0, 4, 0x11223344)]
+
+
+def test_a_flush_sees_page_tables_that_others_changed(factory: DevKvmFactory) -> None:
+    """Another engine's guest stores to tables that are in use here; the kernel hears nothing of that."""
+    guest = Guest(factory.create("vcpu"))
+    engine = guest.engine
+    a = guest.assembler()
+    a.mov("eax", Mem(None, FREE))
+    a.hlt()
+    guest.put(FREE, 4, 1)
+    guest.put(FREE + 4096, 4, 2)
+    for page, value in ((FREE, 1), (FREE + 4096, 2), (FREE, 1)):
+        guest.map_page(FREE, page | PTE_P | PTE_W | PTE_U)
+        engine.flush_tlb()
+        guest.long_mode(cpl=3)
+        guest.load(a)
+        assert isinstance(engine.run(None), api.Hlt)
+        assert engine.regs.rax == value
 
 
 def test_what_kvm_cannot_intercept_is_refused(factory: DevKvmFactory) -> None:
