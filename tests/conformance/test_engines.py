@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conformance import devkvm_here
+from vtlkit.engine.devkvm import DevKvmFactory
 from vtlkit.engine.scripted import ScriptedFactory
 from vtlkit.engine.unicorn import UnicornFactory
 from vtlkit.testing import engine_conformance
@@ -42,6 +44,12 @@ ENGINES = [
         frozenset({Need.COUNTS}),
         start_thread=_start_thread,
     ),
+    EngineUnderTest(
+        "kvm",
+        DevKvmFactory,
+        frozenset({Need.COUNTS, Need.CPUID, Need.INTERCEPTS, Need.USER_HYPERCALL}),
+        start_thread=_start_thread,
+    ),
     EngineUnderTest("scripted", lambda: ScriptedFactory({}), frozenset({Need.MACHINE_CODE, Need.THREADS})),
 ]
 
@@ -50,9 +58,23 @@ ENGINES = [
 @pytest.mark.parametrize("under_test", ENGINES, ids=lambda under_test: under_test.name)
 def test_conforms(under_test: EngineUnderTest, case: Case) -> None:
     reason = under_test.why_not(case)
+    known = None
+    if reason is None and under_test.name == "kvm":
+        reason = devkvm_here.why_not()
+        known = None if reason else devkvm_here.differences().get(case.name)
     if reason is not None:
         pytest.skip(reason)
-    case.run(under_test)
+    try:
+        case.run(under_test)
+    except AssertionError:
+        if known is None:
+            raise
+        pytest.xfail(known)
+
+
+def test_every_difference_is_a_case() -> None:
+    names = {case.name for case in CASES}
+    assert set(devkvm_here.EVERY_KVM | devkvm_here.SHADOW_PAGING | devkvm_here.EMULATED_KERNEL_MODE) <= names
 
 
 def test_no_module_of_cases_is_forgotten() -> None:

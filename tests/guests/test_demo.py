@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from tests.conformance import devkvm_here
 from vtlkit import guests
+from vtlkit.engine.api import EngineFactory
+from vtlkit.engine.devkvm import DevKvmFactory
 from vtlkit.engine.unicorn import UnicornFactory
 from vtlkit.host.api import RunnableHost
 from vtlkit.host.sim import Simulator
@@ -45,9 +48,10 @@ def run_on(
     image: str = "demo",
     realtime: bool = False,
     timeout_ns: int | None = None,
+    kvm: bool = False,
 ) -> Run:
     console = bytearray()
-    engines = UnicornFactory(counting=not realtime, threaded=realtime)
+    engines: EngineFactory = DevKvmFactory() if kvm else UnicornFactory(counting=not realtime, threaded=realtime)
     try:
         machine = Machine(config, host, engines, console.extend)
         machine.load(guests.path(image))
@@ -206,3 +210,12 @@ def test_on_threads_in_real_time(cpus: int, attempt: int) -> None:
         run = run_on(host, MachineConfig(cpus=cpus, memory=MEMORY), realtime=True, timeout_ns=60_000_000_000)
     check_story(run, cpus)
     assert run.result.instructions is None
+
+
+@pytest.mark.parametrize("cpus", [1, 2, 4])
+def test_on_kvm(cpus: int) -> None:
+    if (reason := devkvm_here.why_not()) is not None:
+        pytest.skip(reason)
+    with ThreadHost() as host:
+        run = run_on(host, MachineConfig(cpus=cpus, memory=MEMORY), kvm=True, timeout_ns=60_000_000_000)
+    check_story(run, cpus)

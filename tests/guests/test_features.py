@@ -8,9 +8,14 @@ from typing import Final
 
 import pytest
 
+from tests.conformance import devkvm_here
 from tests.guests import feature_images
+from vtlkit.engine.api import EngineFactory
+from vtlkit.engine.devkvm import DevKvmFactory
 from vtlkit.engine.unicorn import UnicornFactory
+from vtlkit.host.api import RunnableHost
 from vtlkit.host.sim import Simulator
+from vtlkit.host.threads import ThreadHost
 from vtlkit.vmm.config import MachineConfig
 from vtlkit.vmm.devices.debugexit import exit_status
 from vtlkit.vmm.machine import Machine, Outcome, RunResult
@@ -111,18 +116,56 @@ def test_l2_under_vmx(images: Path) -> None:
     assert result.exits["preemption_timer"] > 0
 
 
+NO_EXIT: Final = "KVM has no exit for what VTL1 wants to hear of, and says so to it"
+NOT_ON_KVM: Final = {
+    "guest_idle": "the interrupt that starts the work of its other processor may come late, and then ends the idling",
+    "hypercall_caller": "the hypercall's instruction is an OUT, which at CPL 3 is #GP and no #UD",
+    "intercept_cpuid": NO_EXIT,
+    "intercept_exception": NO_EXIT,
+    "intercept_io": NO_EXIT,
+    "intercept_registers": NO_EXIT,
+    "nested": NO_EXIT,
+}
+NOT_EMULATED: Final = {
+    "intercept_msr": "this KVM offers no RDTSCP, and so no TSC_AUX",
+    "npiep": "this KVM executes user mode with the host's UMIP",
+}
+"""Where KVM emulates kernel mode."""
+
+
+@pytest.mark.parametrize("name", feature_images.names())
+def test_feature_on_kvm(images: Path, name: str) -> None:
+    if (reason := devkvm_here.why_not()) is not None:
+        pytest.skip(reason)
+    if (reason := NOT_ON_KVM.get(name)) is not None:
+        pytest.skip(reason)
+    if devkvm_here.emulates_kernel_mode() and (reason := NOT_EMULATED.get(name)) is not None:
+        pytest.skip(reason)
+    engines = DevKvmFactory()
+    try:
+        with ThreadHost() as host:
+            run_on(images, name, MachineConfig(cpus=2, memory=MEMORY, vtls=16), host, engines)
+    finally:
+        engines.close()
+
+
 def run(images: Path, name: str, config: MachineConfig) -> RunResult:
-    """Run a feature test: every line that it says must be a PASS."""
-    console = bytearray()
+    """Run a feature test on the embedded engine: every line that it says must be a PASS."""
     engines = UnicornFactory()
     host = Simulator()
     try:
-        machine = Machine(config, host, engines, console.extend)
-        machine.load(images / f"{name}.elf")
-        result = machine.run(VIRTUAL_TIMEOUT_NS)
+        return run_on(images, name, config, host, engines)
     finally:
         host.stop()
         engines.close()
+
+
+def run_on(images: Path, name: str, config: MachineConfig, host: RunnableHost, engines: EngineFactory) -> RunResult:
+    """Run a feature test: every line that it says must be a PASS."""
+    console = bytearray()
+    machine = Machine(config, host, engines, console.extend)
+    machine.load(images / f"{name}.elf")
+    result = machine.run(VIRTUAL_TIMEOUT_NS)
     text = console.decode(errors="replace")
     story = f"{result.message}\n{result.crash}\n{text}"
     assert (result.outcome, result.status) == ENDINGS.get(name, GOOD), story

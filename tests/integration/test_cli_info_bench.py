@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import vtlkit
+from tests.conformance import devkvm_here
 from tests.integration import cli_rig
 from vtlkit.cli.info import describe_kvm, kvm_answers
 from vtlkit.cli.main import main
@@ -21,7 +22,12 @@ def test_info_says_what_can_run_here() -> None:
     text = done.console.decode()
     assert f"vtlkit    {vtlkit.__version__}" in text
     assert "unicorn  usable: Unicorn 2.1" in text
-    assert "kvm      not usable: not implemented yet" in text
+    kvm = next(line for line in text.splitlines() if line.startswith("  kvm  "))
+    if (reason := devkvm_here.why_not()) is None:
+        assert "usable: " in kvm
+        assert "million instructions a second" in kvm
+    else:
+        assert kvm == f"  kvm      not usable: {reason}"
     for feature in ("hv-vpindex", "hv-stimer-direct", "hv-spinlocks"):
         assert f"\n  {feature} " in text
 
@@ -30,7 +36,8 @@ def test_info_as_json() -> None:
     done = cli_rig.vtlkit("info", "--json")
     data = json.loads(done.console)
     assert data["versions"]["vtlkit"] == vtlkit.__version__
-    assert {engine["name"]: engine["usable"] for engine in data["engines"]} == {"unicorn": True, "kvm": False}
+    usable = {engine["name"]: engine["usable"] for engine in data["engines"]}
+    assert usable == {"unicorn": True, "kvm": devkvm_here.why_not() is None}
     assert sorted(data["guests"]) == ["bench", "demo", "vtls3"]
     assert all(Path(path).is_file() for path in data["guests"].values())
     assert data["host"]["cores"] >= 1

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conformance import devkvm_here
 from tests.integration import cli_rig
 from tests.integration.cli_rig import run
 from vtlkit.cli import compose, designs
@@ -225,3 +226,13 @@ def test_a_full_output_of_the_other_commands_is_said(words: list[str]) -> None:
         )
     assert done.returncode == 74
     assert done.stderr.decode().splitlines() == ["vtlkit: standard output: No space left on device"]
+
+
+def test_on_kvm() -> None:
+    """In real time without being asked; the guest's output is the same."""
+    if (reason := devkvm_here.why_not()) is not None:
+        pytest.skip(reason)
+    done = cli_rig.run("demo", "--cpus", "2", "--engine", "kvm")
+    assert done.status == 0, done.errors
+    assert done.console.decode().splitlines()[-1].endswith("done")
+    assert "since the start" in done.errors

@@ -53,7 +53,7 @@ NONDETERMINISM = {
     "time": ("host", "cli"),
     "random": ("host",),
     "secrets": ("host",),
-    "threading": ("host", "engine.unicorn"),
+    "threading": ("host", "engine.unicorn", "engine.devkvm"),
     "_thread": ("host", "engine.unicorn"),
     "os.urandom": ("host",),
     "os.getrandom": ("host",),

@@ -1,7 +1,8 @@
 """The composition root: which host and which engine a machine gets, from what the command line asks.
 
 Deterministic (the default): the simulator, and an engine that counts instructions; a run is a function of the guest and
-the seed. Real time: a thread per virtual processor, the machine's own clock, and an engine that counts nothing.
+the seed. Real time: a thread per virtual processor, the machine's own clock, and an engine that counts nothing. On
+/dev/kvm there is no other.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -53,6 +54,18 @@ VendorOption = Annotated[
 """`--vendor`."""
 
 
+NO_EXECUTE: Final = ("emulate", "refuse")
+NoExecuteOption = Annotated[
+    str,
+    typer.Option(
+        parser=word_parser(NO_EXECUTE),
+        metavar="|".join(NO_EXECUTE),
+        help="On /dev/kvm, memory that may be read and not executed: emulate its accesses, or end the run.",
+    ),
+]
+"""`--no-execute`."""
+
+
 class CannotCompose(Exception):
     """The machine asked for cannot be had here. One line: why, and what to do."""
 
@@ -64,17 +77,26 @@ class Mode:
     engine: EngineChoice = EngineChoice.AUTO
     realtime: bool = False
     seed: int | None = None
+    no_execute: str = "emulate"
 
     def check(self) -> None:
         """Raise `CannotCompose` for what is not to be had, before anything is made."""
-        if self.engine is EngineChoice.KVM:
-            raise CannotCompose("engine kvm is not implemented yet; use --engine unicorn")
+        if self.engine is EngineChoice.KVM and self.seed is not None:
+            raise CannotCompose(
+                "a seed cannot reproduce a run on --engine kvm, which is in real time: "
+                "leave out --seed, or use --engine unicorn"
+            )
         if self.realtime and self.seed is not None:
             raise CannotCompose("a seed cannot reproduce a run in real time: leave out --seed or --realtime")
 
+    @property
+    def real(self) -> bool:
+        """Whether it is in real time: a processor that nobody counts the instructions of knows no other."""
+        return self.realtime or self.engine is EngineChoice.KVM
+
     def reproduce(self) -> str:
         """What to tell a user who wants to see the same run again; empty where that cannot be had."""
-        if self.realtime:
+        if self.real:
             return ""
         return "reproduce with: the same command" if self.seed is None else f"reproduce with: --seed {self.seed}"
 
@@ -92,6 +114,10 @@ def composed(
     from vtlkit.vmm.machine import Machine
 
     mode.check()
+    if config.nested:
+        if mode.engine is EngineChoice.KVM:
+            raise CannotCompose("--nested needs an engine that exits where L1 wants it: use --engine unicorn")
+        mode = replace(mode, engine=EngineChoice.UNICORN)
     try:
         engines = make_engines(mode)
     except EngineError as error:
@@ -109,14 +135,24 @@ def composed(
 
 def make_engines(mode: Mode) -> EngineFactory:
     """The engine factory of a mode. Raises EngineError where the engine cannot be used."""
+    if mode.engine is EngineChoice.KVM or (mode.engine is EngineChoice.AUTO and mode.realtime and _kvm_preferred()):
+        from vtlkit.engine.devkvm import DevKvmFactory
+
+        return DevKvmFactory(emulate_no_execute=mode.no_execute == "emulate")
     from vtlkit.engine.unicorn import UnicornFactory
 
-    return UnicornFactory(counting=not mode.realtime, threaded=mode.realtime)
+    return UnicornFactory(counting=not mode.real, threaded=mode.real)
+
+
+def _kvm_preferred() -> bool:
+    from vtlkit.cli.engine_choice import judge_kvm
+
+    return judge_kvm().preferred
 
 
 @contextmanager
 def _host(mode: Mode) -> Iterator[RunnableHost]:
-    if mode.realtime:
+    if mode.real:
         from vtlkit.host.threads import ThreadHost
 
         with ThreadHost() as threads:

@@ -116,9 +116,16 @@ def unicorn_state() -> EngineState:
     return EngineState("unicorn", True, f"Unicorn {major}.{minor}, self-check passed")
 
 
-def kvm_state(device: str = KVM_DEVICE) -> EngineState:
-    """Not usable whatever the device says; but what it says is what a user will want to know first."""
-    return EngineState("kvm", False, f"not implemented yet ({describe_kvm(device)})")
+def kvm_state() -> EngineState:
+    """Whether /dev/kvm can be used, and what `--engine auto` thinks of it, which takes a few milliseconds."""
+    from vtlkit.cli.engine_choice import judge_kvm
+
+    verdict = judge_kvm()
+    if not verdict.usable:
+        return EngineState("kvm", False, verdict.reason)
+    choice = "chosen by --realtime" if verdict.preferred else "with --engine kvm only"
+    lacks = f"; lacks {', '.join(verdict.lacks)}" if verdict.lacks else ""
+    return EngineState("kvm", True, f"{choice}: {verdict.reason}{lacks}")
 
 
 def kvm_answers(device: str) -> bool:

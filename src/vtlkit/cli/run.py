@@ -14,7 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from vtlkit.cli import run_options as options
-from vtlkit.cli.compose import VENDORS, CannotCompose, EngineChoice, EngineOption, Mode, VendorOption, composed
+from vtlkit.cli.compose import (
+    NO_EXECUTE,
+    VENDORS,
+    CannotCompose,
+    EngineChoice,
+    EngineOption,
+    Mode,
+    NoExecuteOption,
+    VendorOption,
+    composed,
+)
 from vtlkit.cli.console import GuestOutput
 from vtlkit.cli.designs import FlushInhibitOption, VtlWaitOption
 from vtlkit.cli.hv_features import HvOption, parse_hv
@@ -46,6 +56,7 @@ def run(
     initrd: options.Initrd = "",
     seed: options.Seed = None,
     realtime: options.Realtime = False,
+    no_execute: NoExecuteOption = NO_EXECUTE[0],
     timeout: options.Timeout = None,
     vtl_wait: VtlWaitOption = "poll",
     halt_poll: options.HaltPoll = 0,
@@ -77,7 +88,7 @@ def run(
         tlb_flush_inhibit=FlushInhibitDesign(tlb_flush_inhibit),
         nested=nested,
     )
-    mode = Mode(engine, realtime, seed)
+    mode = Mode(engine, realtime, seed, no_execute)
     path = find_guest(guest)
     report = _open_report(json_file)
     try:
@@ -160,7 +171,7 @@ def _run(
     status = _status(result, output, interruption)
     _explain(result, output, timeout, mode)
     failure = "" if output.error is None else os.strerror(output.error.errno or 0)
-    summary = Summary(result, status, wall, mode.realtime, mode.seed, failure)
+    summary = Summary(result, status, wall, mode.real, mode.seed, failure)
     if people is not None:
         print(summary.to_text(), file=people)
     if report is not None:

@@ -52,6 +52,7 @@ from vtlkit.engine.intercepts import (
     RegisterIntercepts,
     touches_port,
 )
+from vtlkit.engine.processor import CpuidLeaf, Processor, own_tsc_khz
 from vtlkit.engine.ram import PAGE_SIZE, Access, RamBlock
 from vtlkit.x86.registers import RFLAGS_IF, Sregs
 
@@ -62,6 +63,7 @@ __all__ = [
     "Access",
     "ControlRegister",
     "Cpuid",
+    "CpuidLeaf",
     "Engine",
     "EngineError",
     "EngineFactory",
@@ -98,6 +100,7 @@ __all__ = [
     "Sregs",
     "Wrmsr",
     "instructions_in",
+    "own_tsc_khz",
     "touches_port",
 ]
 
@@ -134,7 +137,7 @@ MmioWrite8 = Callable[[int, int, int], None]
 """(offset, size in bytes, value)"""
 
 
-class Engine(ABC):
+class Engine(Processor, ABC):
     """One CPU. Register and memory calls are for a stopped vCPU: between two calls of `run`."""
 
     regs: RegisterFile

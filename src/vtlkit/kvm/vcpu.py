@@ -115,6 +115,7 @@ class Vcpu(VcpuTime, VcpuState):
         self.hv: HvVcpu = HvVcpu(self, number, self.namespace.hv)
         self.section: KernelSection | None = self.hv.hv_vm.flush_inhibits.section()
         self.apic.on_eoi = self.hv.on_eoi
+        engine.share_task_priority(self.apic.get_tpr, self.apic.set_tpr)
         self.apic.trace = self.trace
         self.msrs = Msrs(self)
         self.devices: VcpuDevices = VcpuDevices(self)
@@ -286,6 +287,7 @@ class Vcpu(VcpuTime, VcpuState):
         self.make_request(Req.EVENT)
 
     def apic_base_changed(self, old: int, new: int) -> None:
+        self.engine.set_apic_base(new)
         enabled = new & APICBASE_ENABLE and not new & X2APIC_ENABLE
         page = new & APICBASE_BASE if enabled else None
         for changed in self.devices.move_apic(page):

@@ -6,8 +6,10 @@ or holds its mutex.
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from typing import TYPE_CHECKING, Final
 
+from vtlkit.engine.api import CpuidLeaf
 from vtlkit.kvm.cpuid import CpuidEntry, CpuidTable
 from vtlkit.kvm.errors import require_boundary
 from vtlkit.kvm.events import PENDING_SIPI, EventQueue
@@ -92,6 +94,8 @@ class VcpuState:
 
     def set_cpuid2(self, entries: list[CpuidEntry]) -> None:
         """KVM_SET_CPUID2."""
+        told = self.engine.set_cpuid([CpuidLeaf(*astuple(entry)) for entry in entries])
+        entries = [CpuidEntry(*leaf) for leaf in told]
         self.cpuid = CpuidTable(entries)
         leaves = [(entry.function, entry.eax, entry.ebx, entry.ecx, entry.edx) for entry in entries]
         self.hv.set_cpuid(leaf for leaf in leaves if leaf[0] >> 28 == _HYPERVISOR_LEAVES)

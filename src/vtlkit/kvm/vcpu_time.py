@@ -26,8 +26,8 @@ class VcpuTime:
     engine: Engine
     hv: HvVcpu
     trace: VcpuTrace | None
-    tsc_offset: int
     tsc_adjust: int
+    _tsc_offset: int
     clock_mark: int
     """Instructions already accounted to the host's clock."""
 
@@ -48,12 +48,32 @@ class VcpuTime:
             self.hv.account_guest_time(spent)
         self.host.consume_ns(spent + exits * self.vm.ns_per_exit)
 
+    @property
+    def tsc_offset(self) -> int:
+        """What the guest's time-stamp counter has more than the host's, modulo 2**64."""
+        return self._tsc_offset
+
+    @tsc_offset.setter
+    def tsc_offset(self, value: int) -> None:
+        own = self.engine.read_tsc()
+        if own is not None:
+            self.engine.set_tsc((own + value - self._tsc_offset) & _U64)
+        self._tsc_offset = value
+        if own is None:
+            self.engine.set_tsc(self.guest_tsc())
+
     def guest_tsc(self) -> int:
         """The guest's time-stamp counter."""
-        return (self.vm.tsc_at(self.host.now_ns()) + self.tsc_offset) & _U64
+        own = self.engine.read_tsc()
+        return (self.vm.tsc_at(self.host.now_ns()) + self._tsc_offset) & _U64 if own is None else own
 
     def tsc_to_ns(self, guest_tsc: int) -> int:
         """The host time at which the guest's TSC reads `guest_tsc`, rounded up."""
+        own = self.engine.read_tsc()
+        if own is not None:
+            # The processor's counter and the host's clock drift apart: count from the present.
+            ahead = (guest_tsc - own) & _U64
+            return self.host.now_ns() + (0 if ahead >> 63 else -(-ahead * 1_000_000 // self.vm.tsc_khz))
         cycles = (guest_tsc - self.tsc_offset) & _U64
         if cycles >> 63:
             return 0

@@ -9,7 +9,7 @@ import errno
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Final
 
-from vtlkit.engine.api import Engine, EngineFactory
+from vtlkit.engine.api import Engine, EngineFactory, own_tsc_khz
 from vtlkit.host.api import Host, LockRank
 from vtlkit.kvm.caps import enable_cap
 from vtlkit.kvm.cpuid import CpuidEntry, supported
@@ -88,7 +88,7 @@ class Vm(VmMemory):
         self.hv: HvVm = HvVm(self)
         self.namespaces: ApicNamespaces = ApicNamespaces(self)
         """`bus` and `hv` are those of group 0."""
-        self.tsc_khz: int = TSC_KHZ
+        self.tsc_khz: int = own_tsc_khz(engines) or TSC_KHZ
         self.tsc_offset: int = 0
         """What vCPUs that are created or reset add to the host's TSC: all read the same (`kvm_synchronize_tsc`)."""
         self.ns_per_instruction: int = NS_PER_INSTRUCTION

@@ -115,6 +115,24 @@ def descriptor(base: int, limit: int, attributes: int) -> int:
     )
 
 
+class GuestAssembler(Assembler):
+    """CPUID and VMMCALL are the instructions by which this engine's guest is left on purpose; where the processor
+    answers CPUID by itself, both are the hypercall's."""
+
+    def __init__(self, bits: int, base: int, engine: Engine) -> None:
+        super().__init__(bits, base)
+        self._engine = engine
+
+    def vmmcall(self) -> None:
+        self.raw(self._engine.hypercall_instruction)
+
+    def cpuid(self) -> None:
+        if self._engine.cpuid_exits:
+            self.raw(b"\x0f\xa2")
+        else:
+            self.vmmcall()
+
+
 class Guest:
     """RAM at guest-physical 0 of one engine, and the modes it can be put in."""
 
@@ -278,9 +296,9 @@ class Guest:
 
     # --- code -----------------------------------------------------------------------------------------------------
 
-    def assembler(self, bits: int = 64, base: int | None = None) -> Assembler:
+    def assembler(self, bits: int = 64, base: int | None = None) -> GuestAssembler:
         """For code that starts where the mode setters let RIP point: CODE, or offset 0 in 16-bit modes."""
-        return Assembler(bits, base if base is not None else (0 if bits == 16 else CODE))
+        return GuestAssembler(bits, base if base is not None else (0 if bits == 16 else CODE), self.engine)
 
     def load(self, assembler: Assembler, at: int | None = None) -> None:
         """Put code where it was assembled for (`at`: its linear address; 16-bit code goes to CODE)."""

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
-from vtlkit.cli.compose import Mode, composed
+from vtlkit.cli.compose import EngineChoice, Mode, composed
 
 SHORT: Final = 2
 """Turns of the loop in the shorter run."""
@@ -26,6 +26,7 @@ class GuestLoop:
     realtime: bool = False
     cpus: int = 1
     vendor: str = "svm"
+    engine: EngineChoice = EngineChoice.UNICORN
 
     def seconds(self, iterations: int) -> float:
         """What a machine takes from its start to the guest's power-off; making the machine is left out."""
@@ -39,7 +40,7 @@ class GuestLoop:
 
         config = MachineConfig(cpus=self.cpus, memory=_MEMORY, append=f"{self.word} {iterations}", vendor=self.vendor)
         printed = bytearray()
-        with composed(Mode(realtime=self.realtime), config, printed.extend) as machine:
+        with composed(Mode(self.engine, self.realtime), config, printed.extend) as machine:
             machine.load(guests.path("bench"))
             begin = time.perf_counter()
             result = machine.run()

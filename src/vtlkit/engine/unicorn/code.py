@@ -15,8 +15,8 @@ from vtlkit.engine.api import (
     MemoryFault,
     RamBlock,
 )
+from vtlkit.engine.decode import MAX_LENGTH, Decoded, decode, length
 from vtlkit.engine.unicorn.codepages import TranslatedCode
-from vtlkit.engine.unicorn.decode import MAX_LENGTH, Decoded, decode, length
 from vtlkit.engine.unicorn.delivery import CS
 from vtlkit.engine.unicorn.instance import Instance
 from vtlkit.engine.unicorn.linear import GuestFault, PhysicalFault

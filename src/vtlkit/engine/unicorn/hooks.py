@@ -33,6 +33,7 @@ from vtlkit.engine.api import (
     Shutdown,
     Wrmsr,
 )
+from vtlkit.engine.decode import MAX_LENGTH, decode
 from vtlkit.engine.unicorn import binding
 from vtlkit.engine.unicorn.binding import (
     EdgeCallback,
@@ -47,7 +48,6 @@ from vtlkit.engine.unicorn.binding import (
 )
 from vtlkit.engine.unicorn.code import UndefinedInstruction
 from vtlkit.engine.unicorn.controls import mnemonic_of
-from vtlkit.engine.unicorn.decode import MAX_LENGTH, decode
 from vtlkit.engine.unicorn.fast_calls import syscall, sysenter
 from vtlkit.engine.unicorn.io import InputOutput
 from vtlkit.engine.unicorn.linear import GuestFault, PhysicalFault

@@ -25,7 +25,7 @@ from vtlkit.engine.api import (
     PortOut,
     touches_port,
 )
-from vtlkit.engine.unicorn.decode import MAX_LENGTH, string_io
+from vtlkit.engine.decode import MAX_LENGTH, string_io
 from vtlkit.engine.unicorn.linear import GuestFault, PhysicalFault
 from vtlkit.engine.unicorn.memory import Kind
 from vtlkit.engine.unicorn.state import (

@@ -10,7 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from vtlkit.engine.api import Event, EventType, MemoryFault
-from vtlkit.engine.unicorn.decode import MAX_LENGTH
+from vtlkit.engine.decode import MAX_LENGTH
 from vtlkit.engine.unicorn.linear import GuestFault, PhysicalFault
 from vtlkit.engine.unicorn.state import HF_CS64
 from vtlkit.x86.exceptions import Vector

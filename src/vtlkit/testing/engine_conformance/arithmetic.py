@@ -114,7 +114,7 @@ def flags_at_an_exit(bench: Bench) -> None:
                     old = (x ^ y) & 1
                     engine.regs.rip, engine.regs.rax, engine.regs.rbx = at, x, y
                     engine.rflags = RFLAGS_FIXED | old
-                    assert isinstance(engine.run(10), api.Cpuid)
+                    assert isinstance(engine.run(10), bench.marker)
                     got, wanted = engine.rflags & mask, model(x, y, old, bits) & mask
                     assert got == wanted, (name, size, hex(x), hex(y), old, hex(got), hex(wanted))
             at += 16
@@ -194,7 +194,7 @@ def flags_are_kept_over_exits(bench: Bench) -> None:
             engine.rflags = RFLAGS_FIXED | flags
             assert engine.rflags == RFLAGS_FIXED | flags
             for _ in range(2):
-                assert isinstance(engine.run(1000), api.Cpuid)
+                assert isinstance(engine.run(1000), bench.marker)
                 assert engine.regs.rdx == engine.rflags == RFLAGS_FIXED | flags, hex(engine.regs.rdx)
                 engine.skip(2)
 

@@ -29,7 +29,7 @@ def _exits_and_skips(running: Running, index: int, kind: type[api.Instruction]) 
     return reason
 
 
-@case()
+@case(Need.INTERCEPTS)
 def instructions_that_always_exit(bench: Bench) -> None:
     """CPUID, the hypercall, HLT and instructions of no special kind."""
     program: list[tuple[Op, type[api.Instruction]]] = [
@@ -59,7 +59,7 @@ def results_are_the_hypervisors(bench: Bench) -> None:
     assert running.run(api.PortOut).value == 0x1234_5678
 
 
-@case()
+@case(Need.INTERCEPTS)
 def optional_intercepts(bench: Bench) -> None:
     """PAUSE, RDTSC and control registers exit when asked for, and only then."""
     program: list[tuple[Op, type[api.Instruction]]] = [
@@ -84,7 +84,7 @@ def optional_intercepts(bench: Bench) -> None:
     free.run_at(api.Hlt, free.at(4))
 
 
-@case()
+@case(Need.INTERCEPTS)
 def task_priority_always_exits(bench: Bench) -> None:
     """CR8 belongs to the hypervisor's local APIC."""
     running = bench.start(ops.MovFromCr(8), ops.MovToCr(8))
@@ -142,7 +142,7 @@ def every_other_msr_exits(bench: Bench) -> None:
             assert guest.engine.regs.rcx == index
 
 
-@case()
+@case(Need.INTERCEPTS)
 def intercepted_exceptions(bench: Bench) -> None:
     """An intercepted exception exits undelivered, another one reaches its handler."""
     running = bench.start(ops.Fault(Vector.UD), handlers={Vector.UD: [ops.Hlt()]})
@@ -154,7 +154,7 @@ def intercepted_exceptions(bench: Bench) -> None:
     running.run_at(api.Hlt, running.handler_at(Vector.UD))
 
 
-@case(Need.MACHINE_CODE)
+@case(Need.MACHINE_CODE, Need.INTERCEPTS)
 def intercepted_breakpoints_and_page_faults(bench: Bench) -> None:
     """INT3 exits with RIP at it; a page fault with its address and error code, and CR2 as the guest left it is not the
     exit's business."""
@@ -177,7 +177,7 @@ def intercepted_breakpoints_and_page_faults(bench: Bench) -> None:
     assert (reason.vector, reason.error_code, reason.address) == (Vector.PF, 2, 0x123450000)
 
 
-@case(Need.MACHINE_CODE)
+@case(Need.MACHINE_CODE, Need.INTERCEPTS)
 def operands_of_control_and_debug_registers(bench: Bench) -> None:
     """The register pair is decoded, REX prefixes included."""
     guest = bench.guest()
@@ -207,7 +207,7 @@ def operands_of_control_and_debug_registers(bench: Bench) -> None:
         guest.engine.skip(reason.length)
 
 
-@case(Need.MACHINE_CODE)
+@case(Need.MACHINE_CODE, Need.INTERCEPTS)
 def descriptor_tables_and_friends(bench: Bench) -> None:
     """Intercepts by name: descriptor table loads and stores, INVLPG, IRET, XSETBV, RDTSCP."""
     guest = bench.guest()
@@ -250,7 +250,7 @@ def descriptor_tables_and_friends(bench: Bench) -> None:
     assert (last.with_aux, last.length) == (True, 3)
 
 
-@case(Need.MACHINE_CODE)
+@case(Need.MACHINE_CODE, Need.INTERCEPTS)
 def prefixed_instructions_exit_with_their_length(bench: Bench) -> None:
     """And the same address with other code in it has the new code's length."""
     guest = bench.guest()
@@ -288,7 +288,7 @@ def skip_traps_if_single_stepping(bench: Bench) -> None:
     for expected in (a.base + 1, a.base + 3, a.base + 4):
         engine.rflags |= RFLAGS_TF
         reason = engine.run(10)
-        if isinstance(reason, api.Cpuid):
+        if isinstance(reason, bench.marker):
             engine.skip(2)
             reason = engine.run(10)
         assert isinstance(reason, api.Hlt)

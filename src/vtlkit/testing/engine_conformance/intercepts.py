@@ -169,7 +169,7 @@ def a_refused_port_is_not_intercepted(bench: Bench) -> None:
         assert guest.engine.regs.rip == a.at("access")
 
 
-@case(Need.MACHINE_CODE)
+@case(Need.MACHINE_CODE, Need.INTERCEPTS)
 def each_descriptor_table_by_itself(bench: Bench) -> None:
     for flag, name in (
         (Intercept.GDTR_WRITE, "lgdt"),
@@ -205,7 +205,7 @@ def each_descriptor_table_by_itself(bench: Bench) -> None:
         assert isinstance(guest.engine.run(100), api.Hlt)
 
 
-@case(Need.MACHINE_CODE)
+@case(Need.MACHINE_CODE, Need.INTERCEPTS)
 def xsetbv(bench: Bench) -> None:
     """Exits where it is permitted at all, whatever it would write; without the intercept it is executed."""
     guest = bench.guest()
@@ -238,7 +238,7 @@ def xsetbv(bench: Bench) -> None:
     assert engine.xcr0 == 3
 
 
-@case(Need.MACHINE_CODE)
+@case(Need.MACHINE_CODE, Need.INTERCEPTS)
 def an_intercepted_page_fault_leaves_cr2(bench: Bench) -> None:
     """Loads, stores, fetches, and faults of delivery; without the intercept CR2 has the address."""
     instructions: tuple[tuple[Callable[[Assembler], None], int], ...] = (
@@ -277,7 +277,7 @@ def an_intercepted_page_fault_leaves_cr2(bench: Bench) -> None:
             assert engine.get_sregs().cr2 == address
 
 
-@case(Need.MACHINE_CODE)
+@case(Need.MACHINE_CODE, Need.INTERCEPTS)
 def a_fault_of_delivery_is_intercepted_with_the_event(bench: Bench) -> None:
     guest = bench.guest()
     guest.long_mode()
@@ -311,7 +311,7 @@ def reads_that_are_free_at_first_can_be_intercepted(bench: Bench) -> None:
     assert engine.regs.rax == _OPENED
 
 
-@case(Need.MACHINE_CODE)
+@case(Need.MACHINE_CODE, Need.INTERCEPTS)
 def software_exceptions_are_at_the_instruction(bench: Bench) -> None:
     guest = bench.guest()
     guest.long_mode()

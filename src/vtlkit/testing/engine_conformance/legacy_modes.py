@@ -58,7 +58,7 @@ def real_mode(bench: Bench) -> None:
         if not software:
             engine.regs.rip = 2
             engine.inject(IRQ)
-        assert isinstance(engine.run(100), api.Cpuid)
+        assert isinstance(engine.run(100), bench.marker)
         assert (engine.get_sregs().cs.base, engine.regs.rip) == (0, guest.handler(0x41))
         assert engine.regs.rsp == 0x8000 - 6
         assert guest.frame(3, 2) == (2, CODE >> 4, _ON & 0xFFFF)
@@ -114,7 +114,7 @@ def protected_32_same_privilege(bench: Bench) -> None:
     assert guest.frame(3, 4)[:2] == (0x1234, CODE)
 
 
-@case(Need.MACHINE_CODE)
+@case(Need.MACHINE_CODE, Need.USER_HYPERCALL)
 def protected_32_inner_privilege(bench: Bench) -> None:
     """SS:ESP from the TSS, the old one on the new stack, IRET back."""
     guest = bench.guest()
@@ -126,7 +126,7 @@ def protected_32_inner_privilege(bench: Bench) -> None:
     guest.load(a)
     guest.gate(0x41, a.base)
     engine = guest.engine
-    assert isinstance(_inject(guest, IRQ), api.Cpuid)
+    assert isinstance(_inject(guest, IRQ), bench.marker)
     assert (engine.cpl, engine.regs.rsp) == (0, RING0_STACK - 20)
     assert guest.frame(5, 4) == (CODE, USER_CODE32, _ON, STACK, USER_DATA)
     assert engine.get_sregs().ss.selector == KERNEL_DATA
@@ -173,7 +173,7 @@ def sixteen_bit_gates(bench: Bench) -> None:
     assert guest.engine.get_sregs().ss.selector == KERNEL_DATA16
 
 
-@case(Need.MACHINE_CODE)
+@case(Need.MACHINE_CODE, Need.INTERCEPTS)
 def task_state_that_is_wrong(bench: Bench) -> None:
     """The inner stack's selector: null, of another privilege, read-only, not present; and a TSS too short."""
     for selector, vector, error in (
@@ -219,7 +219,7 @@ def virtual_8086(bench: Bench) -> None:
     guest.gate(0x41, a.base)
     engine = guest.engine
     selectors = [getattr(engine.get_sregs(), name).selector for name in ("es", "ds", "fs", "gs")]
-    assert isinstance(_inject(guest, IRQ), api.Cpuid)
+    assert isinstance(_inject(guest, IRQ), bench.marker)
     assert (engine.cpl, engine.regs.rsp) == (0, RING0_STACK - 36)
     assert guest.frame(5, 4) == (0, CODE >> 4, _ON | RFLAGS_VM, 0x8000, DATA >> 4)
     assert [guest.read(RING0_STACK - 16 + 4 * index, 4) for index in range(4)] == selectors

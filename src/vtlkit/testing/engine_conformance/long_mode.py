@@ -70,7 +70,7 @@ def trap_gates_keep_interrupts_on(bench: Bench) -> None:
     assert guest.engine.rflags & RFLAGS_IF
 
 
-@case(Need.MACHINE_CODE)
+@case(Need.MACHINE_CODE, Need.USER_HYPERCALL)
 def inner_privilege(bench: Bench) -> None:
     """RSP0 from the TSS, a null SS of the new privilege level, and IRETQ back to user code with its flags."""
     guest = _start(bench, cpl=3)
@@ -88,7 +88,7 @@ def inner_privilege(bench: Bench) -> None:
     sregs = engine.get_sregs()
     assert (sregs.cs.selector, sregs.ss.selector) == (KERNEL_CODE64, 0)
     guest.write(CODE, b"\x0f\x01\xd9\x90")
-    engine.skip(3)
+    engine.skip(len(engine.hypercall_instruction))
     assert isinstance(engine.run(100), api.Hypercall)
     assert (engine.cpl, engine.regs.rip, engine.regs.rsp) == (3, CODE, STACK)
     assert engine.rflags & RFLAGS_IF
@@ -294,7 +294,7 @@ def triple_fault(bench: Bench) -> None:
     assert isinstance(_inject(guest, Event(EventType.EXCEPTION, Vector.DF, 0)), api.Shutdown)
 
 
-@case(Need.MACHINE_CODE)
+@case(Need.MACHINE_CODE, Need.INTERCEPTS)
 def intercepted_exceptions_of_delivery(bench: Bench) -> None:
     """What delivery raises exits if intercepted, and says which event was on its way."""
     guest = _start(bench)
@@ -339,7 +339,7 @@ def single_stepping(bench: Bench) -> None:
     while isinstance(reason := engine.run(100), api.Hypercall):
         rips.append(guest.frame(1)[0] - CODE)
         assert engine.get_debugregs()[4] & 1 << 14
-        engine.skip(3)
+        engine.skip(reason.length)
     assert isinstance(reason, api.Hlt)
     assert rips == [2, 4, 11, 13]
     assert engine.regs.rbx == 3

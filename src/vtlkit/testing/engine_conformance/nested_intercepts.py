@@ -30,7 +30,7 @@ _ELSEWHERE: Final = RegisterIntercepts(cr_read=1 << 5, dr_read=1 << 1, dr_write=
 _HLT: Final = b"\xf4"
 
 
-@case(Need.MACHINE_CODE)
+@case(Need.MACHINE_CODE, Need.INTERCEPTS)
 def each_register_by_itself(bench: Bench) -> None:
     for code, moves, register, write in _MOVES:
         guest = bench.guest()
@@ -49,7 +49,7 @@ def each_register_by_itself(bench: Bench) -> None:
         assert isinstance(engine.run(10), api.Hlt)
 
 
-@case(Need.MACHINE_CODE)
+@case(Need.MACHINE_CODE, Need.INTERCEPTS)
 def flags_software_interrupts_and_caches(bench: Bench) -> None:
     for code, flag, name in _OTHERS:
         guest = bench.guest()

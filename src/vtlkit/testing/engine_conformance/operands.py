@@ -35,7 +35,7 @@ def _at_smsw(bench: Bench, code: bytes, address: int = FREE, cpl: int = 0) -> Gu
     return guest
 
 
-@case(Need.MACHINE_CODE)
+@case(Need.MACHINE_CODE, Need.INTERCEPTS)
 def stores_write_the_low_bytes(bench: Bench) -> None:
     """As many bytes as asked for to memory; a 32-bit register is zero-extended, a 16-bit one keeps its other bits."""
     value = 0x1234567880050033
@@ -48,7 +48,7 @@ def stores_write_the_low_bytes(bench: Bench) -> None:
         assert guest.engine.regs.rax == wanted
 
 
-@case(Need.MACHINE_CODE)
+@case(Need.MACHINE_CODE, Need.INTERCEPTS)
 def stores_have_the_privilege_of_the_guest(bench: Bench) -> None:
     """A user's store to a supervisor page is the user's page fault, and stores nothing."""
     page = FREE + _PAGE
@@ -63,7 +63,7 @@ def stores_have_the_privilege_of_the_guest(bench: Bench) -> None:
         assert guest.read(page, 8) == (_ONES if wanted else 0xFFFFFFFFFFFF0033)
 
 
-@case(Need.MACHINE_CODE)
+@case(Need.MACHINE_CODE, Need.CPUID)
 def the_last_instruction_of_canonical_space(bench: Bench) -> None:
     """It is executed although nothing can be fetched behind it; then the fetch behind it is #GP."""
     for code, kind in ((b"\x0f\xa2", api.Cpuid), (b"\x0f\x01\xd9", api.Hypercall), (b"\x90", None)):

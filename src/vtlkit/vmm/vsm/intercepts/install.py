@@ -52,6 +52,8 @@ def install(vp: Vp, level: int, call: HypercallParameters) -> tuple[HvStatus, in
         return HvStatus.INVALID_PARAMETER, 0
     if request.InterceptType in _PORT_TYPES and not vp.vcpus[level].engine.intercepts_ports:
         return HvStatus.FEATURE_UNAVAILABLE, 0
+    if request.InterceptType in _INSTRUCTION_TYPES and not vp.vcpus[level].engine.intercepts_instructions:
+        return HvStatus.FEATURE_UNAVAILABLE, 0
     with partition.lock:
         vtl = partition.vtls[level]
         changed = known[1](vtl.installed, request.InterceptParameter, request.AccessType)
@@ -147,6 +149,11 @@ _TYPES: Final[dict[int, tuple[int, _Change]]] = {
 }
 """Type -> access bits that it knows, and what installing changes. The others have nothing to intercept here."""
 _PORT_TYPES: Final = (Type.HvInterceptTypeX64IoPort, Type.HvInterceptTypeX64IoPortRange)
+_INSTRUCTION_TYPES: Final = (
+    Type.HvInterceptTypeX64Cpuid,
+    Type.HvInterceptTypeX64GlobalCpuid,
+    Type.HvInterceptTypeException,
+)
 
 
 # --- results --------------------------------------------------------------------------------------------------------
@@ -175,6 +182,8 @@ def _change_results(vp: Vp, level: int, data: bytes, by_type: dict[int, Callable
     one = target_vp(vp, request.VpIndex)
     if one is None and request.VpIndex != HV_ANY_VP:
         return HvStatus.INVALID_VP_INDEX
+    if request.InterceptType == Type.HvInterceptTypeX64Cpuid and not vp.vcpus[level].engine.cpuid_exits:
+        return HvStatus.FEATURE_UNAVAILABLE
     decode = by_type.get(request.InterceptType)
     edit = decode(data[io.HV_INPUT_REGISTER_INTERCEPT_RESULT.SIZE :]) if decode is not None else None
     if edit is None:

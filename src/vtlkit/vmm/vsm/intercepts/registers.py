@@ -14,7 +14,7 @@ from vtlkit.hvdef.status import HvStatus
 from vtlkit.hvdef.vsm import HV_CR_INTERCEPT_CONTROL_VALID
 from vtlkit.kvm.uapi import Vcpu
 from vtlkit.vmm.vsm.intercepts import wishes
-from vtlkit.vmm.vsm.intercepts.wishes import CrIntercepts
+from vtlkit.vmm.vsm.intercepts.wishes import OF_INSTRUCTIONS, CrIntercepts
 from vtlkit.vmm.vsm.registers.table import Register, Scope
 
 if TYPE_CHECKING:
@@ -42,10 +42,12 @@ def _getter(field: str) -> Callable[[Vp, int, Vcpu], int | HvStatus]:
 
 
 def _setter(field: str, valid: int) -> Callable[[Vp, int, Vcpu, int], HvStatus]:
-    def write(vp: Vp, level: int, _vcpu: Vcpu, value: int) -> HvStatus:
+    def write(vp: Vp, level: int, vcpu: Vcpu, value: int) -> HvStatus:
         if level == 0:
             return HvStatus.ACCESS_DENIED
         if value & ~valid:
+            return HvStatus.INVALID_REGISTER_VALUE
+        if field == "control" and value & OF_INSTRUCTIONS and not vcpu.engine.intercepts_instructions:
             return HvStatus.INVALID_REGISTER_VALUE
         with vp.partition.lock:
             setattr(vp.intercepts.registers.setdefault(level, CrIntercepts()), field, value)

@@ -60,6 +60,16 @@ _TABLES: Final = {
     Control.LdtrWrite: Intercept.LDTR_WRITE,
     Control.TrWrite: Intercept.TR_WRITE,
 }
+OF_INSTRUCTIONS: Final = (
+    Control.Cr0Write
+    | Control.Cr4Write
+    | Control.XCr0Write
+    | Control.GdtrWrite
+    | Control.IdtrWrite
+    | Control.LdtrWrite
+    | Control.TrWrite
+)
+"""Control bits that are no MSR's: for these the engine has to stop at an instruction."""
 _TABLE_OF: Final = {
     "gdtr": Intercept.GDTR_WRITE,
     "idtr": Intercept.IDTR_WRITE,

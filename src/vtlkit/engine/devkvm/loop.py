@@ -1,0 +1,311 @@
+"""Entering the guest and coming back: KVM_RUN, what its exits mean, kicks, windows.
+
+What is under way when KVM_RUN returns, and what the next one does about it:
+
+| `_pending` | the kernel, at the next KVM_RUN |
+| --- | --- |
+| None | nothing: the vCPU is between two instructions |
+| IO | finishes an access with what lies in the page: `at_boundary` is False |
+| SKIP | moves RIP past an instruction that the hypervisor has emulated meanwhile (RDMSR, WRMSR) |
+| PARKED | as IO, of an access that was told as a memory fault: it is undone, or goes on if a device is there now |
+
+docs/design/devkvm.md has the race of a kick against an entry.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import errno
+import os
+import signal
+import threading
+from collections.abc import Callable
+from typing import Final
+
+from vtlkit.engine.api import (
+    Engine,
+    Event,
+    EventType,
+    Exit,
+    InternalError,
+    Interrupted,
+    InterruptWindow,
+    NmiWindow,
+    PreemptionTimer,
+)
+from vtlkit.engine.devkvm import abi, syscalls
+from vtlkit.engine.devkvm.instructions import Instructions
+from vtlkit.engine.devkvm.linear import LinearMemory
+from vtlkit.engine.devkvm.run_page import LiveRegs
+from vtlkit.engine.devkvm.system import Capabilities
+from vtlkit.engine.devkvm.vcpu import KICK_SIGNAL, KernelVcpu
+from vtlkit.x86.exceptions import Vector
+from vtlkit.x86.registers import RFLAGS_IF
+
+_KICKED: Final = frozenset({KICK_SIGNAL})
+
+_INTERRUPTED: Final = Interrupted()
+_INTERRUPT_WINDOW: Final = InterruptWindow()
+_NMI_WINDOW: Final = NmiWindow()
+_PREEMPTION_TIMER: Final = PreemptionTimer()
+
+_EVENTS: Final = abi.RUN_EVENTS
+_EXCEPTION: Final = _EVENTS
+_INTERRUPT: Final = _EVENTS + 8
+_NMI: Final = _EVENTS + 12
+
+
+class Pending(enum.Enum):
+    """See the module."""
+
+    IO = "an access"
+    SKIP = "an emulated instruction"
+    PARKED = "a refused access"
+
+
+class Loop(Engine):
+    """`run` and what belongs to it. All but `kick` for the vCPU's task."""
+
+    def __init__(self, system: int, capabilities: Capabilities, name: str) -> None:
+        self.name = name
+        self.vcpu = KernelVcpu(system, capabilities)
+        self._live = live = self.vcpu.live
+        self._map = self.vcpu.map
+        self.regs: LiveRegs = live.regs
+        self._page = live.page
+        self._bytes = live.bytes
+        self.linear = LinearMemory(live, self._map, self.vcpu.maxphyaddr())
+        self.code = Instructions(live, self.linear)
+        self._ioctl = syscalls.raw_ioctl()
+        self._tgkill = syscalls.tgkill()
+        self._process = os.getpid()
+        self._local = threading.local()
+        self._thread = 0
+        self._inside = False
+        self._kicked = False
+        self._closed = False
+        self._event: Event | None = None
+        self._pending: Pending | None = None
+        self._get_cr8: Callable[[], int] | None = None
+        self._put_cr8: Callable[[int], None] | None = None
+        self._interrupt_window = False
+        self._nmi_window = False
+        self._timer_zero = False
+        self._debug_set: tuple[int, int] = (0, 0)
+        """What KVM_SET_GUEST_DEBUG was last told."""
+        self._flush = False
+        self._can_step = capabilities.guest_debug
+
+    # --- kicks ------------------------------------------------------------------------------------------------------
+
+    def kick(self) -> None:
+        """From any task."""
+        self._kicked = True
+        if self._inside:
+            self._tgkill(self._process, self._thread, KICK_SIGNAL)
+
+    def _this_thread(self) -> int:
+        """Its number. The kick's signal is to end KVM_RUN and nothing else: a thread that is new here blocks it."""
+        local = self._local
+        try:
+            thread: int = local.thread
+        except AttributeError:
+            signal.pthread_sigmask(signal.SIG_BLOCK, _KICKED)
+            thread = local.thread = threading.get_native_id()
+        return thread
+
+    # --- entering ---------------------------------------------------------------------------------------------------
+
+    def _enter(self, forced: bool) -> int:
+        """One KVM_RUN; 0, or the error number. The page has the vCPU's state afterwards."""
+        live, page = self._live, self._page
+        live.write_back()
+        cr8 = page.cr8
+        if self._get_cr8 is not None:
+            page.cr8 = cr8 = self._get_cr8()
+        self._thread = self._this_thread()
+        # In this order, as a kick is stored before it looks whether somebody is inside.
+        self._inside = True
+        page.immediate_exit = forced or self._kicked
+        result = self._ioctl(self.vcpu.fd, abi.RUN, 0)
+        self._inside = False
+        error = ctypes.get_errno() if result < 0 else 0
+        if page.kvm_dirty_regs:
+            # Refused before the guest was entered: an illegal combination of registers, say.
+            live.dirty |= page.kvm_dirty_regs & ~abi.SYNC_REGS
+            page.kvm_dirty_regs = 0
+            return error or errno.EINVAL
+        live.note_regs()
+        if page.cr8 != cr8 and self._put_cr8 is not None:
+            self._put_cr8(page.cr8)
+        if error == errno.EINTR:
+            # The signal stays pending, as it is blocked here: drop it, or every entry would end at once.
+            while signal.sigtimedwait(_KICKED, 0) is not None:
+                pass
+        data = self._bytes
+        if data[_EXCEPTION] or data[_INTERRUPT] or data[_NMI]:
+            self._take_held()
+        return error
+
+    def _take_held(self) -> None:
+        """What the kernel has not delivered yet is ours: it is given again with the next entry, or taken back."""
+        live = self._live
+        events = abi.VcpuEvents.unpack_from(self._live.view, _EVENTS)
+        if events.exception_injected:
+            code = events.exception_error_code if events.exception_has_error_code else None
+            self._event = Event(EventType.EXCEPTION, events.exception_nr, code)
+        elif events.nmi_injected:
+            self._event = Event(EventType.NMI, Vector.NMI)
+            live.nmi_masked = True
+        elif events.interrupt_soft:
+            self._event = Event(EventType.SOFTWARE, events.interrupt_nr)
+        else:
+            self._event = Event(EventType.INTERRUPT, events.interrupt_nr)
+        self._bytes[_EXCEPTION] = self._bytes[_EXCEPTION + 3] = self._bytes[_INTERRUPT] = self._bytes[_NMI] = 0
+        live.dirty |= abi.SYNC_EVENTS
+
+    def _give_event(self, event: Event) -> None:
+        """Have the kernel deliver it with the next entry."""
+        events = abi.VcpuEvents.unpack_from(self._live.view, _EVENTS)
+        events.exception_injected = events.interrupt_injected = events.nmi_injected = 0
+        if event.type is EventType.EXCEPTION:
+            events.exception_injected = 1
+            events.exception_nr = event.vector
+            events.exception_has_error_code = event.error_code is not None
+            events.exception_error_code = event.error_code or 0
+        elif event.type is EventType.NMI:
+            # Blocking is the delivery's effect: VM entry refuses to deliver an NMI while NMIs are blocked.
+            events.nmi_injected, events.nmi_masked = 1, 0
+        else:
+            # A software interrupt that began once has passed the gate's check of privilege.
+            if event.type is EventType.SOFTWARE:
+                self.regs.rip = (self.regs.rip + event.instruction_length) & ((1 << 64) - 1)
+            events.interrupt_injected = 1
+            events.interrupt_nr = event.vector
+            events.interrupt_soft = 0
+        events.pack_into(self._live.view, _EVENTS)
+        self._live.dirty |= abi.SYNC_EVENTS
+
+    # --- run --------------------------------------------------------------------------------------------------------
+
+    def run(self, budget: int | None, *, force_immediate_exit: bool = False) -> Exit:
+        assert not self._closed, "the engine is closed"
+        if self._map.refused is not None:
+            return InternalError(
+                f"memory at GPA {self._map.refused:#x} is not to be executed, and KVM cannot forbid that alone"
+            )
+        forced = force_immediate_exit or self._timer_zero
+        stop = forced or self._kicked
+        if self._pending is not None:
+            reason = self._resume()
+            if reason is not None:
+                return reason
+        if self._pending is Pending.IO and (self._interrupt_window or self._nmi_window or self._flush):
+            # A window may open right behind the access, and close again; no instruction executes on old translations.
+            reason = self._finish_access()
+            if reason is not None:
+                return reason
+        unfinished = self._pending is Pending.IO
+        if not unfinished and (early := self._before_entry(forced)) is not None:
+            return early
+        self._prepare()
+        if self._event is not None and not unfinished:
+            event, self._event = self._event, None
+            handler = self._handler(event) if stop else 0
+            self._give_event(event)
+            if stop:
+                return self._deliver_only(handler)
+        while True:
+            if self._debug_set[0] or self._nmi_window or self._interrupt_window:
+                self._follow()
+            error = self._enter(forced)
+            self._pending = None
+            reason = self._error(error, forced) if error else self._exit()
+            if reason is not None:
+                return reason
+
+    def _prepare(self) -> None:
+        """What the kernel has to know before an entry."""
+        if self.vcpu.filter_changed:
+            self.vcpu.apply_filter()
+        if self._flush and self._pending is None:
+            self._flush = False
+            self.vcpu.flush_tlb()
+        self._page.request_interrupt_window = self._interrupt_window
+
+    def _before_entry(self, forced: bool) -> Exit | None:
+        """Exits that need no entry."""
+        if self._event is None:
+            if forced or self._kicked:
+                return self._stopped(forced)
+            if self._nmi_window and not self._live.nmi_masked and not self._live.shadow:
+                self._nmi_window = False
+                return _NMI_WINDOW
+            if self._interrupt_window and self.regs.rflags & RFLAGS_IF and not self._live.shadow:
+                self._interrupt_window = False
+                return _INTERRUPT_WINDOW
+        return None
+
+    def _stopped(self, forced: bool) -> Exit | None:
+        if self._kicked:
+            self._kicked = False
+            return _INTERRUPTED
+        if forced:
+            return _PREEMPTION_TIMER if self._timer_zero else _INTERRUPTED
+        # A signal that was not for the guest, or the rest of a kick that has been answered.
+        return None
+
+    def _error(self, error: int, forced: bool) -> Exit | None:
+        if error == errno.EINTR:
+            return self._stopped(forced)
+        if error == errno.EFAULT:
+            return self._refused()
+        if error == errno.EAGAIN:
+            return None
+        return InternalError(f"KVM_RUN: {os.strerror(error)}")
+
+    def _finish_access(self) -> Exit | None:
+        """Finish it and no more; another exit that it makes."""
+        while True:
+            error = self._enter(True)
+            self._pending = None
+            if error == errno.EINTR:
+                return None
+            reason = self._error(error, False) if error else self._exit()
+            if reason is not None:
+                return reason
+
+    def _finish(self) -> bool:
+        """Have the kernel finish what it has begun, executing nothing further; True if that has made another exit."""
+        return not self._enter(True)
+
+    # --- below ------------------------------------------------------------------------------------------------------
+
+    def _exit(self) -> Exit | None:
+        """What a KVM_RUN that has returned 0 tells; None: go on."""
+        raise NotImplementedError
+
+    def _resume(self) -> Exit | None:
+        """Before an entry with something pending: do to it what the hypervisor has done meanwhile."""
+        raise NotImplementedError
+
+    def _refused(self) -> Exit | None:
+        """EFAULT: what access the map refuses."""
+        raise NotImplementedError
+
+    def _follow(self) -> None:
+        """Before an entry: have the kernel leave the guest where a window that it does not know of may open."""
+        raise NotImplementedError
+
+    def _debug(self) -> Exit | None:
+        """KVM_EXIT_DEBUG."""
+        raise NotImplementedError
+
+    def _handler(self, event: Event) -> int:
+        """Linear address of the first instruction that the delivery of `event` leads to."""
+        raise NotImplementedError
+
+    def _deliver_only(self, handler: int) -> Exit:
+        """Enter, and leave once the event is delivered."""
+        raise NotImplementedError
