@@ -12,7 +12,7 @@ import typer
 
 from vtlkit import __version__
 
-DEPENDENCIES: Final = ("unicorn", "iced-x86", "greenlet", "typer", "rich", "perfetto", "protobuf")
+DEPENDENCIES: Final = ("unicorn", "iced-x86", "greenlet", "numpy", "typer", "rich", "perfetto", "protobuf")
 KVM_DEVICE: Final = "/dev/kvm"
 _KVM_GET_API_VERSION: Final = 0xAE00
 _KVM_API_VERSION: Final = 12

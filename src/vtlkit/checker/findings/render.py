@@ -105,7 +105,7 @@ def index(pages: Sequence[tuple[Page, Findings]], guarantees: Findings) -> str:
         "```",
         "",
         "What they rely on, step by step, is shown by their variants, each with one step left out: `vtlkit check "
-        "--list` names them.",
+        "--list NAME` names them.",
         "",
         "## Open questions of KVM's list",
         "",

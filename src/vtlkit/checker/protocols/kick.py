@@ -147,7 +147,7 @@ _UNLOCK: Final = (
         "clears-anothers",
         "a kicker clears the requests of another that still waits",
         world("unlock", vm="clears_the_requests_of_other_kickers"),
-        {"sc": (DEADLOCK, 27)},
+        {"sc": (DEADLOCK, 27), "tso": (DEADLOCK, 30), "rc11": (DEADLOCK, 36)},
         _TWO_KICKERS,
     ),
 )
