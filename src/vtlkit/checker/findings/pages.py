@@ -208,6 +208,11 @@ _C = Page(
 # --- (d) clearing the kick at the first exit --------------------------------------------------------------------------
 
 _STICKY: Final = Case("model: cleared by the resume, as posted", "kernel.kick-all")
+_UNORDERED: Final = Case(
+    "model: cleared by the resume, and nothing orders what was done since the kick before that",
+    "kernel.kick-all",
+    "no-resume-barrier",
+)
 _FIRST: Final = Case("model: cleared by the first exit", "kernel.kick-all", "first-exit")
 _FIRST_RETURN: Final = Case(
     "model: cleared by the first exit, asked is only that the kick returns", "kernel.kick-all", "first-exit-return"
@@ -265,6 +270,12 @@ def _kick(found: Findings) -> list[str]:
         sentences.append(
             "Cleared by the resume alone, as posted, both halves of the promise hold, in the model and as shipped."
         )
+    if unordered := breaks(found, _UNORDERED):
+        sentences.append(
+            f"That needs a barrier between what is done while the vCPUs are out and the clearing ({under(unordered)}): "
+            "the model has the grace period of a change of slots, and the shipped resume a full barrier of its own, as "
+            "clearing a bit orders nothing."
+        )
     if not breaks(found, _UNLOCK_RETURN) and not breaks(found, _OURS_UNLOCK_RETURN):
         sentences.append("Cleared before up_write, one kick always returns.")
     return sentences
@@ -277,6 +288,7 @@ _D = Page(
     "not clear it after the first exit, or right before up_write(), as user space should not spin on KVM_RUN anyway?",
     [
         _STICKY,
+        _UNORDERED,
         _FIRST,
         _FIRST_RETURN,
         _UNLOCK,

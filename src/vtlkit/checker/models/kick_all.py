@@ -26,6 +26,8 @@ NO_KICK_BARRIER = "no-kick-barrier"
 """kvm_vcpu_exiting_guest_mode without smp_mb__before_atomic."""
 NO_WAIT = "no-wait"
 """The kicker does not take the semaphore."""
+NO_RESUME_BARRIER = "no-resume-barrier"
+"""The change of slots is not ordered before the clearing of the request, by a grace period or otherwise."""
 
 
 @dataclass(frozen=True)
@@ -102,10 +104,11 @@ def _kicker(vm: _Vm, kicks: int) -> None:
     for _ in range(kicks):
         _kick(vm)
         vm.changing.write_once(1)
-        # A change of slots ends with a grace period.
         vm.kernel.smp_mb()
         vm.changing.write_once(0)
-        vm.kernel.smp_mb()
+        if vm.changed != NO_RESUME_BARRIER:
+            # A change of slots ends with a grace period; the request's own clear_bit orders nothing.
+            vm.kernel.smp_mb()
         if vm.design != BEFORE_UNLOCK:
             _clear(vm)
 

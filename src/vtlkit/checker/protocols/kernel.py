@@ -172,6 +172,11 @@ def _kick_variants() -> Iterable[KnownBad]:
             "the kicker does not take the semaphore",
             expect((_ASSERTION, 9), (_ASSERTION, 18), (_ASSERTION, 15)),
         ),
+        (
+            "no-resume-barrier",
+            "nothing orders what is done between kick and resume before the request is cleared",
+            expect(None, None, (_ASSERTION, 17)),
+        ),
     ):
         yield _changed(name, summary, step, expected)
     for design, summary, expected, alone in (
