@@ -29,10 +29,18 @@ Made by the same program, with `--kvm` beside the table above or `--kvm-only` wi
 `-accel kvm`, its own devices and the kernel's interrupt controllers.
 
 What a guest sees here is the kernel's doing, too, and differences of the kernel are the kernel's. So each test that
-vtlkit does not pass says whether it ends like that "for QEMU too", that is, whether QEMU does not pass it on the same
-/dev/kvm either; "no" is where QEMU passes it. The seconds of a TIMEOUT are the limit that the test had.
+vtlkit does not pass says how it is "for QEMU too": "yes" is where QEMU fails or crashes on the same /dev/kvm, "no"
+where it passes; a TIMEOUT there says neither. The seconds of a TIMEOUT are the limit that the test had.
 """
 _GOOD = (Verdict.PASS, Verdict.SKIP)
+_FOR_QEMU = {
+    Verdict.PASS: "no",
+    Verdict.FAIL: "yes",
+    Verdict.CRASH: "yes",
+    Verdict.SKIP: "skipped there",
+    Verdict.TIMEOUT: "TIMEOUT there",
+    Verdict.ERROR: "not started there",
+}
 
 
 def compose(record: Record, old: str) -> str:
@@ -41,9 +49,9 @@ def compose(record: Record, old: str) -> str:
     if record.columns() or not record.columns(KVM_COLUMNS):
         first = to_markdown(record)
     if record.columns(KVM_COLUMNS):
-        second = "\n".join(_section(record)) + "\n"
-    first = (first or HEADER).rstrip("\n") + "\n"
-    return f"{first}\n{TITLE}\n{second}" if second else first
+        second = "\n".join(_section(record))
+    first, second = (first or HEADER).rstrip("\n") + "\n", second.rstrip("\n") + "\n"
+    return f"{first}\n{TITLE}\n{second}" if second.strip() else first
 
 
 def for_qemu_too(row: Row) -> str:
@@ -51,9 +59,7 @@ def for_qemu_too(row: Row) -> str:
     ours, rival = row.outcomes.get(OURS), row.outcomes.get(RIVAL)
     if ours is None or rival is None or ours.verdict in _GOOD:
         return ""
-    if rival.verdict is Verdict.PASS:
-        return "no"
-    return {Verdict.SKIP: "skipped there", Verdict.ERROR: "not started there"}.get(rival.verdict, "yes")
+    return _FOR_QEMU[rival.verdict]
 
 
 def _section(record: Record) -> Iterable[str]:
