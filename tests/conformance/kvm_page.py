@@ -30,7 +30,7 @@ Made by the same program, with `--kvm` beside the table above or `--kvm-only` wi
 
 What a guest sees here is the kernel's doing, too, and differences of the kernel are the kernel's. So each test that
 vtlkit does not pass says how it is "for QEMU too": "yes" is where QEMU fails or crashes on the same /dev/kvm, "no"
-where it passes; a TIMEOUT there says neither. The seconds of a TIMEOUT are the limit that the test had.
+where it passes; a TIMEOUT there says neither. The seconds of a TIMEOUT are when the test was ended.
 """
 _GOOD = (Verdict.PASS, Verdict.SKIP)
 _FOR_QEMU = {
