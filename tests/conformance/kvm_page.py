@@ -69,7 +69,7 @@ def _section(record: Record) -> Iterable[str]:
     yield from INTRODUCTION.splitlines()
     yield ""
     yield f"- date: {record.date}"
-    wanted = (*columns, "kernel", "kvm-unit-tests", "host")
+    wanted = (*columns, "kernel", "time limit", "kvm-unit-tests", "host")
     yield from (f"- {what}: {record.versions[what]}" for what in wanted if what in record.versions)
     yield ""
     yield from summaries(record, columns)

@@ -13,7 +13,7 @@ import datetime
 import platform
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
@@ -120,10 +120,14 @@ def _embedded(options: argparse.Namespace) -> list[Emulator]:
 
 Known = dict[tuple[str, str], Outcome]
 """What need not be run again, by test and column."""
+OWN_LIMIT = "each test's own"
+LIMIT = "time limit"
+"""Among the versions of a record: what --limit was; of one that goes on from earlier ones, each of theirs too."""
 
 
-def read_earlier(options: argparse.Namespace, tests: Sequence[PlannedTest], found: Mapping[str, str]) -> Known:
-    """What --earlier files have of these tests. Raises BadInput for one that another program made."""
+def read_earlier(options: argparse.Namespace, tests: Sequence[PlannedTest], found: dict[str, str]) -> Known:
+    """What --earlier files have of these tests; adds their limits to `found`. Raises BadInput for one that another
+    program made."""
     limits = {test.name: limit_seconds(test, options.timeout_scale) for test in tests}
     known: Known = {}
     for path in options.earlier:
@@ -131,7 +135,9 @@ def read_earlier(options: argparse.Namespace, tests: Sequence[PlannedTest], foun
             record = from_json(path.read_text())
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise BadInput(f"--earlier {path}: not the data of an earlier run: {error}") from error
-        for what in sorted(found.keys() & record.versions.keys()):
+        used = [text for of in (found, record.versions) for text in of.get(LIMIT, OWN_LIMIT).split(", ")]
+        found[LIMIT] = ", ".join(dict.fromkeys(used))
+        for what in sorted(found.keys() & record.versions.keys() - {LIMIT}):
             if record.versions[what] != found[what]:
                 raise BadInput(
                     f"--earlier {path}: its {what} is '{record.versions[what]}', not '{found[what]}': run anew"
@@ -219,6 +225,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         emulators = emulators_for(options)
         reference = None if options.reference is None else from_json(options.reference.read_text())
         found = versions(options.dir, emulators, reference)
+        if options.limit is not None:
+            found[LIMIT] = f"{options.limit} s"
         known = read_earlier(options, tests, found)
     except (BadInput, OSError) as error:
         print(f"conformance: {error}", file=sys.stderr)

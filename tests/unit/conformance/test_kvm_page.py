@@ -200,6 +200,7 @@ def test_a_run_goes_on_from_an_earlier_one(
     page = (tmp_path / "page.md").read_text()
     assert page.startswith(to_markdown(embedded()).rstrip())
     assert "its KVM a good one" in page
+    assert f"- time limit: {limit} s, each test's own\n" in page
 
 
 @pytest.mark.parametrize(
