@@ -72,6 +72,12 @@ def test_the_table_names_kernel_marks_and_what_is_vtlkits_own() -> None:
     assert "ours (not in QEMU)" in both
 
 
+def test_a_check_that_qemu_did_not_get_to_is_not_called_vtlkits_own() -> None:
+    early = Outcome(Verdict.CRASH, Counts(passed=1), 124, 1.0)
+    page = compose(Record("2026-02-02", {}, (row("a", BAD, early),)), "")
+    assert "  - ours\n" in page
+
+
 def test_each_table_is_kept_by_a_run_of_the_other() -> None:
     first = compose(embedded(), "")
     assert first.rstrip() == to_markdown(embedded()).rstrip()
