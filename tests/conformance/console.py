@@ -25,6 +25,8 @@ _REPORT = re.compile(r"(?:^|(?<=[^A-Z]))(PASS|FAIL|XPASS|XFAIL|KFAIL|SKIP): (.*)
 _SUMMARY = re.compile(r"SUMMARY: (\d+) tests(.*)$")
 _SUMMARY_PART = re.compile(r"(\d+) (unexpected failures|known failures|expected failures|skipped)")
 _DEATH = re.compile(r"(Unhandled (?:cpu )?exception.*|ABORT: .*|.*assert failed.*|.*triple fault.*)", re.IGNORECASE)
+KVM_GAVE_UP = re.compile(r"KVM internal error.*")
+"""How QEMU and vtlkit say that KVM cannot go on. QEMU then waits for its monitor, for ever."""
 _QEMU_REFUSAL = re.compile(r"^qemu-system-x86_64: (?!.*warning:).*$", re.MULTILINE)
 
 
@@ -123,6 +125,8 @@ def judge(text: str, errors: str, status: int, seconds: float) -> Outcome:
 
 
 def _verdict(console: Console, errors: str, status: int) -> tuple[Verdict, str]:
+    if gave_up := KVM_GAVE_UP.search(errors):
+        return Verdict.CRASH, gave_up[0].strip()
     if status == STATUS_TIMEOUT:
         return Verdict.TIMEOUT, console.last_words
     if status < 0:

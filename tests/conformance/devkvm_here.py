@@ -74,6 +74,18 @@ def emulates_kernel_mode() -> bool:
         factory.close()
 
 
+@cache
+def described() -> str:
+    """What this machine's KVM is, as the engine finds it out: one line."""
+    factory = DevKvmFactory()
+    try:
+        paging = "page-table based" if factory.capabilities.shadows else "EPT or nested paging"
+        emulates = factory.quirks.emulates_kernel_mode
+    finally:
+        factory.close()
+    return f"{paging}, {'emulates' if emulates else 'executes'} kernel mode"
+
+
 def differences() -> dict[str, str]:
     """Conformance cases that the KVM of this machine need not pass, with the reason."""
     return EVERY_KVM | SHADOW_PAGING | (EMULATED_KERNEL_MODE if emulates_kernel_mode() else {})

@@ -13,16 +13,18 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from tests.conformance.console import STATUS_TIMEOUT, Outcome, judge
+from tests.conformance.console import KVM_GAVE_UP, STATUS_TIMEOUT, Outcome, judge
 from tests.conformance.unittests_cfg import PlannedTest
 
 GRACE_SECONDS = 15
 """How long an emulator may take past the time limit it was given before it is killed."""
 POLL_SECONDS = 0.2
+START_SECONDS = 20
+"""How long QEMU may take to start and end, when it is tried out."""
 
 
 class Emulator(Protocol):
@@ -101,6 +103,56 @@ class QemuTcg:
         return "qemu-system-x86_64"
 
 
+@dataclass(frozen=True, slots=True)
+class QemuKvm:
+    """`qemu-system-x86_64 -accel kvm`, with the entry's own parameters and `-cpu max` where it names no CPU model."""
+
+    name: str = "qemu-kvm"
+    binary: str = "qemu-system-x86_64"
+    without: tuple[str, ...] = ()
+    """CPU features that must be off for this QEMU to start on this kernel."""
+
+    def command(self, test: PlannedTest, timeout_seconds: int) -> list[str]:
+        """As the column of QEMU's TCG, with the parameters that only KVM understands."""
+        plain = replace(test, qemu_parameters=())
+        words = QemuTcg(binary=self.binary).command(plain, timeout_seconds)[:-2]  # without its -cpu
+        words[words.index("tcg")] = "kvm"
+        parameters = [word for word in test.qemu_parameters if word != "-enable-kvm"]
+        if "-cpu" not in parameters:
+            parameters += ["-cpu", "max"]
+        index = parameters.index("-cpu") + 1
+        if parameters[index].partition(",")[0] in ("host", "max"):
+            parameters[index] = ",".join((parameters[index], *self.without))
+        return words + parameters
+
+    def version(self) -> str:
+        """First line of --version, and what was added to the CPU models."""
+        changes = f", CPU models host and max with {','.join(self.without)}" if self.without else ""
+        return f"{QemuTcg(binary=self.binary).version().removesuffix(', TCG')}, -accel kvm{changes}"
+
+    @classmethod
+    def find(cls) -> QemuKvm | None:
+        """QEMU on PATH as it starts on this machine's /dev/kvm, or None. Some kernels refuse an MSR that QEMU sets."""
+        if shutil.which(QemuTcg.binary_name()) is None:
+            return None
+        for without in ((), ("arch-capabilities=off",)):
+            if (found := cls(without=without)).starts():
+                return found
+        return None
+
+    def starts(self) -> bool:
+        """Whether a machine with `-cpu max` comes up, and ends when told to."""
+        model = ",".join(("max", *self.without))
+        words = [self.binary, "-nodefaults", "-accel", "kvm", "-display", "none", "-S", "-monitor", "stdio"]
+        try:
+            done = subprocess.run(
+                [*words, "-cpu", model], input=b"quit\n", capture_output=True, check=False, timeout=START_SECONDS
+            )
+        except subprocess.TimeoutExpired:
+            return False
+        return done.returncode == 0
+
+
 def tcg_parameters(parameters: tuple[str, ...]) -> list[str]:
     """Adapt an entry's QEMU parameters to TCG: no -enable-kvm, no host CPU model, no pass-through of KVM's Hyper-V."""
     words = [word for word in parameters if word != "-enable-kvm"]
@@ -127,6 +179,11 @@ def commit_of(directory: Path) -> str:
     return f" (commit {done.stdout.strip()})" if done.returncode == 0 else ""
 
 
+def limit_seconds(test: PlannedTest, timeout_scale: float) -> int:
+    """What the emulator is given."""
+    return max(1, round(test.timeout_seconds * timeout_scale))
+
+
 def run_test(
     test: PlannedTest, emulator: Emulator, log_directory: Path, timeout_scale: float, stop: threading.Event
 ) -> Outcome:
@@ -134,17 +191,17 @@ def run_test(
 
     Setting `stop` from another thread ends it within POLL_SECONDS; its outcome then means nothing.
     """
-    limit = max(1, round(test.timeout_seconds * timeout_scale))
+    limit = limit_seconds(test, timeout_scale)
     stem = log_directory / f"{test.name}.{emulator.name}"
     out_path, err_path = stem.with_name(stem.name + ".out"), stem.with_name(stem.name + ".err")
-    own_limit = isinstance(emulator, QemuTcg)  # QEMU has no time limit of its own: this one ends it on time
+    own_limit = isinstance(emulator, QemuTcg | QemuKvm)  # QEMU has no time limit of its own: this one ends it on time
     with out_path.open("wb") as out, err_path.open("wb") as err:
         begin = time.perf_counter()
         process = subprocess.Popen(
             emulator.command(test, limit), stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True
         )
         try:
-            status = _wait(process, limit if own_limit else limit + GRACE_SECONDS, stop)
+            status = _wait(process, limit if own_limit else limit + GRACE_SECONDS, stop, err_path)
         finally:
             _end(process)
         seconds = time.perf_counter() - begin
@@ -153,14 +210,17 @@ def run_test(
     return judge(console, errors, status, seconds)
 
 
-def _wait(process: subprocess.Popen[bytes], limit_seconds: float, stop: threading.Event) -> int:
-    """The exit status, or STATUS_TIMEOUT where the limit passes or `stop` is set before the process ends."""
-    deadline = time.perf_counter() + limit_seconds
+def _wait(process: subprocess.Popen[bytes], seconds: float, stop: threading.Event, errors: Path) -> int:
+    """The exit status, or STATUS_TIMEOUT where `seconds` pass, `stop` is set, or KVM has given up before it ends."""
+    deadline = time.perf_counter() + seconds
+    gave_up = False
     while not stop.is_set() and (left := deadline - time.perf_counter()) > 0:
         try:
             return process.wait(min(left, POLL_SECONDS))
         except subprocess.TimeoutExpired:
-            continue
+            if gave_up:  # it has had POLL_SECONDS to end by itself, as vtlkit does
+                break
+            gave_up = KVM_GAVE_UP.search(errors.read_bytes().decode("utf-8", "replace")) is not None
     return STATUS_TIMEOUT
 
 

@@ -8,6 +8,7 @@ explains), with 2 on bad input, with 130 on Ctrl-C, which records nothing.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import platform
 import sys
@@ -16,9 +17,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
+from tests.conformance import devkvm_here
 from tests.conformance.console import Outcome, Verdict
-from tests.conformance.emulators import Emulator, QemuTcg, Vtlkit, commit_of, run_test
-from tests.conformance.report import Record, Row, from_json, to_json, to_markdown
+from tests.conformance.emulators import Emulator, QemuKvm, QemuTcg, Vtlkit, commit_of, limit_seconds, run_test
+from tests.conformance.kvm_page import compose
+from tests.conformance.report import EMBEDDED_COLUMNS, KVM_COLUMNS, Record, Row, from_json, to_json
 from tests.conformance.unittests_cfg import ConfigError, NotRun, PlannedTest, parse, plan
 
 
@@ -37,6 +40,17 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--qemu", action="store_true", help="add a column for QEMU's TCG")
     parser.add_argument("--qemu-only", action="store_true", help="run only QEMU's TCG, as the reference for later")
     parser.add_argument("--reference", type=Path, metavar="JSON", help="take QEMU's column from an earlier --json file")
+    parser.add_argument("--kvm", action="store_true", help='also make the table "On /dev/kvm": vtlkit and QEMU on it')
+    parser.add_argument("--kvm-only", action="store_true", help="make that table alone; the other stays as it is")
+    parser.add_argument(
+        "--earlier",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="JSON",
+        help="take what an earlier run has of the columns run now, but for time limits below today's; repeatable",
+    )
+    parser.add_argument("--limit", type=int, metavar="SECONDS", help="no test gets more than this (default: its own)")
     parser.add_argument("--timeout-scale", type=float, default=1.0, help="multiply every time limit (default 1)")
     parser.add_argument("--run-option", action="append", default=[], help="one more word for `vtlkit run`; repeatable")
     parser.add_argument("--output", type=Path, help="write the Markdown page here; not done with --only")
@@ -71,6 +85,28 @@ def select(directory: Path, only: str) -> tuple[list[PlannedTest], list[NotRun]]
 
 def emulators_for(options: argparse.Namespace) -> list[Emulator]:
     """The columns to run now."""
+    chosen: list[Emulator] = [] if options.kvm_only else _embedded(options)
+    if options.kvm or options.kvm_only:
+        reason = devkvm_here.why_not()
+        if reason is None:
+            chosen += _on_kvm(options)
+        elif options.kvm_only:
+            raise BadInput(f"--kvm-only: {reason}")
+        else:
+            print(f"conformance: --kvm does nothing here: {reason}", file=sys.stderr)
+    return chosen
+
+
+def _on_kvm(options: argparse.Namespace) -> list[Emulator]:
+    chosen: list[Emulator] = [Vtlkit("vtlkit-kvm", ("--engine", "kvm", *options.run_option))]
+    if (qemu := QemuKvm.find()) is None:
+        print("conformance: no qemu-system-x86_64 that starts on /dev/kvm: no column for it", file=sys.stderr)
+    else:
+        chosen.append(qemu)
+    return chosen
+
+
+def _embedded(options: argparse.Namespace) -> list[Emulator]:
     chosen: list[Emulator] = []
     if not options.qemu_only:
         chosen.append(Vtlkit(extra=tuple(options.run_option)))
@@ -82,17 +118,56 @@ def emulators_for(options: argparse.Namespace) -> list[Emulator]:
     return chosen
 
 
-def run_all(tests: Sequence[PlannedTest], emulators: Sequence[Emulator], options: argparse.Namespace) -> list[Row]:
-    """Run every test on every emulator; one line on standard error as each one ends; rows in the order of `tests`."""
+Known = dict[tuple[str, str], Outcome]
+"""What need not be run again, by test and column."""
+OWN_LIMIT = "each test's own"
+LIMIT = "time limit"
+"""Among the versions of a record: what --limit was; of one that goes on from earlier ones, each of theirs too."""
+
+
+def read_earlier(options: argparse.Namespace, tests: Sequence[PlannedTest], found: dict[str, str]) -> Known:
+    """What --earlier files have of these tests; adds their limits to `found`. Raises BadInput for one that another
+    program made."""
+    limits = {test.name: limit_seconds(test, options.timeout_scale) for test in tests}
+    known: Known = {}
+    for path in options.earlier:
+        try:
+            record = from_json(path.read_text())
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise BadInput(f"--earlier {path}: not the data of an earlier run: {error}") from error
+        used = [text for of in (found, record.versions) for text in of.get(LIMIT, OWN_LIMIT).split(", ")]
+        found[LIMIT] = ", ".join(dict.fromkeys(used))
+        for what in sorted(found.keys() & record.versions.keys() - {LIMIT}):
+            if record.versions[what] != found[what]:
+                raise BadInput(
+                    f"--earlier {path}: its {what} is '{record.versions[what]}', not '{found[what]}': run anew"
+                )
+        for row in record.rows:
+            for column, outcome in row.outcomes.items():
+                short = outcome.verdict is Verdict.TIMEOUT and outcome.seconds < limits.get(row.name, 0)
+                if column in found and not short and outcome.verdict is not Verdict.ERROR:
+                    known[row.name, column] = outcome
+    return known
+
+
+def run_all(
+    tests: Sequence[PlannedTest], emulators: Sequence[Emulator], options: argparse.Namespace, known: Known
+) -> list[Row]:
+    """Run every test on every emulator, but for what is known; one line on standard error as each one ends; rows in
+    the order of `tests`."""
     options.logs.mkdir(parents=True, exist_ok=True)
-    outcomes: dict[str, dict[str, Outcome]] = {test.name: {} for test in tests}
-    total = len(tests) * len(emulators)
+    outcomes: dict[str, dict[str, Outcome]] = {
+        test.name: {e.name: known[test.name, e.name] for e in emulators if (test.name, e.name) in known}
+        for test in tests
+    }
+    total = sum(len(emulators) - len(of_test) for of_test in outcomes.values())
     stop = threading.Event()
     with ThreadPoolExecutor(max_workers=max(1, options.jobs)) as pool:
         running = {
             pool.submit(run_test, test, emulator, options.logs, options.timeout_scale, stop): (test, emulator)
             for test in tests
             for emulator in emulators
+            if (test.name, emulator.name) not in known
         }
         try:
             for number, done in enumerate(as_completed(running), 1):
@@ -111,7 +186,7 @@ def _progress(number: int, total: int, emulator: str, name: str, outcome: Outcom
     numbers = f"{counts.passed} passed, {counts.failed} failed, {counts.skipped} skipped"
     detail = f": {outcome.detail}" if outcome.detail else ""
     position = f"[{number:{len(str(total))}}/{total}]"
-    return f"{position} {outcome.verdict.value:7} {emulator:6} {name}: {numbers}, {outcome.seconds:.1f} s{detail}"
+    return f"{position} {outcome.verdict.value:7} {emulator:10} {name}: {numbers}, {outcome.seconds:.1f} s{detail}"
 
 
 def with_reference(rows: Sequence[Row], reference: Record) -> list[Row]:
@@ -131,6 +206,8 @@ def versions(directory: Path, emulators: Sequence[Emulator], reference: Record |
     if reference is not None:
         # The reference may have had its column from an earlier one.
         found["qemu"] = f"{reference.versions['qemu'].partition(', recorded')[0]}, recorded {reference.date}"
+    if any(name in found for name in KVM_COLUMNS):
+        found["kernel"] = f"{platform.system()} {platform.release()}, its KVM {devkvm_here.described()}"
     found["kvm-unit-tests"] = commit_of(directory).strip(" ()") or "unknown commit"
     found["host"] = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     return found
@@ -141,14 +218,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = arguments(argv)
     try:
         tests, not_run = select(options.dir, options.only)
+        if options.limit is not None:
+            if options.limit < 1:
+                raise BadInput("--limit must be 1 second or more")
+            tests = [dataclasses.replace(t, timeout_seconds=min(t.timeout_seconds, options.limit)) for t in tests]
         emulators = emulators_for(options)
         reference = None if options.reference is None else from_json(options.reference.read_text())
+        found = versions(options.dir, emulators, reference)
+        if options.limit is not None:
+            found[LIMIT] = f"{options.limit} s"
+        known = read_earlier(options, tests, found)
     except (BadInput, OSError) as error:
         print(f"conformance: {error}", file=sys.stderr)
         return 2
-    found = versions(options.dir, emulators, reference)
     try:
-        rows = run_all(tests, emulators, options)
+        rows = run_all(tests, emulators, options, known)
     except KeyboardInterrupt:
         print("conformance: interrupted; nothing was recorded", file=sys.stderr)
         return 130
@@ -160,8 +244,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.only and options.output is not None:
         print(f"conformance: {options.output} is left as it is, as --only ran a part", file=sys.stderr)
     elif options.output is not None:
-        options.output.write_text(to_markdown(record))
-    for column in record.columns():
+        options.output.write_text(compose(record, options.output.read_text() if options.output.exists() else ""))
+    for column in record.columns((*EMBEDDED_COLUMNS, *KVM_COLUMNS)):
         print(f"{column}: " + ", ".join(f"{number} {v}" for v, number in sorted(record.verdicts(column).items())))
     errors = sum(outcome.verdict is Verdict.ERROR for row in rows for outcome in row.outcomes.values())
     if errors:

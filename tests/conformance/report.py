@@ -62,6 +62,14 @@ class Row:
         return tuple(name for name in ours.failures if name not in known)
 
 
+EMBEDDED_COLUMNS = ("vtlkit", "qemu")
+"""Those of the page's first table."""
+KVM_COLUMNS = ("vtlkit-kvm", "qemu-kvm")
+"""Those of its table "On /dev/kvm": see kvm_page.py."""
+_OF_KVM = (*KVM_COLUMNS, "kernel")
+"""Versions that the first table says nothing of."""
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """A whole run."""
@@ -75,9 +83,9 @@ class Record:
         """How many tests ended how, in one column."""
         return Counter(row.outcomes[column].verdict.value for row in self.rows if column in row.outcomes)
 
-    def columns(self) -> list[str]:
-        """The columns that were run, vtlkit's first."""
-        return [name for name in ("vtlkit", "qemu") if any(name in row.outcomes for row in self.rows)]
+    def columns(self, names: Iterable[str] = EMBEDDED_COLUMNS) -> list[str]:
+        """Those of `names` that were run, in their order."""
+        return [name for name in names if any(name in row.outcomes for row in self.rows)]
 
 
 def to_json(record: Record) -> str:
@@ -125,9 +133,14 @@ def _header(record: Record) -> Iterable[str]:
     yield from HEADER.splitlines()
     yield ""
     yield f"- date: {record.date}"
-    yield from (f"- {what}: {version}" for what, version in record.versions.items())
+    yield from (f"- {what}: {record.versions[what]}" for what in record.versions if what not in _OF_KVM)
     yield ""
-    for column in record.columns():
+    yield from summaries(record, record.columns())
+
+
+def summaries(record: Record, columns: Iterable[str]) -> Iterable[str]:
+    """How many tests of each column ended how."""
+    for column in columns:
         summary = ", ".join(f"{number} {verdict}" for verdict, number in sorted(record.verdicts(column).items()))
         yield f"**{column}**: {summary}"
         yield ""
@@ -143,15 +156,16 @@ def _table(record: Record) -> Iterable[str]:
     yield f"| --- | ---: {'| --- ' * len(columns)}{'| ---: ' * len(columns)}{'| --- ' * compared}|"
     for row in record.rows:
         cells = [row.name, str(row.cpus)]
-        cells += [_result(row.outcomes.get(name)) for name in columns]
+        cells += [result(row.outcomes.get(name)) for name in columns]
         cells += [f"{row.outcomes[name].seconds:.1f}" if name in row.outcomes else "" for name in columns]
         if compared:
             cells.append("yes" if row.differs else "")
-        yield f"| {' | '.join(_escape(cell) for cell in cells)} |"
+        yield f"| {' | '.join(escape(cell) for cell in cells)} |"
     yield ""
 
 
-def _result(outcome: Outcome | None) -> str:
+def result(outcome: Outcome | None) -> str:
+    """A cell of the table: verdict and counts."""
     if outcome is None:
         return ""
     counts = outcome.counts
@@ -163,7 +177,7 @@ def _result(outcome: Outcome | None) -> str:
 def _explanations(record: Record) -> Iterable[str]:
     """What failed, by name: first vtlkit's own, then what it shares with the reference or the reference has alone."""
     for column in record.columns():
-        lines = [line for row in record.rows for line in _complaints(row, column)]
+        lines = [line for row in record.rows for line in _marked_complaints(row, column)]
         if lines:
             yield f"## Failed checks and early ends: {column}"
             yield ""
@@ -173,19 +187,25 @@ def _explanations(record: Record) -> Iterable[str]:
     if unmapped:
         yield "## QEMU parameters of an entry that `vtlkit run` has no counterpart for"
         yield ""
-        yield from (f"- {row.name}: {_escape(', '.join(row.unmapped))}" for row in unmapped)
+        yield from (f"- {row.name}: {escape(', '.join(row.unmapped))}" for row in unmapped)
         yield ""
 
 
-def _complaints(row: Row, column: str) -> Iterable[str]:
+def _marked_complaints(row: Row, column: str) -> Iterable[str]:
+    own = row.own_failures if row.differs is not None and column == "vtlkit" else ()
+    return complaints(row, column, own)
+
+
+def complaints(row: Row, column: str, own: Iterable[str] = ()) -> Iterable[str]:
+    """What failed in one cell; the checks in `own` are marked as those that QEMU does not fail."""
     outcome = row.outcomes.get(column)
     if outcome is None or outcome.verdict in (Verdict.PASS, Verdict.SKIP):
         return
-    detail = f": {_escape(outcome.detail)}" if outcome.detail else ""
+    detail = f": {escape(outcome.detail)}" if outcome.detail else ""
     yield f"- **{row.name}**: {outcome.verdict.value}{detail}"
-    own = set(row.own_failures) if row.differs is not None and column == "vtlkit" else set()
-    for (name, times), mark in ((item, item[0] in own) for item in outcome.failures.items()):
-        yield f"  - {_escape(name)}{f' ({times} times)' if times > 1 else ''}{' (not in QEMU)' if mark else ''}"
+    marked = set(own)
+    for (name, times), mark in ((item, item[0] in marked) for item in outcome.failures.items()):
+        yield f"  - {escape(name)}{f' ({times} times)' if times > 1 else ''}{' (not in QEMU)' if mark else ''}"
 
 
 def _not_run(not_run: Iterable[NotRun]) -> Iterable[str]:
@@ -198,8 +218,8 @@ def _not_run(not_run: Iterable[NotRun]) -> Iterable[str]:
     for item in items:
         by_reason.setdefault(item.reason, []).append(item.name)
     for reason, names in sorted(by_reason.items()):
-        yield f"- {', '.join(names)}: {_escape(reason)}"
+        yield f"- {', '.join(names)}: {escape(reason)}"
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;")
