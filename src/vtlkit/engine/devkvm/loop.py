@@ -39,7 +39,7 @@ from vtlkit.engine.devkvm.instructions import Instructions
 from vtlkit.engine.devkvm.linear import LinearMemory
 from vtlkit.engine.devkvm.run_page import LiveRegs
 from vtlkit.engine.devkvm.system import Capabilities
-from vtlkit.engine.devkvm.vcpu import KICK_SIGNAL, KernelVcpu
+from vtlkit.engine.devkvm.vcpu import KICK_SIGNAL, PROCESS_SIGNALS, KernelVcpu
 from vtlkit.x86.exceptions import Vector
 from vtlkit.x86.registers import RFLAGS_IF
 
@@ -106,12 +106,14 @@ class Loop(Engine):
             self._tgkill(self._process, self._thread, KICK_SIGNAL)
 
     def _this_thread(self) -> int:
-        """Its number. The kick's signal is to end KVM_RUN and nothing else: a thread that is new here blocks it."""
+        """Its number. The kick's signal is to end KVM_RUN and nothing else: a thread that is new here blocks it,
+        and what is the main thread's to hear."""
         local = self._local
         try:
             thread: int = local.thread
         except AttributeError:
-            signal.pthread_sigmask(signal.SIG_BLOCK, _KICKED)
+            main = threading.current_thread() is threading.main_thread()
+            signal.pthread_sigmask(signal.SIG_BLOCK, _KICKED if main else _KICKED | PROCESS_SIGNALS)
             thread = local.thread = threading.get_native_id()
         return thread
 

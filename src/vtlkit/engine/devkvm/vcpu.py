@@ -22,6 +22,8 @@ from vtlkit.x86 import msr
 from vtlkit.x86.registers import XCR0_SSE, XCR0_X87
 
 KICK_SIGNAL: Final = signal.SIGURG
+PROCESS_SIGNALS: Final = frozenset({signal.SIGALRM, signal.SIGINT, signal.SIGTERM})
+"""Those that end or time a run. A thread of a vCPU leaves them to the main thread, whose wait they have to end."""
 """Ignored by default, so that one that comes too late, or to a wrong thread, does nothing. vCPU threads block it but
 inside KVM_RUN, which it ends."""
 
@@ -81,8 +83,8 @@ class KernelVcpu:
         )
 
     def _let_kicks_in(self) -> None:
-        """The signals that KVM_RUN has blocked: the caller's, but for the kick's."""
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ()) - {KICK_SIGNAL}
+        """The signals that KVM_RUN has blocked: the caller's and the process's, but for the kick's."""
+        blocked = (signal.pthread_sigmask(signal.SIG_BLOCK, ()) | PROCESS_SIGNALS) - {KICK_SIGNAL}
         mask = sum(1 << number - 1 for number in blocked)
         syscalls.ioctl(self.fd, abi.SET_SIGNAL_MASK, struct.pack("<IQ", 8, mask), "KVM_SET_SIGNAL_MASK")
 
