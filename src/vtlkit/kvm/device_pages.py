@@ -26,6 +26,9 @@ class VcpuDevices:
     def __init__(self, vcpu: Vcpu) -> None:
         self._vcpu = vcpu
         self._apic_page: int | None = None
+        if vcpu.trace is None:
+            # A trace shows each access, and its exit.
+            self._answer_ports()
 
     def move_apic(self, page: int | None) -> list[int]:
         """The local APIC's page is here now, or nowhere; the pages whose mapping that changes."""
@@ -88,7 +91,7 @@ class VcpuDevices:
 
     # --- ports ------------------------------------------------------------------------------------------------------
 
-    def answer_ports(self) -> None:
+    def _answer_ports(self) -> None:
         """Have the engine ask here about ports before it exits, if it can. Only engines that count no instructions do:
         there is no time to account for."""
         vcpu = self._vcpu

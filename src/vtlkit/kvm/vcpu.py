@@ -119,9 +119,6 @@ class Vcpu(VcpuTime, VcpuState):
         self.apic.trace = self.trace
         self.msrs = Msrs(self)
         self.devices: VcpuDevices = VcpuDevices(self)
-        if self.trace is None:
-            # A trace shows each access, and its exit.
-            self.devices.answer_ports()
         self.map = EngineMap(engine, vm.memory, self.devices)
         self.reset(init_event=False)
 

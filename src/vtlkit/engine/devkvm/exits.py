@@ -138,7 +138,7 @@ class Exits(Loop):
         self._reads = direction == abi.IO_IN
         if self._reads:
             return PortIn(port, size)
-        if port == HYPERCALL_PORT and self.code.fetch(_LENGTH, back=_LENGTH) == HYPERCALL:
+        if port == HYPERCALL_PORT and self._is_hypercall():
             self._pending = None
             self._elements_end = 0
             self._show_rip(self.regs.rip - _LENGTH)
@@ -146,6 +146,10 @@ class Exits(Loop):
         return PortOut(
             port, size, self._bytes[at] if size == 1 else int.from_bytes(self._bytes[at : at + size], "little")
         )
+
+    def _is_hypercall(self) -> bool:
+        """The kernel has executed an OUT to the hypercall's port: that one, or the guest's by way of DX?"""
+        return self.regs.rdx & 0xFFFF != HYPERCALL_PORT or self.code.fetch(_LENGTH, back=_LENGTH) == HYPERCALL
 
     def answer_ports(self, read: PortRead, write: PortWrite) -> None:
         self._port_read, self._port_write = read, write

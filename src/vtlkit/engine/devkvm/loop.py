@@ -154,7 +154,9 @@ class Loop(Engine):
         answered = self._answers
         if answered is not None and (forced or self._looks_closely()):
             answered = None
-        ioctl, fd, run = self._ioctl, self.vcpu.fd, abi.RUN
+        vcpu = self.vcpu
+        vcpu.shared.known = False
+        ioctl, fd, run = self._ioctl, vcpu.fd, abi.RUN
         # In this order, as a kick is stored before it looks whether somebody is inside.
         self._inside = True
         data[_IMMEDIATE_EXIT] = forced or self._kicked
