@@ -10,8 +10,8 @@ from typing import Final
 from vtlkit.engine.api import Event, EventType, Exit, Interrupted, InterruptWindow, NmiWindow
 from vtlkit.engine.devkvm import abi
 from vtlkit.engine.devkvm.exits import Exits
-from vtlkit.engine.devkvm.linear import GuestFault, PhysicalFault
 from vtlkit.engine.devkvm.loop import Pending
+from vtlkit.engine.linear import GuestFault, PhysicalFault
 from vtlkit.engine.probe import HLT
 from vtlkit.x86.exceptions import Vector
 from vtlkit.x86.paging import SUPERVISOR
