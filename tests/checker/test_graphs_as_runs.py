@@ -121,7 +121,7 @@ def test_the_shortest_of_several_failures_is_kept() -> None:
 
 
 def test_keeping_looking_ends() -> None:
-    result = explore(block(3, check_again=False), "sc", deadlock_is_failure=True, keep_looking=10)
+    result = explore(block(3, look_again=False), "sc", deadlock_is_failure=True, keep_looking=10)
     assert result.verdict is Verdict.DEADLOCKS
     assert not result.all_visited
     assert result.frontier > 0
