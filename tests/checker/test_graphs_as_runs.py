@@ -11,14 +11,13 @@ from hypothesis import strategies as st
 from tests.checker.graphs.random_programs import random_program
 from tests.checker.graphs.test_verdicts import block
 from tests.checker.run_reader import Reader
+from vtlkit.checker.check import MODELS
 from vtlkit.checker.graphs.report import Execution, Verdict
 from vtlkit.checker.graphs.runs import Run
 from vtlkit.checker.graphs.search import explore
 from vtlkit.checker.ops import Done, Failure, Op, Read, Value, Write, increment
 from vtlkit.checker.program import Threads
 from vtlkit.checker.programs.threads import Script, steps
-
-MODELS = ("sc", "tso", "rc11")
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.checker.handover import scripts
+from vtlkit.checker.check import MODELS
 from vtlkit.checker.graphs.report import Execution, Exploration, Verdict
 from vtlkit.checker.graphs.search import explore
 from vtlkit.checker.graphs.unfolding import Unbounded
@@ -28,8 +29,6 @@ from vtlkit.checker.ops import (
 from vtlkit.checker.program import Thread, Threads
 from vtlkit.checker.programs import counted
 from vtlkit.checker.programs.threads import Script, steps
-
-MODELS = ("sc", "tso", "rc11")
 
 
 def message_passing(data: Order, write: Order, read: Order) -> Threads:
