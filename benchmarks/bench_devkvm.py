@@ -10,10 +10,6 @@ On a kernel that emulates guests at CPL 0 an exit takes tens of microseconds, wh
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-import tempfile
-from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -27,9 +23,6 @@ _EXITS: Final = 20_000
 _WAKES: Final = 1_000
 _SWITCHES: Final = 1_000
 _SOURCE: Final = Path(__file__).with_name("devkvm_wake.c")
-_LIMIT_SECONDS: Final = 120
-_kept: Final[list[tempfile.TemporaryDirectory[str]]] = []
-"""Removed when the process ends."""
 
 
 def _ours(word: str, turns: int, cpus: int = 1) -> float:
@@ -39,30 +32,8 @@ def _ours(word: str, turns: int, cpus: int = 1) -> float:
         raise Unavailable(str(error)) from error
 
 
-@cache
-def _program() -> str:
-    compiler = next(filter(None, map(shutil.which, devkvm_loop.COMPILERS)), None)
-    if compiler is None:
-        raise Unavailable("there is no C compiler to build the rival with")
-    directory = tempfile.TemporaryDirectory(prefix="vtlkit-bench-")
-    _kept.append(directory)
-    program = str(Path(directory.name) / _SOURCE.stem)
-    command = [compiler, "-O2", "-pthread", "-o", program, str(_SOURCE)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise Unavailable(f"the rival does not compile: {(done.stderr.splitlines() or [''])[0]}")
-    return program
-
-
 def _rival_wake() -> float:
-    command = [_program(), str(_WAKES)]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT_SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        raise Unavailable(f"the rival did not end within {_LIMIT_SECONDS} s") from None
-    if done.returncode:
-        raise Unavailable(f"the rival cannot run: {done.stderr.strip() or f'status {done.returncode}'}")
-    return float(done.stdout) / 1e9
+    return devkvm_loop.measured(_SOURCE, str(_WAKES), options=("-pthread",))
 
 
 def cases() -> list[Case]:

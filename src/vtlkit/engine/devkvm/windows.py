@@ -11,9 +11,9 @@ from vtlkit.engine.api import Event, EventType, Exit, Interrupted, InterruptWind
 from vtlkit.engine.devkvm import abi
 from vtlkit.engine.devkvm.alarm import ThreadAlarm
 from vtlkit.engine.devkvm.exits import Exits
-from vtlkit.engine.devkvm.linear import GuestFault, PhysicalFault
 from vtlkit.engine.devkvm.loop import STEPS_A_RUN, STEPS_MAX, Pending
 from vtlkit.engine.devkvm.vcpu import KICK_SIGNAL
+from vtlkit.engine.linear import GuestFault, PhysicalFault
 from vtlkit.engine.probe import HLT
 from vtlkit.x86.exceptions import Vector
 from vtlkit.x86.paging import SUPERVISOR
