@@ -216,7 +216,7 @@ def _waits_by_state(processor: Processor) -> bool:
     if type(exit_) is Intr:
         return False
     assert type(exit_) is SystemEventExit, f"{processor}: {exit_}"
-    assert exit_.event is SystemEvent.WAKEUP, f"{processor}: {exit_}"
+    assert exit_.type is SystemEvent.WAKEUP, f"{processor}: {exit_}"
     return True
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from vtlkit.checker.kicks.guests import PORT, SIZE, Guest, Kind
+from vtlkit.checker.kicks.guests import PORT, SIZE, Guest, Kind, write_tables
 from vtlkit.engine.api import EngineFactory, RamBlock
 from vtlkit.host.api import Task
 from vtlkit.host.threads import ThreadHost
@@ -214,6 +214,7 @@ class World:
         """The VM with a vCPU for each of `kinds`. `hyperv`: guests may make hypercalls."""
         vm = Vm(self.host, self.engines, "vm")
         ram = RamBlock((len(kinds) + 1) * SIZE)
+        write_tables(ram)
         vm.set_user_memory_region(MemoryRegion(0, 0, ram.size, ram))
         for number, kind in enumerate(kinds):
             vcpu = vm.create_vcpu(number)
