@@ -116,7 +116,7 @@ class Guest:
         return body + b"\xe9" + struct.pack("<i", -len(body) - 5)
 
     def _flush(self) -> bytes:
-        """The call's input value in RCX, its input's address in RDX (TLFS, "Hypercall Inputs"); the result is in RAX."""
+        """The call's input value in RCX, its input's address in RDX (TLFS, "Hypercall Inputs"); its result in RAX."""
         call = b"\xb9" + HvCallCode.HvCallFlushVirtualAddressSpace.to_bytes(4, "little")
         call += b"\xba" + (self._base + _INPUT).to_bytes(4, "little") + b"\x45\x31\xc0"
         call += self.vcpu.engine.hypercall_instruction

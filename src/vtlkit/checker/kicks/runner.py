@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
 from vtlkit.checker.kicks import KickScenario
 from vtlkit.checker.kicks.world import Place, World
-from vtlkit.engine.api import EngineFactory
+from vtlkit.engine.api import EngineError, EngineFactory
 from vtlkit.host.threads import ThreadHost
 
 _LOOK_NS: Final = 50_000_000
@@ -36,11 +36,14 @@ class Tally:
 
 def run(
     scenario: KickScenario, engines: EngineFactory, *, kicks: int, vcpus: int, patience_ns: int, seed: int | None = None
-) -> Iterator[Tally]:
+) -> Generator[Tally]:
     """Run a scenario of at least so many kicks on at least so many vCPUs, up to the first lost one; the tally every now
     and then, and at last the final one. Closed early, it ends its threads.
 
     `seed` draws what the kickers choose; what comes of that is the machine's.
+
+    Raises:
+        EngineError: the engine cannot be had here.
     """
     world = World(ThreadHost(seed=seed), engines, kicks, vcpus)
     failure: Exception | None = None
@@ -51,6 +54,8 @@ def run(
             world.spawn()
             for _ in _watched(world, patience_ns):
                 yield _tally(scenario, world)
+        except EngineError:
+            raise
         except Exception as error:  # noqa: BLE001 - whatever a scenario raises is what was looked for
             failure = error
         finally:

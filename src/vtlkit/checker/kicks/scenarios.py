@@ -53,7 +53,7 @@ def _interrupt(processor: Processor, vector: int) -> None:
     processor.vcpu.apic.accept_irq(DeliveryMode.FIXED, vector, 1, False)
 
 
-# --- requests -----------------------------------------------------------------------------------------------------------
+# --- requests ---------------------------------------------------------------------------------------------------------
 
 
 def _request(processor: Processor, kicker: Kicker) -> None:
@@ -76,7 +76,7 @@ def _requests(world: World) -> None:
     world.add_kickers(_pairs(world, _request, _request))
 
 
-# --- interrupts ---------------------------------------------------------------------------------------------------------
+# --- interrupts -------------------------------------------------------------------------------------------------------
 
 
 def _one_by_one(processor: Processor, kicker: Kicker) -> None:
@@ -123,7 +123,7 @@ def _interrupts(world: World) -> None:
     world.add_kickers(teams)
 
 
-# --- signals ------------------------------------------------------------------------------------------------------------
+# --- signals ----------------------------------------------------------------------------------------------------------
 
 
 def _signal(processor: Processor, kicker: Kicker, *, sleeps: bool = True) -> None:
@@ -148,7 +148,7 @@ def _signals(world: World) -> None:
     world.add_kickers(_pairs(world, _any_signal, _any_signal))
 
 
-# --- all at once --------------------------------------------------------------------------------------------------------
+# --- all at once ------------------------------------------------------------------------------------------------------
 
 
 def _runs_kicked(world: World, processor: Processor) -> None:
@@ -189,7 +189,7 @@ def _all(world: World) -> None:
     world.add_kickers([[("kicker0", round_), ("kicker1", round_)]], per_round=len(world.processors))
 
 
-# --- waiting ------------------------------------------------------------------------------------------------------------
+# --- waiting ----------------------------------------------------------------------------------------------------------
 
 
 def _waits(world: World, processor: Processor) -> None:
@@ -226,7 +226,7 @@ def _waiters(world: World) -> None:
     world.add_kickers(_pairs(world, _one_by_one, _signal))
 
 
-# --- suspended ----------------------------------------------------------------------------------------------------------
+# --- suspended --------------------------------------------------------------------------------------------------------
 
 
 def _inhibit(flusher: Processor, target: Processor, kicker: Kicker) -> None:

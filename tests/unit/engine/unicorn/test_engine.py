@@ -202,7 +202,7 @@ class _HeldUp:
 
 
 def test_a_kick_that_meets_another_is_not_lost() -> None:
-    """The first kick has been answered, and its kicker not come back from it: the second asks for an exit of its own."""
+    """The first kick has been answered, and its kicker not come back from it: the second wants an exit of its own."""
     factory = UnicornFactory()
     guest = _guest(factory)
     a = guest.assembler()
