@@ -9,6 +9,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final
 
+from vtlkit.engine.api import PortIn, PortOut
+
 MANY_KICKED_ENTRIES: Final = 1000
 """`kicked_entries` from which on somebody has not waited for the resume, but called `run` in a loop."""
 
@@ -22,6 +24,10 @@ class VcpuStatistics:
     user_exits: Counter[str] = field(default_factory=Counter)
     """Exits to user space by reason."""
     cpuid_exits: int = 0
+    port_reads: int = 0
+    """IN that was answered inside the engine's run, and so are no exits to the run loop."""
+    port_writes: int = 0
+    """OUT, likewise."""
     injected_interrupts: int = 0
     blocks: int = 0
     suspends: int = 0
@@ -51,4 +57,8 @@ class VcpuStatistics:
         total = Counter(self.exits)
         if self.cpuid_exits:
             total["cpuid"] += self.cpuid_exits
+        if self.port_reads:
+            total[PortIn.name] += self.port_reads
+        if self.port_writes:
+            total[PortOut.name] += self.port_writes
         return total

@@ -16,7 +16,7 @@ from vtlkit.kvm.cpuid import CpuidEntry, supported
 from vtlkit.kvm.errors import KvmError
 from vtlkit.kvm.hyperv.vm import HvVm
 from vtlkit.kvm.ioapic import IOAPIC_DEFAULT_BASE_ADDRESS, IOAPIC_MEM_LENGTH, IoApic
-from vtlkit.kvm.iobus import MmioBus, PortBus
+from vtlkit.kvm.iobus import MmioBus, PortBus, PortRead, PortWrite
 from vtlkit.kvm.ipi import IpiBus
 from vtlkit.kvm.kick_all import KickAll, KickDesign
 from vtlkit.kvm.memory import GuestMemory
@@ -124,6 +124,15 @@ class Vm(VmMemory):
         self.mmio_bus.register(
             IOAPIC_DEFAULT_BASE_ADDRESS, IOAPIC_MEM_LENGTH, self.ioapic.mmio_read, self.ioapic.mmio_write
         )
+
+    def answer_ports(self, read: PortRead, write: PortWrite) -> None:
+        """Have user space's ports answered from inside `run`, without an exit, by engines that can; else, and in a VM
+        that is traced, they exit as ever (`Io`). Before the vCPUs run.
+
+        Called in the task of the vCPU, which holds its mutex and is inside `run`: what they lock comes after
+        MEMORY_TRANSACTION, and what they want of the vCPU they ask for by a request or a signal.
+        """
+        self.port_bus.others = read, write
 
     def create_pit2(self) -> None:
         """KVM_CREATE_PIT2: the timer on GSI 0 and the speaker port.

@@ -289,12 +289,8 @@ class DevKvmEngine(Windows):
         if self._live.sregs.cr2 != source._live.sregs.cr2:
             self._live.sregs.cr2 = source._live.sregs.cr2
             self._live.dirty |= abi.SYNC_SREGS
-        mine, other = self.vcpu.get_debugregs(), source.vcpu.get_debugregs()
-        if mine.db != other.db:
-            self.vcpu.set_debugregs(abi.DebugRegs(other.db, mine.dr6, mine.dr7))
-        if self.xcr0 != source.xcr0:
-            self.xcr0 = source.xcr0
-        self.vcpu.set_xsave(source.vcpu.get_xsave())
+        source.vcpu.shared.fetch(source.vcpu.fd)
+        self.vcpu.shared.take(self.vcpu.fd, source.vcpu.shared)
         self._live.pkru = source._live.pkru
 
     # --- the processor's own ----------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from vtlkit.engine.api import Event, EventType, Exit, Interrupted, InterruptWind
 from vtlkit.engine.devkvm import abi
 from vtlkit.engine.devkvm.exits import Exits
 from vtlkit.engine.devkvm.linear import GuestFault, PhysicalFault
-from vtlkit.engine.devkvm.loop import Pending
+from vtlkit.engine.devkvm.loop import STEPS_A_RUN, STEPS_MAX, Pending
 from vtlkit.engine.probe import HLT
 from vtlkit.x86.exceptions import Vector
 from vtlkit.x86.paging import SUPERVISOR
@@ -20,9 +20,6 @@ from vtlkit.x86.registers import CR0_PE, DR6_BS, EFER_LMA, RFLAGS_IF
 _INTERRUPTED: Final = Interrupted()
 _INTERRUPT_WINDOW: Final = InterruptWindow()
 _NMI_WINDOW: Final = NmiWindow()
-_STEPS_MAX: Final = 256
-_STEPS_A_RUN: Final = 32
-"""Steps for interrupt windows: so many may be saved up, so many are added by each `run`."""
 _U32: Final = 0xFFFFFFFF
 
 
@@ -31,7 +28,6 @@ class Windows(Exits):
 
     steps_for_windows = False
     """This KVM misses short interrupt windows (`quirks`)."""
-    _steps_left = _STEPS_MAX
     _if_before = False
     """RFLAGS.IF before a step."""
 
@@ -56,7 +52,7 @@ class Windows(Exits):
             self._set_debug(abi.GUESTDBG_ENABLE | abi.GUESTDBG_USE_HW_BP, target)
 
     def _before_entry(self, forced: bool) -> Exit | None:
-        self._steps_left = min(self._steps_left + _STEPS_A_RUN, _STEPS_MAX)
+        self._steps_left = min(self._steps_left + STEPS_A_RUN, STEPS_MAX)
         return super()._before_entry(forced)
 
     def _may_step(self) -> bool:
