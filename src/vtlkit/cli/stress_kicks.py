@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 COMMAND: Final = "vtlkit stress"
 DEFAULT_KICKS: Final = 100_000
-DEFAULT_CPUS: Final = 4
+DEFAULT_CPUS: Final = 5
+"""One for each kind of guest."""
 MAX_CPUS: Final = 64
 DEFAULT_PATIENCE_S: Final = 10.0
 _FAILED: Final = 1

@@ -37,6 +37,8 @@ VECTORS: Final = range(0x41, 0x44)
 """Those that have handlers."""
 PORT: Final = 0x80
 """Written by guests that exit to user space; nothing is there."""
+DEVICE: Final = 0x88
+"""Of a device of the hypervisor's, which engines that can ask without an exit."""
 FAILED: Final = 0x81
 """Written by a guest that finds something wrong."""
 _APIC: Final = 0xFEE00000
@@ -62,9 +64,10 @@ class Kind(enum.Enum):
 
     SPIN = "spins"
     HALT = "halts"
-    PORTS = "writes to a port"
-    MIX = "executes CPUID, spins for a while, writes to a port"
-    REST = "spins for a while, writes to a port, halts"
+    PORTS = "exits by a port"
+    DEVICE = "writes to a device"
+    MIX = "executes CPUID, spins for a while, writes to a device, exits by a port"
+    REST = "spins for a while, exits by a port, halts"
     FLUSH = "flushes the next processor's TLB by a hypercall"
 
 
@@ -102,13 +105,14 @@ class Guest:
         return self._base + _WORDS + 4 * place
 
     def _code(self) -> bytes:
-        out = _OUT + bytes((PORT,)) + _NEXT
+        out, device = (_OUT + bytes((port,)) + _NEXT for port in (PORT, DEVICE))
         spin = b"\xb9" + _LOOPS.to_bytes(4, "little") + b"\xff\xc9\x75\xfc"
         body = {
             Kind.SPIN: b"",
             Kind.HALT: _HLT,
             Kind.PORTS: out,
-            Kind.MIX: _CPUID + spin + out,
+            Kind.DEVICE: device,
+            Kind.MIX: _CPUID + spin + device + out,
             Kind.REST: spin + out + _HLT,
             Kind.FLUSH: self._flush(),
         }[self.kind]

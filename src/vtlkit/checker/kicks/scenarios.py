@@ -17,9 +17,9 @@ from vtlkit.kvm.vm import Vm
 from vtlkit.kvm.wait_state import WaitResult, WaitType
 from vtlkit.x86.apic import DeliveryMode
 
-_KINDS: Final = (Kind.SPIN, Kind.HALT, Kind.PORTS, Kind.MIX)
-_RESTING: Final = (Kind.HALT, Kind.SPIN, Kind.REST, Kind.PORTS)
-_AWAKE: Final = (Kind.SPIN, Kind.PORTS, Kind.MIX)
+_KINDS: Final = (Kind.SPIN, Kind.HALT, Kind.PORTS, Kind.DEVICE, Kind.MIX)
+_RESTING: Final = (Kind.HALT, Kind.SPIN, Kind.REST, Kind.PORTS, Kind.DEVICE)
+_AWAKE: Final = (Kind.SPIN, Kind.PORTS, Kind.DEVICE, Kind.MIX)
 _NUDGE: Final = VECTORS[2]
 _BURST: Final = 3
 _FROZEN: Final = 3

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from vtlkit.checker.kicks.guests import PORT, SIZE, Guest, Kind, write_tables
+from vtlkit.checker.kicks.guests import DEVICE, PORT, SIZE, Guest, Kind, write_tables
 from vtlkit.engine.api import EngineFactory, RamBlock
 from vtlkit.host.api import Task
 from vtlkit.host.threads import ThreadHost
@@ -216,6 +216,7 @@ class World:
         ram = RamBlock((len(kinds) + 1) * SIZE)
         write_tables(ram)
         vm.set_user_memory_region(MemoryRegion(0, 0, ram.size, ram))
+        vm.port_bus.register(range(DEVICE, DEVICE + 1), lambda _port, _size: 0, lambda _port, _size, _value: None)
         for number, kind in enumerate(kinds):
             vcpu = vm.create_vcpu(number)
             leaves = for_vcpu(vm.get_supported_cpuid(), number, len(kinds))
