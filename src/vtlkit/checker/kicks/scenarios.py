@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from itertools import count as numbers
 from typing import Final
 
 from vtlkit.checker.kicks import KickScenario
@@ -22,6 +21,7 @@ _RESTING: Final = (Kind.HALT, Kind.SPIN, Kind.REST, Kind.PORTS, Kind.DEVICE)
 _AWAKE: Final = (Kind.SPIN, Kind.PORTS, Kind.DEVICE, Kind.MIX)
 _NUDGE: Final = VECTORS[2]
 _BURST: Final = 3
+_PAUSE: Final = 4
 _FROZEN: Final = 3
 """Looks at guests that may not move."""
 _WORD: Final = 1 << 32
@@ -38,9 +38,11 @@ def _pairs(
 
 
 def _runs(world: World, processor: Processor) -> None:
-    """A processor's task: `run`, whatever comes."""
+    """A processor's task: `run`, whatever comes. Now and then it takes its time in between."""
     while not world.ending:
         processor.run_expecting()
+        if not world.host.choose(_PAUSE, "pause"):
+            world.host.relax()
 
 
 def _mixed(world: World, kinds: tuple[Kind, ...]) -> Vm:
@@ -243,8 +245,8 @@ def _inhibit(flusher: Processor, target: Processor, kicker: Kicker) -> None:
 
 
 def _suspended(world: World) -> None:
-    kinds: Iterator[Kind] = ((Kind.FLUSH, Kind.SPIN)[number % 2] for number in numbers())
-    world.build([next(kinds) for _ in range(world.count + world.count % 2)], hyperv=True)
+    pairs = ((Kind.FLUSH, (Kind.HALT, Kind.SPIN)[number % 2]) for number in range((world.count + 1) // 2))
+    world.build([kind for pair in pairs for kind in pair], hyperv=True)
     world.bodies += [partial(_runs, world, processor) for processor in world.processors]
     targets = zip(world.processors[::2], world.processors[1::2], strict=True)
     world.add_kickers([[(f"kicker{number}", partial(_inhibit, *pair))] for number, pair in enumerate(targets)])

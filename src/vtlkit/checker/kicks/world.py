@@ -107,8 +107,8 @@ class Waiting:
 
 
 class Kicker:
-    """A task that kicks, over and over, in rounds with the others of its team: nobody's next kick stands in for one that
-    another has lost."""
+    """A task that kicks again and again, in rounds with the others of its team: nobody's next kick stands in for one
+    that another has lost."""
 
     def __init__(self, world: World, name: str, rounds: int, round_: Callable[[Kicker], None]) -> None:
         self.world = world
