@@ -84,17 +84,17 @@ def _requests(world: World) -> None:
 def _one_by_one(processor: Processor, kicker: Kicker) -> None:
     """Each is taken once, before the next is sent."""
     vector, guest = VECTORS[0], processor.guest
-    expected = (guest.handled(vector) + 1) % _WORD
-    assert expected == (kicker.rounds + 1) % _WORD, f"{processor}: an interrupt was taken twice"
+    taken = guest.handled(vector)
+    assert taken == kicker.rounds % _WORD, f"{processor}: an interrupt was taken twice"
     kicker.at_end = partial(_exactly, processor, vector, kicker)
     kicker.kick(
-        [processor], "an interrupt", partial(_interrupt, processor, vector), lambda: guest.handled(vector) == expected
+        [processor], "an interrupt", partial(_interrupt, processor, vector), lambda: guest.handled(vector) != taken
     )
 
 
 def _exactly(processor: Processor, vector: int, kicker: Kicker) -> None:
-    handled = processor.guest.handled(vector)
-    assert handled == kicker.rounds % _WORD, f"{processor}: {kicker.rounds} interrupts sent, {handled} taken"
+    taken = processor.guest.handled(vector)
+    assert taken == kicker.rounds % _WORD, f"{processor}: {kicker.rounds} interrupts sent, {taken} taken"
 
 
 class _Bursts:
