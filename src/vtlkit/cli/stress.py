@@ -1,4 +1,5 @@
-"""`vtlkit stress`: the protocols by which vCPUs wait, wake, are kicked and suspended, under many random schedules."""
+"""`vtlkit stress`: the protocols by which vCPUs wait, wake, are kicked and suspended, under many random schedules; with
+`--engine`, on real threads."""
 
 from __future__ import annotations
 
@@ -11,10 +12,21 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from vtlkit.cli.quantities import parse_seconds
 from vtlkit.cli.status import BadInput, Status, complain
+from vtlkit.cli.stress_kicks import (
+    DEFAULT_CPUS,
+    DEFAULT_KICKS,
+    DEFAULT_PATIENCE_S,
+    MAX_CPUS,
+    StressEngine,
+    list_kicks,
+    stress_kicks,
+)
+from vtlkit.cli.words import word_parser
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from vtlkit.checker.scenarios import Scenario
     from vtlkit.checker.stress import Failure, Progress
@@ -28,8 +40,36 @@ def stress(
     names: Annotated[
         list[str] | None, typer.Argument(metavar="[NAME]...", help="Scenarios to run, or what their names begin with.")
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Seeds of each scenario.")] = _DEFAULT_SEEDS,
-    first: Annotated[int, typer.Option(min=0, metavar="SEED", help="The first seed.")] = 0,
+    engine: Annotated[
+        StressEngine | None,
+        typer.Option(
+            parser=word_parser(StressEngine),
+            metavar="|".join(StressEngine),
+            help="Kick vCPUs on real threads and this engine, instead of schedules in the simulator.",
+        ),
+    ] = None,
+    kicks: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help=f"Kicks of each scenario with --engine.  [default: {DEFAULT_KICKS}]"),
+    ] = None,
+    cpus: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=MAX_CPUS, metavar="N", help=f"Virtual processors with --engine.  [default: {DEFAULT_CPUS}]"
+        ),
+    ] = None,
+    patience: Annotated[
+        float | None,
+        typer.Option(
+            parser=parse_seconds,
+            metavar="S",
+            help=f"With --engine, kick once more after S seconds without an answer.  [default: {DEFAULT_PATIENCE_S:g}]",
+        ),
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help=f"Seeds of each scenario.  [default: {_DEFAULT_SEEDS}]")
+    ] = None,
+    first: Annotated[int | None, typer.Option(min=0, metavar="SEED", help="The first seed.  [default: 0]")] = None,
     jobs: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Processes; one a processor if not given.")
     ] = None,
@@ -37,10 +77,25 @@ def stress(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     names_only: Annotated[bool, typer.Option("--list", help="Only list the scenarios.")] = False,
 ) -> int:
-    """Run each protocol's scenario in the simulator, a schedule a seed.
+    """Run each protocol's scenario in the simulator, a schedule a seed; or, with --engine, on real threads.
 
     Ends with 1 if a promise was broken: the lowest seed that breaks it is printed, and the token that replays the run.
+    With --engine, if a kick was lost: which one, and where it found its processor.
     """
+    threads = {"--kicks": kicks, "--cpus": cpus, "--patience": patience}
+    simulator = {"--seeds": seeds, "--first": first, "--jobs": jobs, "--replay": token}
+    _refuse(simulator if engine is not None else threads, with_engine=engine is not None)
+    if engine is not None:
+        if names_only:
+            return list_kicks(names or [])
+        return stress_kicks(
+            names or [],
+            engine,
+            kicks or DEFAULT_KICKS,
+            cpus or DEFAULT_CPUS,
+            patience or DEFAULT_PATIENCE_S,
+            as_json=as_json,
+        )
     chosen = _chosen(names or [])
     if names_only:
         width = max(map(len, chosen))
@@ -48,7 +103,15 @@ def stress(
         return 0
     if token is not None:
         return _replay(list(chosen.values()), token)
-    return _run(list(chosen), first, seeds, jobs or len(os.sched_getaffinity(0)), as_json)
+    return _run(list(chosen), first or 0, seeds or _DEFAULT_SEEDS, jobs or len(os.sched_getaffinity(0)), as_json)
+
+
+def _refuse(given: Mapping[str, object], *, with_engine: bool) -> None:
+    """Options of the other kind of stress."""
+    for name, value in given.items():
+        if value is not None:
+            where = "is for the simulator: leave out --engine, or it" if with_engine else "needs --engine"
+            raise BadInput(COMMAND, f"{name} {where}")
 
 
 def _chosen(names: list[str]) -> dict[str, Scenario]:
