@@ -29,12 +29,12 @@ class LockRank(enum.IntEnum):
 
     PARTITION = 4
     MEMORY_CHANGE = 9
-    VM = 10
     VCPU = 20
     MEMORY_TRANSACTION = 30
     BUS = 36
     PORTS = 38
     SLOTS = 40
+    IRQ_ROUTING = 45
     IRQCHIP = 50
     APIC = 60
     SYNIC = 70

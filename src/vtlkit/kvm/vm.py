@@ -62,7 +62,7 @@ class Vm(VmMemory):
         self.trace = None if trace is None else trace.vm(name)
         self.engines = engines
         self.vendor = vendor_named(vendor)
-        self.lock = host.lock(f"{name}-lock", LockRank.VM)
+        self._routing_lock = host.lock(f"{name}-routing", LockRank.IRQ_ROUTING)
         self.memory = GuestMemory(host, name)
         self.memory.on_change = self._memory_changed
         self.memory.on_write = self._memory_written
@@ -173,7 +173,7 @@ class Vm(VmMemory):
         """
         if self.routing is None:
             raise KvmError(errno.ENXIO, "no interrupt controllers: there are no interrupt lines")
-        with self.lock:
+        with self._routing_lock:
             self.routing.set_gsi_routing(routes)
 
     def irq_line(self, gsi: int, level: int) -> int:

@@ -142,7 +142,7 @@ def test_a_task_that_ends_with_a_lock_or_takes_one_twice_or_out_of_order() -> No
         host.spawn(task, "greedy")
 
     def backwards(host: Host) -> None:
-        outer, inner = host.lock("outer", LockRank.VM), host.lock("inner", LockRank.VCPU)
+        outer, inner = host.lock("outer", LockRank.MEMORY_CHANGE), host.lock("inner", LockRank.VCPU)
 
         def task() -> None:
             with inner, outer:

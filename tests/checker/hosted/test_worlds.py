@@ -118,7 +118,7 @@ def test_a_global_is_nothing_to_be_changed(name: str) -> None:
 
 def test_nested_locks_and_data_under_each() -> None:
     def build(host: Host) -> None:
-        outer, inner = host.lock("outer", LockRank.VM), host.lock("inner", LockRank.VCPU)
+        outer, inner = host.lock("outer", LockRank.MEMORY_CHANGE), host.lock("inner", LockRank.VCPU)
         one: list[int] = []
         other: list[int] = []
 
