@@ -107,7 +107,7 @@ class VcpuDevices:
                 return None
             if assist.offered:
                 assist.sync()
-            statistics.port_reads += 1
+            statistics.answered_ports += 1
             value = device[0](port, size)
             if requests():
                 vcpu.engine.kick()
@@ -121,7 +121,7 @@ class VcpuDevices:
                 return False
             if assist.offered:
                 assist.sync()
-            statistics.port_writes += 1
+            statistics.answered_ports += 1
             device[1](port, size, value)
             if requests():
                 vcpu.engine.kick()

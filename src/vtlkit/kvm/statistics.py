@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final
 
-from vtlkit.engine.api import PortIn, PortOut
+from vtlkit.engine.api import PortOut
 
 MANY_KICKED_ENTRIES: Final = 1000
 """`kicked_entries` from which on somebody has not waited for the resume, but called `run` in a loop."""
@@ -24,10 +24,8 @@ class VcpuStatistics:
     user_exits: Counter[str] = field(default_factory=Counter)
     """Exits to user space by reason."""
     cpuid_exits: int = 0
-    port_reads: int = 0
-    """IN that was answered inside the engine's run, and so are no exits to the run loop."""
-    port_writes: int = 0
-    """OUT, likewise."""
+    answered_ports: int = 0
+    """Accesses to ports that were answered inside the engine's run, and so are no exits to the run loop."""
     injected_interrupts: int = 0
     blocks: int = 0
     suspends: int = 0
@@ -57,8 +55,6 @@ class VcpuStatistics:
         total = Counter(self.exits)
         if self.cpuid_exits:
             total["cpuid"] += self.cpuid_exits
-        if self.port_reads:
-            total[PortIn.name] += self.port_reads
-        if self.port_writes:
-            total[PortOut.name] += self.port_writes
+        if self.answered_ports:
+            total[PortOut.name] += self.answered_ports
         return total

@@ -30,9 +30,9 @@ from vtlkit.engine.api import (
     Wrmsr,
 )
 from vtlkit.engine.devkvm import abi
-from vtlkit.engine.devkvm.linear import GuestFault, PhysicalFault
 from vtlkit.engine.devkvm.live import REGS_END
 from vtlkit.engine.devkvm.loop import Loop, Pending
+from vtlkit.engine.linear import GuestFault, PhysicalFault
 from vtlkit.engine.memory_map import Kind, Range
 from vtlkit.engine.processor import PortRead, PortWrite
 from vtlkit.x86.exceptions import Vector

@@ -26,7 +26,7 @@ from vtlkit.engine.api import (
     touches_port,
 )
 from vtlkit.engine.decode import MAX_LENGTH, string_io
-from vtlkit.engine.unicorn.linear import GuestFault, PhysicalFault
+from vtlkit.engine.linear import GuestFault, PhysicalFault
 from vtlkit.engine.unicorn.memory import Kind
 from vtlkit.engine.unicorn.state import (
     HF_CPL,
