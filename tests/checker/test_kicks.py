@@ -14,6 +14,7 @@ from vtlkit.checker.kicks.engines import engines
 from vtlkit.checker.kicks.guests import VECTORS
 from vtlkit.checker.kicks.runner import Tally, run
 from vtlkit.checker.kicks.world import Place
+from vtlkit.cli.stress_kicks import MAX_CPUS
 from vtlkit.engine.api import Engine, EngineFactory, Exit
 from vtlkit.kvm.lapic_core import LapicCore
 from vtlkit.kvm.requests import Req
@@ -166,3 +167,9 @@ def test_what_is_closed_early_leaves_no_thread() -> None:
     for thread in own:
         thread.join(PATIENCE_NS / 1e9)
         assert not thread.is_alive()
+
+
+def test_as_many_processors_as_can_be_asked_for() -> None:
+    tally = _last("wait", engines("unicorn"), 1, MAX_CPUS, PATIENCE_NS)
+    assert tally.failure is None
+    assert tally.kicks >= MAX_CPUS

@@ -12,18 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from vtlkit.cli.quantities import parse_seconds
 from vtlkit.cli.status import BadInput, Status, complain
-from vtlkit.cli.stress_kicks import (
-    DEFAULT_CPUS,
-    DEFAULT_KICKS,
-    DEFAULT_PATIENCE_S,
-    MAX_CPUS,
-    StressEngine,
-    list_kicks,
-    stress_kicks,
-)
-from vtlkit.cli.words import word_parser
+from vtlkit.cli.stress_kicks import Cpus, EngineOption, Kicks, Patience, list_kicks, stress_kicks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -40,32 +30,10 @@ def stress(
     names: Annotated[
         list[str] | None, typer.Argument(metavar="[NAME]...", help="Scenarios to run, or what their names begin with.")
     ] = None,
-    engine: Annotated[
-        StressEngine | None,
-        typer.Option(
-            parser=word_parser(StressEngine),
-            metavar="|".join(StressEngine),
-            help="Kick vCPUs on real threads and this engine, instead of schedules in the simulator.",
-        ),
-    ] = None,
-    kicks: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="N", help=f"Kicks of each scenario with --engine.  [default: {DEFAULT_KICKS}]"),
-    ] = None,
-    cpus: Annotated[
-        int | None,
-        typer.Option(
-            min=1, max=MAX_CPUS, metavar="N", help=f"Virtual processors with --engine.  [default: {DEFAULT_CPUS}]"
-        ),
-    ] = None,
-    patience: Annotated[
-        float | None,
-        typer.Option(
-            parser=parse_seconds,
-            metavar="S",
-            help=f"With --engine, kick once more after S seconds without an answer.  [default: {DEFAULT_PATIENCE_S:g}]",
-        ),
-    ] = None,
+    engine: EngineOption = None,
+    kicks: Kicks = None,
+    cpus: Cpus = None,
+    patience: Patience = None,
     seeds: Annotated[
         int | None, typer.Option(min=1, metavar="N", help=f"Seeds of each scenario.  [default: {_DEFAULT_SEEDS}]")
     ] = None,
@@ -88,14 +56,7 @@ def stress(
     if engine is not None:
         if names_only:
             return list_kicks(names or [])
-        return stress_kicks(
-            names or [],
-            engine,
-            kicks or DEFAULT_KICKS,
-            cpus or DEFAULT_CPUS,
-            patience or DEFAULT_PATIENCE_S,
-            as_json=as_json,
-        )
+        return stress_kicks(names or [], engine, kicks, cpus, patience, as_json=as_json)
     chosen = _chosen(names or [])
     if names_only:
         width = max(map(len, chosen))

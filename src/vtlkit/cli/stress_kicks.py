@@ -9,9 +9,13 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
+import typer
+
+from vtlkit.cli.quantities import parse_seconds
 from vtlkit.cli.status import BadInput, Status, complain
+from vtlkit.cli.words import word_parser
 
 if TYPE_CHECKING:
     from vtlkit.checker.kicks import KickScenario
@@ -32,6 +36,34 @@ class StressEngine(enum.StrEnum):
 
     KVM = "kvm"
     UNICORN = "unicorn"
+
+
+EngineOption = Annotated[
+    StressEngine | None,
+    typer.Option(
+        parser=word_parser(StressEngine),
+        metavar="|".join(StressEngine),
+        help="Kick vCPUs on real threads and this engine, instead of schedules in the simulator.",
+    ),
+]
+Kicks = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help=f"Kicks of each scenario with --engine.  [default: {DEFAULT_KICKS}]"),
+]
+Cpus = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=MAX_CPUS, metavar="N", help=f"Virtual processors with --engine.  [default: {DEFAULT_CPUS}]"
+    ),
+]
+Patience = Annotated[
+    float | None,
+    typer.Option(
+        parser=parse_seconds,
+        metavar="S",
+        help=f"With --engine, kick once more after S seconds without an answer.  [default: {DEFAULT_PATIENCE_S:g}]",
+    ),
+]
 
 
 @dataclass(slots=True)
@@ -66,16 +98,23 @@ def list_kicks(names: list[str]) -> int:
 
 
 def stress_kicks(
-    names: list[str], engine: StressEngine, kicks: int, cpus: int, patience_s: float, *, as_json: bool
+    names: list[str],
+    engine: StressEngine,
+    kicks: int | None,
+    cpus: int | None,
+    patience_s: float | None,
+    *,
+    as_json: bool,
 ) -> int:
-    """Run the scenarios of these names, or all; the exit status."""
+    """Run the scenarios of these names, or all, with the defaults for what is None; the exit status."""
     from vtlkit.engine.api import EngineError
 
     scenarios = _chosen(names)
-    report = _Report(engine, kicks, cpus, {name: _Run() for name in scenarios})
+    report = _Report(engine, kicks or DEFAULT_KICKS, cpus or DEFAULT_CPUS, {name: _Run() for name in scenarios})
+    patience_ns = int((patience_s or DEFAULT_PATIENCE_S) * _NS_PER_S)
     try:
         for name, scenario in scenarios.items():
-            _run(report, report.runs[name], scenario, int(patience_s * _NS_PER_S))
+            _run(report, report.runs[name], scenario, patience_ns)
     except EngineError as error:
         raise BadInput(COMMAND, f"--engine {engine}: {error}") from None
     except KeyboardInterrupt:

@@ -88,7 +88,9 @@ class Guest:
             view[at : at + len(handler)] = handler
             gate = struct.pack("<4HQ", at & 0xFFFF, _CODE_SELECTOR, _INTERRUPT_GATE, at >> 16, 0)
             view[base + _IDT + 16 * vector : base + _IDT + 16 * vector + 16] = gate
-        view[base + _INPUT : base + _INPUT + 24] = struct.pack("<3Q", 0, 0, 1 << (number + 1))
+        if kind is Kind.FLUSH:
+            # Address space, flags, and of the processors the next one.
+            view[base + _INPUT : base + _INPUT + 24] = struct.pack("<3Q", 0, 0, 1 << number + 1)
         code = self._code()
         view[base + _CODE : base + _CODE + len(code)] = code
         self._start()
