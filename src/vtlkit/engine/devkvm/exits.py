@@ -73,8 +73,6 @@ class Exits(Loop):
     _port = (0, 0)
     """Number and size of the access to a port that is under way."""
     _reads = False
-    _port_read: PortRead
-    _port_write: PortWrite
     _element = 0
     """Where in the page the element is that the hypervisor has been given last: string instructions have several."""
     _elements_end = 0
@@ -152,26 +150,25 @@ class Exits(Loop):
         return self.regs.rdx & 0xFFFF != HYPERCALL_PORT or self.code.fetch(_LENGTH, back=_LENGTH) == HYPERCALL
 
     def answer_ports(self, read: PortRead, write: PortWrite) -> None:
-        self._port_read, self._port_write = read, write
-        self._answers = self._answered
+        data, view = self._bytes, self._live.view
+        unpack, exit_io, io_in = _IO.unpack_from, abi.EXIT_IO, abi.IO_IN
 
-    def _answered(self) -> bool:
-        """KVM_RUN has returned: if it is an access to a port that somebody answers without an exit, it is answered."""
-        data = self._bytes
-        if data[_REASON] != abi.EXIT_IO:
-            return False
-        direction, size, port, count, at = _IO.unpack_from(self._live.view, abi.RUN_UNION)
-        if count != 1 or port == HYPERCALL_PORT:
-            return False
-        if direction != abi.IO_IN:
-            return self._port_write(
-                port, size, data[at] if size == 1 else int.from_bytes(data[at : at + size], "little")
-            )
-        value = self._port_read(port, size)
-        if value is None:
-            return False
-        data[at : at + size] = (value & ((1 << 8 * size) - 1)).to_bytes(size, "little")
-        return True
+        def answered() -> bool:
+            """KVM_RUN has returned: for an access to a port that somebody answers without an exit?"""
+            if data[_REASON] != exit_io:
+                return False
+            direction, size, port, count, at = unpack(view, abi.RUN_UNION)
+            if count != 1 or port == HYPERCALL_PORT:
+                return False
+            if direction != io_in:
+                return write(port, size, data[at] if size == 1 else int.from_bytes(data[at : at + size], "little"))
+            value = read(port, size)
+            if value is None:
+                return False
+            data[at : at + size] = (value & ((1 << 8 * size) - 1)).to_bytes(size, "little")
+            return True
+
+        self._answers = answered
 
     def _next_element(self) -> Exit | None:
         """Of a string instruction on a port, the next one that the kernel has put into the page."""

@@ -93,6 +93,8 @@ class Loop(Engine):
         self._kicked = False
         self._kicked_itself = False
         """One of the kicks came out of the guest's own access, from inside `run`."""
+        self._signalled = False
+        """A kicker has sent a signal, or is about to."""
         self._unforeseen = False
         """The last exit was for a kick by another task: the guest cannot know at which instruction."""
         self._patience = 0
@@ -123,6 +125,7 @@ class Loop(Engine):
             self._kicked_itself = True
         self._kicked = True
         if self._inside:
+            self._signalled = True
             self._tgkill(self._process, self._thread, KICK_SIGNAL)
 
     def _this_thread(self) -> int:
@@ -163,6 +166,9 @@ class Loop(Engine):
         vcpu = self.vcpu
         vcpu.shared.known = False
         ioctl, fd, run = self._ioctl, vcpu.fd, abi.RUN
+        if self._signalled:
+            # For a KVM_RUN that had returned already.
+            self._take_signals()
         # In this order, as a kick is stored before it looks whether somebody is inside.
         self._inside = True
         data[_IMMEDIATE_EXIT] = forced or self._kicked
@@ -179,11 +185,9 @@ class Loop(Engine):
                 self._pending = Pending.IO
                 raise
         self._inside = False
-        if not result:
-            error = 0
-        else:
-            error = ctypes.get_errno()
-            page = self._page
+        error = 0
+        if result:
+            error, page = ctypes.get_errno(), self._page
             if page.kvm_dirty_regs:
                 # Refused before the guest was entered: an illegal combination of registers, say.
                 live.dirty |= page.kvm_dirty_regs & ~abi.SYNC_REGS
@@ -200,6 +204,7 @@ class Loop(Engine):
 
     def _take_signals(self) -> None:
         """What has ended KVM_RUN stays pending, as it is blocked here: drop it, or every entry would end at once."""
+        self._signalled = False
         while (sent := signal.sigtimedwait(_KICKED, 0)) is not None:
             if sent.si_code == SI_TIMER:
                 self._patience = 0
@@ -243,6 +248,8 @@ class Loop(Engine):
             self._pending = None
             reason = self._error(error, False) if error else self._exit()
             if reason is not None:
+                # A kick counts for one `run`, whatever it has returned for.
+                self._kicked = self._kicked_itself = False
                 return reason
             if self.injected() is not None:
                 # The kernel has been stopped from delivering it.
@@ -282,6 +289,7 @@ class Loop(Engine):
             self._pending = None
             reason = self._error(error, forced) if error else self._exit()
             if reason is not None:
+                self._kicked = self._kicked_itself = False
                 return reason
             if self._event is not None:
                 # The kernel has been stopped from delivering it.
