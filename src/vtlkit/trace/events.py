@@ -114,7 +114,7 @@ class KvmVcpuWakeup(Event):
 
 @dataclass(frozen=True, slots=True)
 class KvmVcpuKick(Event):
-    """Somebody wants the vCPU's attention. `source`: the vCPU that the sender's task runs, or else the task or timer."""
+    """The vCPU's attention is wanted. `source`: the vCPU that the sender's task runs, or else the task or timer."""
 
     name: ClassVar[str] = "kvm_vcpu_kick"
     form: ClassVar[str] = "vcpu {vcpu} kick {id} from {source}"

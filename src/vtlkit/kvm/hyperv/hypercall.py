@@ -25,8 +25,8 @@ from vtlkit.x86.registers import FXSAVE_XMM0
 
 if TYPE_CHECKING:
     from vtlkit.engine.api import Engine, RegisterFile
+    from vtlkit.kvm.hyperv.owner import VcpuOwner
     from vtlkit.kvm.hyperv.vcpu import HvVcpu
-    from vtlkit.kvm.vcpu import Vcpu
 
 _U32: Final = 0xFFFFFFFF
 
@@ -57,7 +57,7 @@ def _set_control(regs: RegisterFile, is_64bit: bool, control: int) -> None:
         regs.rdx, regs.rax = control >> 32, control & _U32
 
 
-def _set_result(vcpu: Vcpu, is_64bit: bool, result: int) -> None:
+def _set_result(vcpu: VcpuOwner, is_64bit: bool, result: int) -> None:
     regs = vcpu.engine.regs
     if vcpu.trace is not None:
         vcpu.trace.hv_hypercall_done(result)
