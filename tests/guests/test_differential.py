@@ -31,15 +31,19 @@ from vtlkit.vmm.machine import Machine
 __all__ = ["images"]
 
 LONG_NS: Final = 60_000_000_000
-HYPERCALL_PAGE: Final[list[Mask]] = [(r"VTL (call|return) at \+?0x[0-9a-f]+", r"VTL \1 at (an offset)")]
-"""The hypercall page holds the engine's hypercall instruction, and engines' differ in length."""
+MASKS: Final[list[Mask]] = [
+    # The hypercall page holds the engine's hypercall instruction, and engines' differ in length.
+    (r"VTL (call|return) at \+?0x[0-9a-f]+", r"VTL \1 at (an offset)"),
+    # A guest that has measured it.
+    (r"reference time is [123] ms", "reference time is (about 1) ms"),
+]
 ENTRY: Final = 0x100000
 
 
 def embedded(image: Path, config: MachineConfig, prepare: Callable[[Machine], None] = lambda _: None) -> Recording:
     host, engines = Simulator(), UnicornFactory()
     try:
-        return record(image, config, host, engines, masks=HYPERCALL_PAGE, prepare=prepare)
+        return record(image, config, host, engines, masks=MASKS, prepare=prepare)
     finally:
         host.stop()
         engines.close()
@@ -49,7 +53,7 @@ def on_threads(image: Path, config: MachineConfig) -> Recording:
     engines = UnicornFactory(counting=False, threaded=True)
     try:
         with ThreadHost() as host:
-            return record(image, config, host, engines, timeout_ns=LONG_NS, masks=HYPERCALL_PAGE)
+            return record(image, config, host, engines, timeout_ns=LONG_NS, masks=MASKS)
     finally:
         engines.close()
 
@@ -58,7 +62,7 @@ def on_kvm(image: Path, config: MachineConfig) -> Recording:
     engines = DevKvmFactory()
     try:
         with ThreadHost() as host:
-            return record(image, config, host, engines, timeout_ns=LONG_NS, masks=HYPERCALL_PAGE)
+            return record(image, config, host, engines, timeout_ns=LONG_NS, masks=MASKS)
     finally:
         engines.close()
 

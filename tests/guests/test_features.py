@@ -118,7 +118,6 @@ def test_l2_under_vmx(images: Path) -> None:
 
 NO_EXIT: Final = "KVM has no exit for what VTL1 wants to hear of, and says so to it"
 NOT_ON_KVM: Final = {
-    "guest_idle": "the interrupt that starts the work of its other processor may come late, and then ends the idling",
     "hypercall_caller": "the hypercall's instruction is an OUT, which at CPL 3 is #GP and no #UD",
     "intercept_cpuid": NO_EXIT,
     "intercept_exception": NO_EXIT,
