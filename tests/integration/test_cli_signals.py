@@ -12,7 +12,9 @@ import time
 
 import pytest
 
+from tests.conformance import devkvm_here
 from tests.integration.cli_rig import PATIENCE_SECONDS, Running, environment
+from tests.integration.cli_rig import run as run_to_its_end
 
 GUESTS = {
     "spins": ["bench", "--append", "spin"],
@@ -99,6 +101,51 @@ def test_ctrl_c_before_the_guest_runs_is_one_line(when: str) -> None:
     )
     assert (done.returncode, done.stdout) == (130, b"")
     assert done.stderr.decode().split("\n") == ["vtlkit: interrupted", ""]
+
+
+# --- on /dev/kvm, where a vCPU's thread is inside the kernel ---------------------------------------------------------
+
+BUSY: dict[str, list[str]] = {
+    "one spins": ["bench", "--append", "spin"],
+    "one of two spins": ["bench", "--cpus", "2", "--append", "spin"],
+    "both exit": ["bench", "--cpus", "2", "--append", "cpuidall 1000000000"],
+    "both sleep and wake": ["bench", "--cpus", "2", "--append", "pingpong 1000000000"],
+}
+ATTEMPTS = 3
+"""A signal that a vCPU's thread takes is lost, and which thread takes it is the kernel's choice each time."""
+
+
+@pytest.fixture
+def kvm() -> list[str]:
+    if (reason := devkvm_here.why_not()) is not None:
+        pytest.skip(reason)
+    return ["--engine", "kvm"]
+
+
+@pytest.mark.parametrize("guest", BUSY)
+def test_ctrl_c_on_kvm(guest: str, kvm: list[str]) -> None:
+    for _ in range(ATTEMPTS):
+        with Running(*BUSY[guest], *kvm) as running:
+            running.wait_until_guest_runs()
+            running.process.send_signal(signal.SIGINT)
+            done = running.end()
+        assert (done.status, done.console) == (130, b"")
+        assert done.error_lines[0] == "vtlkit: interrupted, status 130"
+
+
+@pytest.mark.parametrize("guest", BUSY)
+def test_a_timeout_on_kvm(guest: str, kvm: list[str]) -> None:
+    for _ in range(ATTEMPTS):
+        done = run_to_its_end(*BUSY[guest], *kvm, "--timeout", "0.2")
+        assert (done.status, done.console) == (124, b"")
+        assert done.error_lines[0] == "vtlkit run: the guest had not ended after 0.2 s"
+
+
+def test_sigterm_on_kvm(kvm: list[str]) -> None:
+    with Running(*BUSY["both exit"], *kvm) as running:
+        running.wait_until_guest_runs()
+        running.process.send_signal(signal.SIGTERM)
+        assert running.end().status == 143
 
 
 def available(descriptor: int) -> int:
