@@ -106,12 +106,11 @@ def test_ctrl_c_before_the_guest_runs_is_one_line(when: str) -> None:
 # --- on /dev/kvm, where a vCPU's thread is inside the kernel ---------------------------------------------------------
 
 BUSY: dict[str, list[str]] = {
-    "one spins": ["bench", "--append", "spin"],
-    "one of two spins": ["bench", "--cpus", "2", "--append", "spin"],
+    "one spins": ["bench", "--cpus", "2", "--append", "spin"],
     "both exit": ["bench", "--cpus", "2", "--append", "cpuidall 1000000000"],
     "both sleep and wake": ["bench", "--cpus", "2", "--append", "pingpong 1000000000"],
 }
-ATTEMPTS = 3
+ATTEMPTS = 2
 """A signal that a vCPU's thread takes is lost, and which thread takes it is the kernel's choice each time."""
 
 
@@ -133,7 +132,7 @@ def test_ctrl_c_on_kvm(guest: str, kvm: list[str]) -> None:
         assert done.error_lines[0] == "vtlkit: interrupted, status 130"
 
 
-@pytest.mark.parametrize("guest", BUSY)
+@pytest.mark.parametrize("guest", ["one spins", "both exit"])
 def test_a_timeout_on_kvm(guest: str, kvm: list[str]) -> None:
     for _ in range(ATTEMPTS):
         done = run_to_its_end(*BUSY[guest], *kvm, "--timeout", "0.2")
