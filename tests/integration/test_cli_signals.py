@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import termios
 import time
+from pathlib import Path
 
 import pytest
 
@@ -111,7 +113,7 @@ BUSY: dict[str, list[str]] = {
     "both sleep and wake": ["bench", "--cpus", "2", "--append", "pingpong 1000000000"],
 }
 ATTEMPTS = 2
-"""A signal that a vCPU's thread takes is lost, and which thread takes it is the kernel's choice each time."""
+"""Which thread takes a signal is the kernel's choice each time; one that a vCPU's thread takes is lost."""
 
 
 @pytest.fixture
@@ -145,6 +147,31 @@ def test_sigterm_on_kvm(kvm: list[str]) -> None:
         running.wait_until_guest_runs()
         running.process.send_signal(signal.SIGTERM)
         assert running.end().status == 143
+
+
+def test_threads_of_vcpus_leave_to_the_main_thread_what_is_for_the_process(kvm: list[str]) -> None:
+    with Running(*BUSY["both exit"], *kvm) as running:
+        running.wait_until_guest_runs()
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while sum(_leaves_to_others(task) for task in _threads(running.process.pid)) < 2:
+            assert time.monotonic() < deadline, "no two threads block SIGINT, SIGTERM and SIGALRM"
+            time.sleep(0.01)
+        assert not _leaves_to_others(_threads(running.process.pid)[0]), "nobody hears the process's signals"
+
+
+def _threads(process: int) -> list[dict[str, str]]:
+    """What /proc says of each thread of Python's, the main thread first; the kernel's workers for VMs are left out."""
+    found = []
+    for task in sorted(Path(f"/proc/{process}/task").iterdir(), key=lambda path: int(path.name)):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            lines = (task / "status").read_text().splitlines()
+            found.append(dict(line.split(":\t", 1) for line in lines if ":\t" in line))
+    return [each for each in found if not each["Name"].startswith("kvm-")]
+
+
+def _leaves_to_others(thread: dict[str, str]) -> bool:
+    blocked = int(thread["SigBlk"], 16)
+    return all(blocked >> (number - 1) & 1 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM))
 
 
 def available(descriptor: int) -> int:
