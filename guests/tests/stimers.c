@@ -29,7 +29,7 @@ static volatile struct timer_message *slot(struct vp *vp) { return (void *)(vp->
 
 static bool wait_until(struct vp *vp, u8 vector, u32 count)
 {
-    for (u64 end = now() + 20 * MS; vp->interrupts[vector] < count && now() < end;)
+    for (u64 end = now() + 1000 * MS; vp->interrupts[vector] < count && now() < end;)
         let_interrupts_in();
     return vp->interrupts[vector] >= count;
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vtlkit.checker import protocol
 from vtlkit.checker.ops import Await, Fence, Read, Value, Write, exchange, increment
-from vtlkit.checker.program import Threads
+from vtlkit.checker.program import Thread, Threads
 from vtlkit.checker.programs.threads import Script
 
 
@@ -17,9 +17,8 @@ class Sleepers(Threads):
         return bool(memory["pending"]) if thread == 0 else None
 
 
-@protocol
-def handover(*, wakers: int = 1, barrier: int = 1, look_again: int = 1) -> Threads:
-    """The vCPU sleeps through no event."""
+def scripts(wakers: int, barrier: bool = True, look_again: bool = True) -> list[Thread]:
+    """A vCPU that blocks until all wakers' events are handled, and the wakers: kvm_vcpu_block() in small."""
 
     def vcpu() -> Script:
         handled = 0
@@ -43,7 +42,14 @@ def handover(*, wakers: int = 1, barrier: int = 1, look_again: int = 1) -> Threa
         if (yield Read("blocking")):
             yield Write("blocking", 0)
 
-    return Sleepers(vcpu, *[waker] * wakers, names=["vcpu", *[f"waker {number}" for number in range(wakers)]])
+    return [vcpu, *[waker] * wakers]
+
+
+@protocol
+def handover(*, wakers: int = 1, barrier: int = 1, look_again: int = 1) -> Threads:
+    """The vCPU sleeps through no event."""
+    names = ["vcpu", *[f"waker {number}" for number in range(wakers)]]
+    return Sleepers(*scripts(wakers, bool(barrier), bool(look_again)), names=names)
 
 
 @protocol

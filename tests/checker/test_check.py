@@ -164,6 +164,8 @@ def test_a_bound_is_no_proof() -> None:
 
     states = check(handover(wakers=2), "sc", engine="states", limits=Limits(count=10))
     assert (states.verdict, states.notes[-1]) == (Verdict.BOUND, "stopped after 10 states")
+    narrow = check(handover(wakers=2), "sc", engine="states", limits=Limits(memory_bytes=1))
+    assert (narrow.verdict, narrow.notes[-1]) == (Verdict.BOUND, "stopped at 1 bytes")
 
     def endless() -> Script:
         while True:

@@ -6,14 +6,12 @@ from collections.abc import Callable
 
 import pytest
 
-from vtlkit.checker.check import check
+from vtlkit.checker.check import MODELS, check
 from vtlkit.checker.compiler import IN_PLACE, RACING, Load, Site, Store, compilations
 from vtlkit.checker.hosted import HostedProgram
 from vtlkit.checker.kernel import Kernel
 from vtlkit.checker.result import ProblemKind, Verdict
 from vtlkit.host.api import Host
-
-MODELS = ("sc", "tso", "rc11")
 
 
 def kinds(build: Callable[[Host], None]) -> list[ProblemKind | None]:

@@ -11,14 +11,13 @@ from hypothesis import strategies as st
 from tests.checker.graphs.random_programs import random_program
 from tests.checker.graphs.test_verdicts import block
 from tests.checker.run_reader import Reader
+from vtlkit.checker.check import MODELS
 from vtlkit.checker.graphs.report import Execution, Verdict
 from vtlkit.checker.graphs.runs import Run
 from vtlkit.checker.graphs.search import explore
 from vtlkit.checker.ops import Done, Failure, Op, Read, Value, Write, increment
 from vtlkit.checker.program import Threads
 from vtlkit.checker.programs.threads import Script, steps
-
-MODELS = ("sc", "tso", "rc11")
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -121,7 +120,7 @@ def test_the_shortest_of_several_failures_is_kept() -> None:
 
 
 def test_keeping_looking_ends() -> None:
-    result = explore(block(3, check_again=False), "sc", deadlock_is_failure=True, keep_looking=10)
+    result = explore(block(3, look_again=False), "sc", deadlock_is_failure=True, keep_looking=10)
     assert result.verdict is Verdict.DEADLOCKS
     assert not result.all_visited
     assert result.frontier > 0

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from vtlkit.checker.check import check
+from vtlkit.checker.check import MODELS, check
 from vtlkit.checker.hosted import HostedProgram
 from vtlkit.checker.result import ProblemKind, Result, Verdict
 from vtlkit.host.api import Host
-
-MODELS = ("sc", "tso", "rc11")
 
 
 def checked(build: object, model: str) -> Result:

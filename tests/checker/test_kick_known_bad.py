@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.sim.known_bad import SEEDS, failure
+from vtlkit.checker.protocols.altered import Altered, looks_before_its_mode_is_published
 from vtlkit.checker.scenarios import Scenario, catalogue, run_seed
 from vtlkit.checker.scenarios import kick as kick_scenarios
 from vtlkit.checker.scenarios.kick import Watch
@@ -22,24 +23,13 @@ from vtlkit.kvm.kvm_run import Intr
 from vtlkit.kvm.memory_transactions import MemoryTransactions
 from vtlkit.kvm.memslots import MemoryRegion
 from vtlkit.kvm.requests import Req
-from vtlkit.kvm.vcpu import Mode, Vcpu
+from vtlkit.kvm.vcpu import Vcpu
 
 
 def complaint(scenario: str | Scenario, seeds: range = SEEDS) -> str:
     """What the first seed that fails says; nothing if none does."""
     found = catalogue()[scenario] if isinstance(scenario, str) else scenario
     return failure(lambda seed: run_seed(found, seed), seeds) or ""
-
-
-class Altered:
-    """A host's word with other methods in place of some of its own."""
-
-    def __init__(self, word: Any, **methods: Callable[..., Any]) -> None:
-        self._word = word
-        self.__dict__.update(methods)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._word, name)
 
 
 # --- the request ------------------------------------------------------------------------------------------------------
@@ -81,20 +71,6 @@ def kick_an_endless_guest(seed: int, alter: Callable[[Vcpu], None]) -> None:
 
     rig.run(lambda: exits.append(rig.vcpus[0].run()), kicker)
     assert [type(exit_) for exit_ in exits] == [Intr]
-
-
-def looks_before_its_mode_is_published(vcpu: Vcpu) -> None:
-    """The look at the requests that follows the store of the mode gives what one before it would have given."""
-    mode, requests = vcpu.mode, vcpu.requests
-    early: list[int] = []
-
-    def store(value: Mode) -> None:
-        if value == Mode.IN_GUEST_MODE:
-            early.append(requests.load())
-        mode.store(value)
-
-    vcpu.mode = Altered(mode, store=store)  # type: ignore[assignment]
-    vcpu.requests = Altered(requests, load=lambda: early.pop() if early else requests.load())  # type: ignore[assignment]
 
 
 def test_no_kick_of_an_endless_guest_is_missed() -> None:

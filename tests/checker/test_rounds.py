@@ -21,15 +21,15 @@ from vtlkit.kvm.kvm_run import Io
 TURNS = 7
 
 
-def searched(reader: Callable[[Cell[int]], None], model: str) -> Result:
-    """One task reads a word that another writes once."""
+def searched(reader: Callable[[Cell[int]], None], model: str, rounds: int, engine: str) -> Result:
+    """One task reads a word that another writes once: first, so that the word is known to be shared."""
 
     def build(host: Host) -> None:
         word = host.cell(0, "word")
         host.spawn(lambda: word.store(1), "writer")
         host.spawn(lambda: reader(word), "reader")
 
-    return check(HostedProgram(build, model, rounds=2), model, engine="graphs")
+    return check(HostedProgram(build, model, rounds=rounds), model, engine=engine)
 
 
 def counts(word: Cell[int]) -> None:
@@ -46,21 +46,32 @@ def counts_in_a_collection(word: Cell[int]) -> None:
     raise AssertionError("is here")
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("reader", [counts, counts_in_a_collection])
-def test_a_loop_that_counts_is_followed_to_its_end(reader: Callable[[Cell[int]], None], model: str) -> None:
-    found = searched(reader, model).counterexample
+def goes_over_some_things(word: Cell[int]) -> None:
+    for _name in ("a", "b", "c", "d", "e", "f"):
+        word.load()
+    raise AssertionError("is here")
+
+
+@pytest.mark.parametrize("rounds", [2, 3])
+@pytest.mark.parametrize(("model", "engine"), [*((model, "graphs") for model in MODELS), ("sc", "states")])
+@pytest.mark.parametrize("reader", [counts, counts_in_a_collection, goes_over_some_things])
+def test_a_loop_that_counts_is_followed_to_its_end(
+    reader: Callable[[Cell[int]], None], model: str, engine: str, rounds: int
+) -> None:
+    """Each round reads the same word at the same place; what is behind the loop fails."""
+    found = searched(reader, model, rounds, engine).counterexample
     assert found is not None
     assert (found.kind, found.text) == (ProblemKind.ASSERTION, "is here")
 
 
+@pytest.mark.parametrize("rounds", [2, 3])
 @pytest.mark.parametrize("model", MODELS)
-def test_a_loop_that_waits_is_not_followed_for_ever(model: str) -> None:
+def test_a_loop_that_waits_is_not_followed_for_ever(model: str, rounds: int) -> None:
     def waits(word: Cell[int]) -> None:
         while not word.load():
             pass
 
-    result = searched(waits, model)
+    result = searched(waits, model, rounds, "graphs")
     assert result.verdict is Verdict.PROVED
     assert result.executions
     assert any("went round without news" in note for note in result.notes)

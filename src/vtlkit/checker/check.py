@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 MODELS: Final = ("sc", "tso", "rc11")
 """Memory models, from the strongest to the weakest."""
 ENGINES: Final = ("states", "graphs")
-SMALL: Final = 3000
-"""States up to which plain Python is faster than loading numpy."""
 _OF_STATES: Final = ("sc", "tso")
 
 
@@ -29,6 +27,32 @@ class Limits:
 
     count: int | None = None
     memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """How a program is searched; the fields are as for `check`, `engine` is decided."""
+
+    model: str
+    engine: str
+    limits: Limits
+    progress: Callable[[Result], object] | None
+    slots: Slots | None
+
+    def run(self, program: Program) -> Result:
+        """Once, and raises Again where the program has learnt something about itself."""
+        if self.engine == "graphs":
+            from vtlkit.checker.graphs.results import search_graphs
+
+            return search_graphs(program, self.model, progress=self.progress, limit=self.limits.count, slots=self.slots)
+        from vtlkit.checker.states.search import explore
+
+        count, memory_bytes = self.limits.count, self.limits.memory_bytes
+        result = explore(program, self.model, progress=self.progress, limit=count, memory_limit=memory_bytes)
+        if result.verdict is Verdict.BOUND:
+            by_count = count is not None and (result.states or 0) >= count
+            result.notes.append(f"stopped {f'after {count} states' if by_count else f'at {memory_bytes} bytes'}")
+        return result
 
 
 def engine_for(model: str, wanted: str | None = None) -> str:
@@ -63,9 +87,9 @@ def check(
     `slots`: processors to use beside this one, by a search over graphs that takes long.
     Raises ValueError as `engine_for`, and what the program itself raises.
     """
-    chosen, limits = engine_for(model, engine), limits or Limits()
+    chosen = engine_for(model, engine)
     made = program(model) if not hasattr(program, "next_op") else cast(Program, program)
-    result = _searched(made, model, _suited(made, chosen, engine), limits, progress, slots)
+    result = _searched(made, _Search(model, _suited(made, chosen, engine), limits or Limits(), progress, slots))
     if result.counterexample is not None:
         result.counterexample = explained(result.counterexample, result.names)
     return result
@@ -78,19 +102,12 @@ def _suited(program: Program, chosen: str, wanted: str | None) -> str:
     return chosen
 
 
-def _searched(
-    program: Program,
-    model: str,
-    engine: str,
-    limits: Limits,
-    progress: Callable[[Result], object] | None,
-    slots: Slots | None,
-) -> Result:
+def _searched(program: Program, search: _Search) -> Result:
     """The search, as often as the program learns something about itself."""
     while True:
-        _hook(program, "prepare", engine)
+        _hook(program, "prepare", search.engine)
         try:
-            result = _search(program, model, engine, limits, progress, slots)
+            result = search.run(program)
             _hook(program, "finish")
         except Again:
             _hook(program, "again")
@@ -102,45 +119,14 @@ def _searched(
                 # All that would have come after is unknown.
                 result.verdict = Verdict.BOUND
                 result.notes.append("no execution came to its end")
-        if engine == "states" and result.verdict is Verdict.PROVED and getattr(program, "spun", False):
+        if search.engine == "states" and result.verdict is Verdict.PROVED and getattr(program, "spun", False):
             # Only a graph says whether who spins has seen the last value; the others may wait for it in vain.
             result.verdict = Verdict.BOUND
             result.notes.append("a task that spins was followed no further: take the engine 'graphs'")
         return result
 
 
-def _search(
-    program: Program,
-    model: str,
-    engine: str,
-    limits: Limits,
-    progress: Callable[[Result], object] | None,
-    slots: Slots | None,
-) -> Result:
-    if engine == "graphs":
-        from vtlkit.checker.graphs.results import search_graphs
-
-        return search_graphs(program, model, progress=progress, limit=limits.count, slots=slots)
-    return _search_states(program, model, limits, progress)
-
-
 def _hook(program: Program, name: str, *arguments: object) -> None:
     hook = getattr(program, name, None)
     if hook is not None:
         hook(*arguments)
-
-
-def _search_states(program: Program, model: str, limits: Limits, progress: Callable[[Result], object] | None) -> Result:
-    """A small program is done in plain Python before the library for arrays would even be loaded."""
-    from vtlkit.checker.states.search import explore
-
-    if limits.count is None or limits.count > SMALL:
-        result = explore(program, model, progress=progress, limit=SMALL, arrays=False)
-        if result.verdict is not Verdict.BOUND:
-            return result
-    result = explore(program, model, progress=progress, limit=limits.count, memory_limit=limits.memory_bytes)
-    if result.verdict is Verdict.BOUND:
-        by_count = limits.count is not None and (result.states or 0) >= limits.count
-        bound = f"after {limits.count} states" if by_count else f"at {limits.memory_bytes} bytes"
-        result.notes.append(f"stopped {bound}")
-    return result

@@ -1,4 +1,5 @@
-"""`vtlkit stress`: the protocols by which vCPUs wait, wake, are kicked and suspended, under many random schedules."""
+"""`vtlkit stress`: the protocols by which vCPUs wait, wake, are kicked and suspended, under many random schedules; with
+`--engine`, on real threads."""
 
 from __future__ import annotations
 
@@ -12,9 +13,10 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from vtlkit.cli.status import BadInput, Status, complain
+from vtlkit.cli.stress_kicks import Cpus, EngineOption, Kicks, Patience, list_kicks, stress_kicks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from vtlkit.checker.scenarios import Scenario
     from vtlkit.checker.stress import Failure, Progress
@@ -28,8 +30,14 @@ def stress(
     names: Annotated[
         list[str] | None, typer.Argument(metavar="[NAME]...", help="Scenarios to run, or what their names begin with.")
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, metavar="N", help="Seeds of each scenario.")] = _DEFAULT_SEEDS,
-    first: Annotated[int, typer.Option(min=0, metavar="SEED", help="The first seed.")] = 0,
+    engine: EngineOption = None,
+    kicks: Kicks = None,
+    cpus: Cpus = None,
+    patience: Patience = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help=f"Seeds of each scenario.  [default: {_DEFAULT_SEEDS}]")
+    ] = None,
+    first: Annotated[int | None, typer.Option(min=0, metavar="SEED", help="The first seed.  [default: 0]")] = None,
     jobs: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Processes; one a processor if not given.")
     ] = None,
@@ -37,10 +45,18 @@ def stress(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     names_only: Annotated[bool, typer.Option("--list", help="Only list the scenarios.")] = False,
 ) -> int:
-    """Run each protocol's scenario in the simulator, a schedule a seed.
+    """Run each protocol's scenario in the simulator, a schedule a seed; or, with --engine, on real threads.
 
     Ends with 1 if a promise was broken: the lowest seed that breaks it is printed, and the token that replays the run.
+    With --engine, if a kick was lost: which one, and where it found its processor.
     """
+    threads = {"--kicks": kicks, "--cpus": cpus, "--patience": patience}
+    simulator = {"--seeds": seeds, "--first": first, "--jobs": jobs, "--replay": token}
+    _refuse(simulator if engine is not None else threads, with_engine=engine is not None)
+    if engine is not None:
+        if names_only:
+            return list_kicks(names or [])
+        return stress_kicks(names or [], engine, kicks, cpus, patience, as_json=as_json)
     chosen = _chosen(names or [])
     if names_only:
         width = max(map(len, chosen))
@@ -48,7 +64,15 @@ def stress(
         return 0
     if token is not None:
         return _replay(list(chosen.values()), token)
-    return _run(list(chosen), first, seeds, jobs or len(os.sched_getaffinity(0)), as_json)
+    return _run(list(chosen), first or 0, seeds or _DEFAULT_SEEDS, jobs or len(os.sched_getaffinity(0)), as_json)
+
+
+def _refuse(given: Mapping[str, object], *, with_engine: bool) -> None:
+    """Options of the other kind of stress."""
+    for name, value in given.items():
+        if value is not None:
+            where = "is for the simulator: leave out --engine, or it" if with_engine else "needs --engine"
+            raise BadInput(COMMAND, f"{name} {where}")
 
 
 def _chosen(names: list[str]) -> dict[str, Scenario]:

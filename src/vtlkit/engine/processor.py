@@ -7,7 +7,12 @@ one, and has to be told beforehand.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, TypeAlias
+
+PortRead: TypeAlias = Callable[[int, int], int | None]
+"""(port, size in bytes) -> the value, or None: let it exit."""
+PortWrite: TypeAlias = Callable[[int, int, int], bool]
+"""(port, size in bytes, value) -> whether that is all; else it exits."""
 
 
 class CpuidLeaf(NamedTuple):
@@ -52,6 +57,12 @@ class Processor:
     def share_task_priority(self, get: Callable[[], int], put: Callable[[int], None]) -> None:
         """Where MOV CR8 does not exit: take CR8 (4 bits) from `get` at each entry, give what the guest has made of it
         to `put` at the exit."""
+
+    def answer_ports(self, read: PortRead, write: PortWrite) -> None:
+        """Ask these, from inside `run`, before an access to a port exits. An engine may do without: where leaving the
+        guest and coming back costs little, or where an exit is wanted for other reasons (string instructions).
+
+        What they make the guest leave for has to be a kick."""
 
     def set_apic_base(self, value: int) -> None:
         """IA32_APIC_BASE has changed: a processor that answers CPUID itself says whether there is an APIC."""

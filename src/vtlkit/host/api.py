@@ -28,13 +28,13 @@ class LockRank(enum.IntEnum):
     """Lock order, outermost first: a task may take a lock only of a rank above all those it holds (docs/locking.md)."""
 
     PARTITION = 4
-    BUS = 6
-    PORTS = 8
     MEMORY_CHANGE = 9
-    VM = 10
     VCPU = 20
     MEMORY_TRANSACTION = 30
+    BUS = 36
+    PORTS = 38
     SLOTS = 40
+    IRQ_ROUTING = 45
     IRQCHIP = 50
     APIC = 60
     SYNIC = 70

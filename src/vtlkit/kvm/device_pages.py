@@ -26,6 +26,9 @@ class VcpuDevices:
     def __init__(self, vcpu: Vcpu) -> None:
         self._vcpu = vcpu
         self._apic_page: int | None = None
+        if vcpu.trace is None:
+            # A trace shows each access, and its exit.
+            self._answer_ports()
 
     def move_apic(self, page: int | None) -> list[int]:
         """The local APIC's page is here now, or nowhere; the pages whose mapping that changes."""
@@ -85,6 +88,48 @@ class VcpuDevices:
                 vcpu.engine.kick()
 
         return apic_write
+
+    # --- ports ------------------------------------------------------------------------------------------------------
+
+    def _answer_ports(self) -> None:
+        """Have the engine ask here about ports before it exits, if it can. Only engines that count no instructions do:
+        there is no time to account for."""
+        vcpu = self._vcpu
+        statistics, bus, requests = vcpu.statistics, vcpu.vm.port_bus, vcpu.requests.load
+        find = bus.ports.get
+        assist = vcpu.hv.eoi_assist
+
+        def port_read(port: int, size: int) -> int | None:
+            if vcpu.user_intercepts is not None or vcpu.guest_mode:
+                return None
+            device = find(port) or bus.others
+            if device is None:
+                return None
+            if assist.offered:
+                assist.sync()
+            statistics.answered_ports += 1
+            value = device[0](port, size)
+            if requests():
+                vcpu.engine.kick()
+            return value
+
+        def port_write(port: int, size: int, value: int) -> bool:
+            if vcpu.user_intercepts is not None or vcpu.guest_mode:
+                return False
+            device = find(port) or bus.others
+            if device is None:
+                return False
+            if assist.offered:
+                assist.sync()
+            statistics.answered_ports += 1
+            device[1](port, size, value)
+            if requests():
+                vcpu.engine.kick()
+            return True
+
+        vcpu.engine.answer_ports(port_read, port_write)
+
+    # --- leaving the guest ------------------------------------------------------------------------------------------
 
     def _leave_for_timer(self) -> None:
         """The clock has moved on by more than the guest's instructions, which are all that a timer counts which is an

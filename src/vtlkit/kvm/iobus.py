@@ -26,6 +26,8 @@ class PortBus:
 
     def __init__(self) -> None:
         self.ports: dict[int, tuple[PortRead, PortWrite]] = {}
+        self.others: tuple[PortRead, PortWrite] | None = None
+        """User space's, for all other ports: called from inside `run` where the engine can, which saves an exit."""
 
     def register(self, ports: range, read: PortRead, write: PortWrite) -> None:
         """Claim ports for a device.

@@ -6,8 +6,8 @@ Promise: a change of the table is atomic; a line that is driven meanwhile sees t
 
 Shared: the table is an immutable value in a cell, so `irq_line` and `signal_msi` read it without a lock, from any task;
 the chips take the IRQCHIP lock themselves, one after the other. Do not call with a lock that ranks above IRQCHIP held,
-so a device drops its own lock first. Writers of the table and of the notifiers are ordered by the `Vm`'s lock, which
-their caller holds.
+so a device drops its own lock first. Writers of the table and of the notifiers are ordered by the `Vm`'s lock of rank
+IRQ_ROUTING, which their caller holds.
 """
 
 from __future__ import annotations

@@ -9,6 +9,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final
 
+from vtlkit.engine.api import PortOut
+
 MANY_KICKED_ENTRIES: Final = 1000
 """`kicked_entries` from which on somebody has not waited for the resume, but called `run` in a loop."""
 
@@ -22,6 +24,8 @@ class VcpuStatistics:
     user_exits: Counter[str] = field(default_factory=Counter)
     """Exits to user space by reason."""
     cpuid_exits: int = 0
+    answered_ports: int = 0
+    """Accesses to ports that were answered inside the engine's run, and so are no exits to the run loop."""
     injected_interrupts: int = 0
     blocks: int = 0
     suspends: int = 0
@@ -51,4 +55,6 @@ class VcpuStatistics:
         total = Counter(self.exits)
         if self.cpuid_exits:
             total["cpuid"] += self.cpuid_exits
+        if self.answered_ports:
+            total[PortOut.name] += self.answered_ports
         return total

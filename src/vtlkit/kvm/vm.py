@@ -16,7 +16,7 @@ from vtlkit.kvm.cpuid import CpuidEntry, supported
 from vtlkit.kvm.errors import KvmError
 from vtlkit.kvm.hyperv.vm import HvVm
 from vtlkit.kvm.ioapic import IOAPIC_DEFAULT_BASE_ADDRESS, IOAPIC_MEM_LENGTH, IoApic
-from vtlkit.kvm.iobus import MmioBus, PortBus
+from vtlkit.kvm.iobus import MmioBus, PortBus, PortRead, PortWrite
 from vtlkit.kvm.ipi import IpiBus
 from vtlkit.kvm.kick_all import KickAll, KickDesign
 from vtlkit.kvm.memory import GuestMemory
@@ -62,7 +62,7 @@ class Vm(VmMemory):
         self.trace = None if trace is None else trace.vm(name)
         self.engines = engines
         self.vendor = vendor_named(vendor)
-        self.lock = host.lock(f"{name}-lock", LockRank.VM)
+        self._routing_lock = host.lock(f"{name}-routing", LockRank.IRQ_ROUTING)
         self.memory = GuestMemory(host, name)
         self.memory.on_change = self._memory_changed
         self.memory.on_write = self._memory_written
@@ -125,6 +125,15 @@ class Vm(VmMemory):
             IOAPIC_DEFAULT_BASE_ADDRESS, IOAPIC_MEM_LENGTH, self.ioapic.mmio_read, self.ioapic.mmio_write
         )
 
+    def answer_ports(self, read: PortRead, write: PortWrite) -> None:
+        """Have user space's ports answered from inside `run`, without an exit, by engines that can; else, and in a VM
+        that is traced, they exit as ever (`Io`). Before the vCPUs run.
+
+        Called in the task of the vCPU, which holds its mutex and is inside `run`: what they lock comes after
+        MEMORY_TRANSACTION, and what they want of the vCPU they ask for by a request or a signal.
+        """
+        self.port_bus.others = read, write
+
     def create_pit2(self) -> None:
         """KVM_CREATE_PIT2: the timer on GSI 0 and the speaker port.
 
@@ -164,7 +173,7 @@ class Vm(VmMemory):
         """
         if self.routing is None:
             raise KvmError(errno.ENXIO, "no interrupt controllers: there are no interrupt lines")
-        with self.lock:
+        with self._routing_lock:
             self.routing.set_gsi_routing(routes)
 
     def irq_line(self, gsi: int, level: int) -> int:

@@ -127,6 +127,7 @@ class Machine:
             halt_poll_ns=config.halt_poll_ns,
         )
         self.pc = Pc(host, partition.vtl0.vm, self.ram, partition.ports, cpus=config.cpus, events=self, console=console)
+        partition.vtl0.vm.answer_ports(self.pc.ports.read, self.pc.ports.write)
 
     def _regions(self) -> list[MemoryRegion]:
         regions = []

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from vtlkit.checker.check import MODELS
 from vtlkit.checker.graphs.report import Exploration, Verdict
 from vtlkit.checker.graphs.search import explore
 from vtlkit.checker.programs import counted, litmus
 from vtlkit.checker.programs.counted import Counted
 
-MODELS = ("sc", "tso", "rc11")
 SMALL = [item for item in counted.catalogue() if not item.big]
 SHAPES = list(litmus.catalogue())
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.checker.handover import scripts
+from vtlkit.checker.check import MODELS
 from vtlkit.checker.graphs.report import Execution, Exploration, Verdict
 from vtlkit.checker.graphs.search import explore
 from vtlkit.checker.graphs.unfolding import Unbounded
@@ -20,7 +22,6 @@ from vtlkit.checker.ops import (
     Read,
     Rmw,
     Write,
-    exchange,
     increment,
     lock,
     unlock,
@@ -28,8 +29,6 @@ from vtlkit.checker.ops import (
 from vtlkit.checker.program import Thread, Threads
 from vtlkit.checker.programs import counted
 from vtlkit.checker.programs.threads import Script, steps
-
-MODELS = ("sc", "tso", "rc11")
 
 
 def message_passing(data: Order, write: Order, read: Order) -> Threads:
@@ -42,32 +41,9 @@ def message_passing(data: Order, write: Order, read: Order) -> Threads:
     return Threads(steps(Write("data", 1, data), Write("flag", 1, write)), receiver)
 
 
-def block(wakers: int, barrier: bool = True, check_again: bool = True) -> Threads:
-    """A vCPU that blocks until all wakers' events are handled: kvm_vcpu_block() and its waker in small."""
-
-    def vcpu() -> Script:
-        handled = 0
-        while handled < wakers:
-            found = yield exchange("pending", 0)
-            assert isinstance(found, int)
-            handled += found
-            if not found:
-                yield Write("blocking", 1)
-                if barrier:
-                    yield Fence()
-                if check_again and (yield Read("pending")):
-                    yield Write("blocking", 0)
-                else:
-                    yield Await("blocking", lambda value: value == 0)
-
-    def waker() -> Script:
-        yield increment("pending")
-        if barrier:
-            yield Fence()
-        if (yield Read("blocking")):
-            yield Write("blocking", 0)
-
-    return Threads(vcpu, *[waker] * wakers)
+def block(wakers: int, barrier: bool = True, look_again: bool = True) -> Threads:
+    """The scripts of `handover`, with nobody who says whether the sleeper was forgotten."""
+    return Threads(*scripts(wakers, barrier, look_again))
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -172,7 +148,7 @@ def test_blocking_without_a_barrier_loses_an_event_on_x86_but_not_under_sc() -> 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_blocking_without_a_second_check_loses_an_event_everywhere(model: str) -> None:
-    assert explore(block(1, check_again=False), model, deadlock_is_failure=True).verdict is Verdict.DEADLOCKS
+    assert explore(block(1, look_again=False), model, deadlock_is_failure=True).verdict is Verdict.DEADLOCKS
 
 
 def test_who_may_sleep_is_no_deadlock() -> None:

@@ -34,7 +34,7 @@ class Shared:
         self.host = host
         self.cells: tuple[Cell[int], ...] = tuple([host.cell(0, name) for name in "xy"])
         self.bits: Bitmap = host.bitmap("bits")
-        self.locks: tuple[Lock, ...] = (host.lock("outer", LockRank.VM), host.lock("inner", LockRank.VCPU))
+        self.locks: tuple[Lock, ...] = (host.lock("outer", LockRank.MEMORY_CHANGE), host.lock("inner", LockRank.VCPU))
         self.sem: RwSem = host.rwsem("sem", LockRank.MEMORY_CHANGE)
         self.queue: WaitQueue = host.wait_queue("queue")
         self.lists: tuple[list[int], ...] = ([], [], [])

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from vtlkit.checker.check import check
 from vtlkit.checker.graphs.report import Execution, Verdict
 from vtlkit.checker.graphs.search import explore as explore_graphs
 from vtlkit.checker.hosted import HostedProgram
 from vtlkit.checker.ops import Location, Value
 from vtlkit.checker.program import Again
-from vtlkit.checker.result import ProblemKind
+from vtlkit.checker.result import ProblemKind, Result
 from vtlkit.checker.states.search import explore as explore_states
 from vtlkit.host.api import Host, Task
 from vtlkit.host.sim.report import Deadlock
@@ -71,6 +72,27 @@ def _searched(build: Build, model: str, engine: str, search: Callable[[HostedPro
             program.again()
             continue
         return {(wrong,)} if wrong else found
+
+
+def outcomes(build: Build) -> Outcomes:
+    """What all searches agree on."""
+    found = by_graphs(build)
+    assert by_states(build) == found
+    assert by_graphs(build, "tso") == by_states(build, "tso")
+    return found
+
+
+def checked(build: Build, model: str = "sc", engine: str | None = None) -> Result:
+    """What a check says."""
+    return check(HostedProgram(build, model), model, engine=engine)
+
+
+def failing(build: Build, model: str = "sc") -> str:
+    """What the assertion says that fails."""
+    result = checked(build, model)
+    assert result.counterexample is not None
+    assert result.counterexample.kind is ProblemKind.ASSERTION
+    return result.counterexample.text
 
 
 def by_chance(build: Build, seed: int) -> tuple[object, ...]:

@@ -6,33 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.checker.hosted.outcomes import Outcomes, by_graphs, by_states
-from vtlkit.checker.check import check
-from vtlkit.checker.hosted import HostedProgram
-from vtlkit.checker.result import ProblemKind, Result
+from tests.checker.hosted.outcomes import by_graphs, by_states, checked, failing, outcomes
+from vtlkit.checker.check import MODELS
+from vtlkit.checker.result import ProblemKind
 from vtlkit.host.api import Host, LockRank
-
-Build = Callable[[Host], object]
-MODELS = ("sc", "tso", "rc11")
-
-
-def checked(build: Build, model: str = "sc", engine: str | None = None) -> Result:
-    return check(HostedProgram(build, model), model, engine=engine)
-
-
-def outcomes(build: Build) -> Outcomes:
-    """What all searches agree on."""
-    found = by_graphs(build)
-    assert by_states(build) == found
-    assert by_graphs(build, "tso") == by_states(build, "tso")
-    return found
-
-
-def failing(build: Build, model: str = "sc") -> str:
-    result = checked(build, model)
-    assert result.counterexample is not None
-    assert result.counterexample.kind is ProblemKind.ASSERTION
-    return result.counterexample.text
 
 
 def test_a_callback_of_a_timer_must_not_block() -> None:
@@ -165,7 +142,7 @@ def test_a_task_that_ends_with_a_lock_or_takes_one_twice_or_out_of_order() -> No
         host.spawn(task, "greedy")
 
     def backwards(host: Host) -> None:
-        outer, inner = host.lock("outer", LockRank.VM), host.lock("inner", LockRank.VCPU)
+        outer, inner = host.lock("outer", LockRank.MEMORY_CHANGE), host.lock("inner", LockRank.VCPU)
 
         def task() -> None:
             with inner, outer:

@@ -7,54 +7,16 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.checker.hosted.outcomes import Outcomes, by_graphs, by_states
-from vtlkit.checker.check import check
-from vtlkit.checker.hosted import HostedProgram
+from tests.checker.hosted.outcomes import by_graphs, checked, failing, outcomes
+from tests.checker.hosted.programs import counting, put_back, under_a_lock
+from vtlkit.checker.check import MODELS
 from vtlkit.checker.hosted.trie import SharedData
-from vtlkit.checker.result import ProblemKind, Result, Verdict
+from vtlkit.checker.result import Verdict
 from vtlkit.host.api import Host, LockRank
-
-Build = Callable[[Host], object]
-MODELS = ("sc", "tso", "rc11")
-
-
-def checked(build: Build, model: str = "sc", engine: str | None = None) -> Result:
-    return check(HostedProgram(build, model), model, engine=engine)
-
-
-def outcomes(build: Build) -> Outcomes:
-    """What all searches agree on."""
-    found = by_graphs(build)
-    assert by_states(build) == found
-    assert by_graphs(build, "tso") == by_states(build, "tso")
-    return found
-
-
-def failing(build: Build, model: str = "sc") -> str:
-    result = checked(build, model)
-    assert result.counterexample is not None
-    assert result.counterexample.kind is ProblemKind.ASSERTION
-    return result.counterexample.text
 
 
 def test_a_list_under_a_lock_is_seen_as_it_was_when_the_lock_was_taken() -> None:
-    def build(host: Host) -> None:
-        lock = host.lock("lock")
-        shared: list[int] = []
-
-        def writer() -> None:
-            for number in range(2):
-                with lock:
-                    shared.append(number)
-
-        def reader() -> int:
-            with lock:
-                return len(shared)
-
-        host.spawn(writer, "writer")
-        host.spawn(reader, "reader")  # type: ignore[arg-type]
-
-    assert outcomes(build) == {(None, 0), (None, 1), (None, 2)}
+    assert outcomes(under_a_lock) == {(None, 0), (None, 1), (None, 2)}
 
 
 def test_each_of_three_sees_what_was_there() -> None:
@@ -81,23 +43,7 @@ def test_each_of_three_sees_what_was_there() -> None:
 
 
 def test_data_that_is_put_back_is_seen_meanwhile() -> None:
-    def build(host: Host) -> None:
-        lock = host.lock("lock")
-        shared = [0]
-
-        def writer() -> None:
-            for value in (1, 0):
-                with lock:
-                    shared[0] = value
-
-        def reader() -> int:
-            with lock:
-                return shared[0]
-
-        host.spawn(writer, "writer")
-        host.spawn(reader, "reader")  # type: ignore[arg-type]
-
-    assert outcomes(build) == {(None, 0), (None, 1)}
+    assert outcomes(put_back) == {(None, 0), (None, 1)}
 
 
 @pytest.mark.parametrize("kind", [deque, bytearray, set, dict], ids=lambda kind: kind.__name__)
@@ -172,7 +118,7 @@ def test_a_global_is_nothing_to_be_changed(name: str) -> None:
 
 def test_nested_locks_and_data_under_each() -> None:
     def build(host: Host) -> None:
-        outer, inner = host.lock("outer", LockRank.VM), host.lock("inner", LockRank.VCPU)
+        outer, inner = host.lock("outer", LockRank.MEMORY_CHANGE), host.lock("inner", LockRank.VCPU)
         one: list[int] = []
         other: list[int] = []
 
@@ -248,18 +194,7 @@ def test_words_that_turn_out_to_be_shared_under_a_lock_begin_the_search_anew() -
 
 @pytest.mark.parametrize("model", MODELS)
 def test_a_bounded_loop_is_followed_to_its_end_even_if_it_reads_the_same_again_and_again(model: str) -> None:
-    def build(host: Host) -> None:
-        cell = host.cell(0, "cell")
-
-        def reader() -> None:
-            for _ in range(6):
-                cell.load()
-            raise AssertionError("behind the loop")
-
-        host.spawn(reader, "reader")
-        host.spawn(lambda: cell.store(1), "writer")
-
-    assert checked(build, model, "graphs").verdict is Verdict.COUNTEREXAMPLE
+    assert checked(counting, model, "graphs").verdict is Verdict.COUNTEREXAMPLE
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -100,9 +100,9 @@ def test_a_missing_rival_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 def test_without_a_compiler_there_is_no_kvm_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devkvm_loop, "COMPILERS", ())
-    devkvm_loop._program.cache_clear()
+    devkvm_loop.built.cache_clear()
     with pytest.raises(Unavailable, match="no C compiler"):
-        devkvm_loop._program()
+        devkvm_loop.built(devkvm_loop.SOURCE)
 
 
 def test_a_whole_process_is_weighed_by_itself() -> None:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import signal
+import threading
 
 import pytest
 
 from vtlkit.checker import scenarios
 from vtlkit.checker import stress as driver
+from vtlkit.checker.kicks.world import World
 from vtlkit.checker.scenarios import Scenario
 from vtlkit.cli.main import main
+from vtlkit.engine.devkvm import factory as devkvm_factory
+from vtlkit.engine.devkvm.system import open_kvm
 from vtlkit.host.api import RunnableHost
+from vtlkit.kvm.vcpu import Vcpu
 
 
 def lost_at_times(host: RunnableHost) -> None:
@@ -74,6 +80,15 @@ def test_a_broken_promise_ends_with_1_and_its_token_breaks_it_again(capsys: pyte
         (["--replay", "seed:1"], "--replay takes one scenario"),
         (["fine", "--replay", "7"], "not a replay token: '7'"),
         (["--seeds", "0"], "--seeds"),
+        (["--kicks", "5"], "--kicks needs --engine"),
+        (["--cpus", "5", "--json"], "--cpus needs --engine"),
+        (["--engine", "kvm", "--seeds", "5"], "--seeds is for the simulator: leave out --engine, or it"),
+        (["--engine", "unicorn", "--replay", "seed:1"], "--replay is for the simulator"),
+        (["--engine", "unicorn", "fine"], "no scenario fine with --engine: there are interrupt, kick-all, request, "),
+        (["--engine", "bochs"], "'bochs' is not one of kvm, unicorn"),
+        (["--engine", "kvm", "--kicks", "0"], "--kicks"),
+        (["--engine", "kvm", "--cpus", "65"], "--cpus"),
+        (["--engine", "kvm", "--patience", "0"], "'0' is no time"),
     ],
 )
 def test_bad_input_is_one_line(words: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,3 +110,71 @@ def test_the_list_says_what_each_promises(capsys: pytest.CaptureFixture[str]) ->
 def test_processes_share_the_seeds(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["stress", "wait.halt", "--seeds", "120", "--first", "5", "--jobs", "2"]) == 0
     assert capsys.readouterr().out.split()[:2] == ["wait.halt", "120"]
+
+
+def test_kicks_on_threads_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["stress", "--engine", "unicorn", "--kicks", "30", "--cpus", "2"]
+    assert main([*words, "signal"]) == 0
+    heading, row = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["kicks", "in", "guest", "entering", "blocked", "outside", "lost", "seconds"]
+    name, kicks, *found, lost, _seconds = row.split()
+    assert (name, lost) == ("signal", "0")
+    assert int(kicks) == sum(map(int, found)) >= 30
+
+    assert main([*words, "wait", "request", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert (said["engine"], said["kicks"], said["cpus"], said["interrupted"]) == ("unicorn", 30, 2, False)
+    assert [each["name"] for each in said["scenarios"]] == ["wait", "request"]
+    for each in said["scenarios"]:
+        assert each["kicks"] == sum(each["found"].values()) >= 30
+        assert (each["lost"], each["failure"]) == (0, None)
+
+
+def test_a_lost_kick_is_told_and_ends_with_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Vcpu, "kick", Vcpu.kick_running)
+    words = ["stress", "--engine", "unicorn", "--cpus", "1", "--patience", "0.1", "interrupt"]
+    assert main(words) == 1
+    *_, row, complaint = capsys.readouterr().out.splitlines()
+    assert row.split()[-2] != "0"
+    assert complaint.startswith("    LOST: ")
+    assert "of vCPU 0, which halts (blocked): it took a second kick" in complaint
+
+
+def test_no_kvm_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(devkvm_factory, "open_kvm", lambda _path: open_kvm("/nowhere/kvm"))
+    assert main(["stress", "--engine", "kvm", "--kicks", "10"]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("vtlkit stress: --engine kvm: there is no /nowhere/kvm")
+    assert output.err.count("\n") == 1
+
+
+def test_ctrl_c_leaves_the_counts_so_far(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The signal comes while threads kick and run; nothing of them is left."""
+    before = threading.enumerate()
+    spawn = World.spawn
+
+    def spawn_and_interrupt(world: World) -> None:
+        spawn(world)
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
+
+    monkeypatch.setattr(World, "spawn", spawn_and_interrupt)
+    was = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        assert main(["stress", "--engine", "unicorn", "request", "signal"]) == 130
+    finally:
+        signal.signal(signal.SIGALRM, was)
+    output = capsys.readouterr()
+    assert output.err == "vtlkit stress: interrupted: the counts are of what was run\n"
+    assert output.out.splitlines()[-1].split() == ["signal", "not", "run"]
+    for thread in threading.enumerate():
+        if thread not in before:
+            thread.join(60)
+            assert not thread.is_alive()
+
+
+def test_the_list_of_kicks(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["stress", "--engine", "kvm", "--list", "signal", "suspend"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["signal", "suspend"]

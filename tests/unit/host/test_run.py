@@ -246,7 +246,7 @@ def test_blocking_outside_of_a_task_is_refused() -> None:
 
 def test_deadlock_report() -> None:
     sim = Simulator()
-    lock = sim.lock("vm", LockRank.VM)
+    lock = sim.lock("vm", LockRank.MEMORY_CHANGE)
     slots = sim.rwsem("slots", LockRank.SLOTS)
     queue = sim.wait_queue("vcpu0.wait")
 

@@ -174,7 +174,7 @@ TestMapModel = MapModel.TestCase
 
 
 def ram_at(machine: Machine, page: int) -> bool:
-    found = machine.cpu.memory.find(page)
+    found = machine.cpu._map.find(page)
     return found is not None and found.kind is Kind.RAM
 
 
@@ -197,7 +197,7 @@ def test_memory_under_the_apic_page_may_come_and_go() -> None:
     machine.vcpu.apic.set_base(0x3000 | APICBASE_ENABLE, True)
     machine.vm.set_user_memory_region(MemoryRegion(0, 0, 0))
     machine.vcpu.map.sync()
-    assert machine.cpu.memory.find(0) is None
+    assert machine.cpu._map.find(0) is None
     machine.vcpu.apic.set_base(APICBASE_ENABLE, True)
     machine.vm.set_user_memory_region(MemoryRegion(0, 0, RAM_SIZE, machine.ram))
     machine.vcpu.map.sync()
@@ -209,6 +209,6 @@ def test_a_vcpu_made_late_sees_pages_that_lie_over_nothing() -> None:
     machine = Machine()
     machine.vm.memory.map_overlay(0x7000_0000, BLOCKS[0])
     late = engine_of(machine.vm.create_vcpu(1))
-    found = late.memory.find(0x7000_0000)
+    found = late._map.find(0x7000_0000)
     assert found is not None
     assert found.block is BLOCKS[0]

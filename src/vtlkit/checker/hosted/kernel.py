@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from vtlkit.checker.hosted.host import CheckHost
-from vtlkit.checker.hosted.words import Word
+from vtlkit.checker.hosted.words import Word, bit_of, clearer, setter
 from vtlkit.checker.ops import NO_WRITE, Order, Value
 
 if TYPE_CHECKING:
@@ -103,33 +103,30 @@ class Variable:
 
     def set_bit(self, bit: int) -> None:
         """set_bit: atomic, no order."""
-        self._atomic(_setter(bit), Order.RELAXED, f"set_bit {bit}")
+        self._atomic(setter(bit), Order.RELAXED, f"set_bit {bit}")
 
     def clear_bit(self, bit: int) -> None:
         """clear_bit: atomic, no order."""
-        self._atomic(_clearer(bit), Order.RELAXED, f"clear_bit {bit}")
+        self._atomic(clearer(bit), Order.RELAXED, f"clear_bit {bit}")
 
     def clear_bit_unlock(self, bit: int) -> None:
         """clear_bit_unlock: release."""
-        self._atomic(_clearer(bit), Order.RELEASE, f"clear_bit_unlock {bit}")
+        self._atomic(clearer(bit), Order.RELEASE, f"clear_bit_unlock {bit}")
 
     def test_bit(self, bit: int) -> bool:
         """test_bit: no order."""
         value = self._word.read()
-        assert isinstance(value, int)
-        return bool(value >> bit & 1)
+        return bit_of(value, bit)
 
     def test_and_set_bit(self, bit: int, order: Order = FULL) -> bool:
         """test_and_set_bit; with ACQUIRE test_and_set_bit_lock."""
-        old = self._atomic(_setter(bit), order, f"test_and_set_bit {bit}")
-        assert isinstance(old, int)
-        return bool(old >> bit & 1)
+        old = self._atomic(setter(bit), order, f"test_and_set_bit {bit}")
+        return bit_of(old, bit)
 
     def test_and_clear_bit(self, bit: int, order: Order = FULL) -> bool:
         """test_and_clear_bit."""
-        old = self._atomic(_clearer(bit), order, f"test_and_clear_bit {bit}")
-        assert isinstance(old, int)
-        return bool(old >> bit & 1)
+        old = self._atomic(clearer(bit), order, f"test_and_clear_bit {bit}")
+        return bit_of(old, bit)
 
     def _atomic(self, change: Callable[[Value], Value], order: Order, label: str) -> Value:
         word, world = self._word, self._word.world
@@ -151,22 +148,6 @@ def _adder(amount: int) -> Callable[[Value], Value]:
     def change(old: Value) -> Value:
         assert isinstance(old, int)
         return old + amount
-
-    return change
-
-
-def _setter(bit: int) -> Callable[[Value], Value]:
-    def change(old: Value) -> Value:
-        assert isinstance(old, int)
-        return old | 1 << bit
-
-    return change
-
-
-def _clearer(bit: int) -> Callable[[Value], Value]:
-    def change(old: Value) -> Value:
-        assert isinstance(old, int)
-        return old & ~(1 << bit)
 
     return change
 
@@ -211,20 +192,20 @@ class Kernel:
 
     def smp_mb(self) -> None:
         """Full barrier."""
-        self._world.full_barrier()
+        self._host.smp_mb()
 
     def smp_rmb(self) -> None:
         """Loads before loads."""
-        self._world.fence(Order.ACQUIRE)
+        self._host.smp_rmb()
 
     def smp_wmb(self) -> None:
         """Stores before stores."""
-        self._world.fence(Order.RELEASE)
+        self._host.smp_wmb()
 
     def smp_mb_before_atomic(self) -> None:
         """smp_mb__before_atomic: nothing where the atomic operation is a full barrier (x86)."""
         if self._world.book.weak:
-            self._world.full_barrier()
+            self._host.smp_mb()
 
     smp_mb_after_atomic = smp_mb_before_atomic
     smp_mb_after_spinlock = smp_mb_before_atomic

@@ -194,30 +194,33 @@ class CheckBitmap(Bitmap):
         return value
 
     def test(self, bit: int) -> bool:
-        value = self.load()
-        return bool(value >> bit & 1)
+        value = self._word.read()
+        return bit_of(value, bit)
 
     def set(self, bit: int) -> None:
-        self._word.update(_setter(bit), label=f"set_bit {bit}")
+        self._word.update(setter(bit), label=f"set_bit {bit}")
 
     def clear(self, bit: int) -> None:
-        self._word.update(_clearer(bit), label=f"clear_bit {bit}")
+        self._word.update(clearer(bit), label=f"clear_bit {bit}")
 
     def test_and_set(self, bit: int) -> bool:
-        old = ordered(self._word, _setter(bit), f"test_and_set_bit {bit}")
-        return _bit(old, bit)
+        old = ordered(self._word, setter(bit), f"test_and_set_bit {bit}")
+        return bit_of(old, bit)
 
     def test_and_clear(self, bit: int) -> bool:
-        old = ordered(self._word, _clearer(bit), f"test_and_clear_bit {bit}")
-        return _bit(old, bit)
+        old = ordered(self._word, clearer(bit), f"test_and_clear_bit {bit}")
+        return bit_of(old, bit)
 
 
-def _bit(value: Value, bit: int) -> bool:
+def bit_of(value: Value, bit: int) -> bool:
+    """Whether a bit is set."""
     assert isinstance(value, int)
     return bool(value >> bit & 1)
 
 
-def _setter(bit: int) -> Callable[[Value], Value]:
+def setter(bit: int) -> Callable[[Value], Value]:
+    """What sets a bit."""
+
     def change(old: Value) -> Value:
         assert isinstance(old, int)
         return old | 1 << bit
@@ -225,7 +228,9 @@ def _setter(bit: int) -> Callable[[Value], Value]:
     return change
 
 
-def _clearer(bit: int) -> Callable[[Value], Value]:
+def clearer(bit: int) -> Callable[[Value], Value]:
+    """What clears a bit."""
+
     def change(old: Value) -> Value:
         assert isinstance(old, int)
         return old & ~(1 << bit)

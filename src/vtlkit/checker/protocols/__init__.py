@@ -29,6 +29,16 @@ _PARTS = ("kernel_models", "rig")
 """Modules that protocols are made of. They have none themselves, and are not loaded to find that out."""
 
 
+RIGHT: Expected = dict.fromkeys(ALL_MODELS)
+"""Nothing is found under any model."""
+
+
+def in_steps(kind: ProblemKind, sc: int | None, tso: int | None, rc11: int | None) -> Expected:
+    """The same is found under each model, with so many steps; None: right under that one."""
+    counts = {"sc": sc, "tso": tso, "rc11": rc11}
+    return {model: None if steps is None else (kind, steps) for model, steps in counts.items()}
+
+
 @dataclass(frozen=True)
 class KnownBad:
     """A protocol with one step left out or swapped. A check that finds nothing in it would be worth nothing.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from vtlkit.checker.program import Program
-from vtlkit.checker.protocols import Build, KnownBad, Protocol, Sizes
+from vtlkit.checker.protocols import Build, KnownBad, Protocol, Sizes, in_steps
 from vtlkit.checker.protocols.worlds import flag, size
 from vtlkit.checker.result import ProblemKind
 
@@ -54,33 +54,33 @@ PROTOCOLS = (
                 "kick-first",
                 "the bit is set in IRR behind the kick",
                 _delivery("kick-first"),
-                {"sc": (_LOST, 12), "tso": (_LOST, 14), "rc11": (_LOST, 19)},
+                in_steps(_LOST, 12, 14, 19),
             ),
             KnownBad(
                 "wake-without-look",
                 "a halted vCPU that sees an interrupt enters the guest before the request for it",
                 _delivery("wake-without-look"),
-                {"sc": (_ASSERTION, 15), "tso": (_ASSERTION, 17), "rc11": (_ASSERTION, 17)},
+                in_steps(_ASSERTION, 15, 17, 17),
             ),
             KnownBad(
                 "no-request",
                 "a kick without a request",
                 _delivery("no-request"),
-                {"sc": (_DEADLOCK, 3), "tso": (_DEADLOCK, 4), "rc11": (_DEADLOCK, 5)},
+                in_steps(_DEADLOCK, 3, 4, 5),
                 {"running": 1},
             ),
             KnownBad(
                 "request-first",
                 "the request is made before the bit is set",
                 _delivery("request-first"),
-                {"sc": (_DEADLOCK, 12), "tso": (_DEADLOCK, 13), "rc11": (_DEADLOCK, 17)},
+                in_steps(_DEADLOCK, 12, 13, 17),
                 {"running": 1},
             ),
             KnownBad(
                 "no-wake",
                 "an NMI is requested, and a vCPU that blocks is not woken",
                 _delivery("no-wake"),
-                {"sc": (_LOST, 10), "tso": (_LOST, 12), "rc11": (_LOST, 16)},
+                in_steps(_LOST, 10, 12, 16),
                 {"interrupts": 0, "nmis": 1},
             ),
         ),
@@ -97,7 +97,7 @@ PROTOCOLS = (
                 "vector-last",
                 "the latch says SIPI before the vector is there",
                 _startup("vector-last"),
-                {"sc": (_ASSERTION, 21), "tso": (_ASSERTION, 25), "rc11": (_ASSERTION, 27)},
+                in_steps(_ASSERTION, 21, 25, 27),
             ),
         ),
     ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from vtlkit.checker.program import Program
-from vtlkit.checker.protocols import Build, KnownBad, Protocol, Sizes
+from vtlkit.checker.protocols import RIGHT, Build, KnownBad, Protocol, Sizes, in_steps
 from vtlkit.checker.protocols.worlds import flag, size
 from vtlkit.checker.result import ProblemKind
 
@@ -59,32 +59,32 @@ _OURS = (
         "look-first",
         "a flusher looks at the inhibit before it says for whom it waits",
         _inhibited("ours", "look-first"),
-        {"sc": (_DEADLOCK, 19), "tso": (_DEADLOCK, 23), "rc11": (_DEADLOCK, 24)},
+        in_steps(_DEADLOCK, 19, 23, 24),
     ),
     KnownBad(
         "checked-before-requested",
         "a flusher looks at the inhibit before its requests, and not again",
         _inhibited("ours", "checked-before-requested"),
-        {"sc": (_ASSERTION, 25), "tso": (_ASSERTION, 28), "rc11": (_ASSERTION, 29)},
+        in_steps(_ASSERTION, 25, 28, 29),
         {"look": 2},
     ),
     KnownBad(
         "no-wake",
         "the inhibit is cleared, and nobody is woken",
         _inhibited("ours", "no-wake"),
-        {"sc": (_DEADLOCK, 4), "tso": (_DEADLOCK, 7), "rc11": (_DEADLOCK, 7)},
+        in_steps(_DEADLOCK, 4, 7, 7),
     ),
     KnownBad(
         "kick-only",
         "who waits is kicked without a request",
         _inhibited("ours", "kick-only"),
-        {"sc": (_DEADLOCK, 12), "tso": (_DEADLOCK, 17), "rc11": (_DEADLOCK, 19)},
+        in_steps(_DEADLOCK, 12, 17, 19),
     ),
     KnownBad(
         "no-barrier",
         "no barrier between the inhibit and the look for who waits",
         _inhibited("ours", "no-barrier"),
-        {"sc": None, "tso": (_DEADLOCK, 24), "rc11": (_DEADLOCK, 24)},
+        in_steps(_DEADLOCK, None, 24, 24),
     ),
 )
 _POSTED = (
@@ -92,26 +92,26 @@ _POSTED = (
         "no-grace-period",
         "the words and their barriers alone",
         _inhibited("posted", "no-grace-period"),
-        {"sc": (_DEADLOCK, 23), "tso": (_DEADLOCK, 29), "rc11": (_DEADLOCK, 30)},
+        in_steps(_DEADLOCK, 23, 29, 30),
     ),
     KnownBad(
         "no-grace-period-set",
         "the same, as it shows to who translates while he inhibits",
         _inhibited("posted", "no-grace-period"),
-        {"sc": (_ASSERTION, 27), "tso": (_ASSERTION, 31), "rc11": (_ASSERTION, 32)},
+        in_steps(_ASSERTION, 27, 31, 32),
         {"look": 2},
     ),
     KnownBad(
         "suspended-first",
         "no grace period, and the two words in the other order",
         _inhibited("posted", "suspended-first-no-grace-period"),
-        {"sc": (_DEADLOCK, 23), "tso": (_DEADLOCK, 30), "rc11": (_DEADLOCK, 29)},
+        in_steps(_DEADLOCK, 23, 30, 29),
     ),
     KnownBad(
         "wake-first",
         "a flusher is woken before the words are taken back",
         _inhibited("posted", "wake-first"),
-        {"sc": (_LOST, 39), "tso": (_LOST, 49), "rc11": (_LOST, 60)},
+        in_steps(_LOST, 39, 49, 60),
     ),
 )
 PROTOCOLS = (
@@ -137,7 +137,7 @@ PROTOCOLS = (
                 "only-suspended-first",
                 "the two words in the other order: the grace period makes up for it",
                 _inhibited("posted", "suspended-first"),
-                {"sc": None, "tso": None, "rc11": None},
+                RIGHT,
             ),
         ),
     ),
@@ -153,7 +153,7 @@ PROTOCOLS = (
                 "look-first",
                 "a flusher looks before it says for whom it waits",
                 _destroyed("look-first"),
-                {"sc": (_DEADLOCK, 20), "tso": (_DEADLOCK, 24), "rc11": (_DEADLOCK, 25)},
+                in_steps(_DEADLOCK, 20, 24, 25),
             ),
         ),
     ),

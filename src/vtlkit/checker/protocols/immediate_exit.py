@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from vtlkit.checker.program import Program
-from vtlkit.checker.protocols import Build, KnownBad, Protocol, Sizes
+from vtlkit.checker.protocols import Build, KnownBad, Protocol, Sizes, in_steps
 from vtlkit.checker.protocols.worlds import flag
 from vtlkit.checker.result import ProblemKind
 
@@ -38,13 +38,13 @@ PROTOCOLS = (
                 "ignored-kick",
                 _IGNORED,
                 _exit("ignored-kick"),
-                {"sc": (_DEADLOCK, 29), "tso": (_DEADLOCK, 30), "rc11": (_DEADLOCK, 35)},
+                in_steps(_DEADLOCK, 29, 30, 35),
             ),
             KnownBad(
                 "injected-twice",
                 _TWICE,
                 _exit("injected-twice"),
-                {"sc": (_ASSERTION, 68), "tso": (_ASSERTION, 73), "rc11": (_ASSERTION, 80)},
+                in_steps(_ASSERTION, 68, 73, 80),
             ),
         ),
     ),
@@ -60,13 +60,13 @@ PROTOCOLS = (
                 "ignored-kick",
                 _IGNORED,
                 _exit("ignored-kick", signal=True),
-                {"sc": (_DEADLOCK, 9), "tso": (_DEADLOCK, 12), "rc11": (_DEADLOCK, 12)},
+                in_steps(_DEADLOCK, 9, 12, 12),
             ),
             KnownBad(
                 "injected-twice",
                 _TWICE,
                 _exit("injected-twice", signal=True),
-                {"sc": (_ASSERTION, 14), "tso": (_ASSERTION, 18), "rc11": (_ASSERTION, 19)},
+                in_steps(_ASSERTION, 14, 18, 19),
             ),
         ),
     ),

@@ -11,7 +11,7 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
-from vtlkit.checker.protocols import Expected, KnownBad, Protocol, Sizes
+from vtlkit.checker.protocols import RIGHT, Expected, KnownBad, Protocol, Sizes, in_steps
 from vtlkit.checker.result import ProblemKind
 
 if TYPE_CHECKING:
@@ -19,16 +19,9 @@ if TYPE_CHECKING:
     from vtlkit.host.api import Host
 
 Model = Callable[["Host", Sizes], None]
-Found = tuple[ProblemKind, int] | None
 
 _ASSERTION, _DEADLOCK = ProblemKind.ASSERTION, ProblemKind.DEADLOCK
 _LOST, _RACE = ProblemKind.LOST_WAKE_UP, ProblemKind.DATA_RACE
-_RIGHT: Final[Expected] = {"sc": None, "tso": None, "rc11": None}
-
-
-def expect(sc: Found, tso: Found, rc11: Found) -> Expected:
-    """What is found under each model."""
-    return {"sc": sc, "tso": tso, "rc11": rc11}
 
 
 def _program(model: Model, most: int, memory_model: str, sizes: Sizes) -> HostedProgram:
@@ -82,15 +75,15 @@ _BLOCK = with_variants(
             (
                 "no-recheck",
                 "no look at what is pending after the state is set",
-                expect((_LOST, 5), (_LOST, 8), (_LOST, 7)),
+                in_steps(_LOST, 5, 8, 7),
             ),
             (
                 "no-sleep-barrier",
                 "__set_current_state in place of set_current_state",
-                expect(None, (_LOST, 8), (_LOST, 7)),
+                in_steps(_LOST, None, 8, 7),
             ),
-            ("no-wake-barrier", "rcuwait_wake_up without smp_mb", expect(None, None, (_LOST, 7))),
-            ("wake-first", "the wake-up before the event", expect((_LOST, 6), (_LOST, 9), (_LOST, 7))),
+            ("no-wake-barrier", "rcuwait_wake_up without smp_mb", in_steps(_LOST, None, None, 7)),
+            ("wake-first", "the wake-up before the event", in_steps(_LOST, 6, 9, 7)),
         )
     ],
 )
@@ -119,21 +112,21 @@ _REQUESTS = with_variants(
             (
                 "tested-early",
                 "requests are looked for before the mode is stored",
-                expect((_DEADLOCK, 6), (_DEADLOCK, 9), (_DEADLOCK, 9)),
+                in_steps(_DEADLOCK, 6, 9, 9),
             ),
             (
                 "no-entry-barrier",
                 "no full barrier between mode and requests",
-                expect(None, (_DEADLOCK, 8), (_DEADLOCK, 8)),
+                in_steps(_DEADLOCK, None, 8, 8),
             ),
             (
                 "no-kick-barrier",
                 "no smp_mb__before_atomic before the cmpxchg of the mode",
-                expect(None, None, (_DEADLOCK, 8)),
+                in_steps(_DEADLOCK, None, None, 8),
             ),
-            ("no-request-barrier", "no smp_wmb in __kvm_make_request", expect(None, None, (_ASSERTION, 13))),
-            ("no-check-barrier", "no smp_mb__after_atomic in kvm_check_request", expect(None, None, (_ASSERTION, 13))),
-            ("kick-first", "the kick before the request", expect((_DEADLOCK, 6), (_DEADLOCK, 10), (_DEADLOCK, 9))),
+            ("no-request-barrier", "no smp_wmb in __kvm_make_request", in_steps(_ASSERTION, None, None, 13)),
+            ("no-check-barrier", "no smp_mb__after_atomic in kvm_check_request", in_steps(_ASSERTION, None, None, 13)),
+            ("kick-first", "the kick before the request", in_steps(_DEADLOCK, 6, 10, 9)),
         )
     ],
 )
@@ -155,27 +148,27 @@ def _kick_variants() -> Iterable[KnownBad]:
         (
             "tested-early",
             "the request is looked for before the mode is stored",
-            expect((_DEADLOCK, 8), (_DEADLOCK, 13), (_DEADLOCK, 11)),
+            in_steps(_DEADLOCK, 8, 13, 11),
         ),
         (
             "no-entry-barrier",
             "no full barrier between mode and request",
-            expect(None, (_DEADLOCK, 12), (_DEADLOCK, 10)),
+            in_steps(_DEADLOCK, None, 12, 10),
         ),
         (
             "no-kick-barrier",
             "no smp_mb__before_atomic before the cmpxchg of the mode",
-            expect(None, None, (_DEADLOCK, 10)),
+            in_steps(_DEADLOCK, None, None, 10),
         ),
         (
             "no-wait",
             "the kicker does not take the semaphore",
-            expect((_ASSERTION, 9), (_ASSERTION, 18), (_ASSERTION, 15)),
+            in_steps(_ASSERTION, 9, 18, 15),
         ),
         (
             "no-resume-barrier",
             "nothing orders what is done between kick and resume before the request is cleared",
-            expect(None, None, (_ASSERTION, 17)),
+            in_steps(_ASSERTION, None, None, 17),
         ),
     ):
         yield _changed(name, summary, step, expected)
@@ -183,14 +176,14 @@ def _kick_variants() -> Iterable[KnownBad]:
         (
             "first-exit",
             "the first exit clears the request",
-            expect((_DEADLOCK, 14), (_DEADLOCK, 23), (_DEADLOCK, 19)),
-            expect((_DEADLOCK, 13), (_DEADLOCK, 21), (_DEADLOCK, 17)),
+            in_steps(_DEADLOCK, 14, 23, 19),
+            in_steps(_DEADLOCK, 13, 21, 17),
         ),
         (
             "before-unlock",
             "the kicker clears the requests before up_write",
-            expect((_ASSERTION, 12), (_ASSERTION, 21), (_ASSERTION, 15)),
-            _RIGHT,
+            in_steps(_ASSERTION, 12, 21, 15),
+            RIGHT,
         ),
     ):
         yield KnownBad(design, summary, _built(partial(_kick_all, design=design)), expected)
@@ -256,18 +249,18 @@ def _posted_changes() -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 _POSTED_EXPECT: Final[Mapping[str, Expected]] = {
-    "no-set-srcu": expect((_ASSERTION, 12), (_ASSERTION, 18), (_ASSERTION, 15)),
-    "no-clear-srcu": expect((_ASSERTION, 23), (_ASSERTION, 36), (_ASSERTION, 31)),
-    "no-wake-mb": expect(None, None, (_LOST, 48)),
-    "no-sleep-mb": expect(None, (_LOST, 54), (_LOST, 48)),
-    "no-wake": expect((_LOST, 31), (_LOST, 52), (_LOST, 46)),
-    "no-clear-srcu-fused": expect((_DEADLOCK, 23), (_DEADLOCK, 38), (_DEADLOCK, 32)),
-    "plain-run.suspended": expect(None, None, (_RACE, 51)),
-    "plain-block.suspended": expect((_RACE, 31), (_RACE, 42), (_RACE, 45)),
-    "plain-flush.inhibit": expect((_RACE, 7), (_RACE, 7), (_RACE, 8)),
-    "plain-release.suspended": expect((_RACE, 31), (_RACE, 42), (_RACE, 45)),
-    "plain-set.inhibit": expect((_RACE, 7), (_RACE, 7), (_RACE, 8)),
-    "plain-clear.inhibit": expect((_RACE, 15), (_RACE, 20), (_RACE, 21)),
+    "no-set-srcu": in_steps(_ASSERTION, 12, 18, 15),
+    "no-clear-srcu": in_steps(_ASSERTION, 23, 36, 31),
+    "no-wake-mb": in_steps(_LOST, None, None, 48),
+    "no-sleep-mb": in_steps(_LOST, None, 54, 48),
+    "no-wake": in_steps(_LOST, 31, 52, 46),
+    "no-clear-srcu-fused": in_steps(_DEADLOCK, 23, 38, 32),
+    "plain-run.suspended": in_steps(_RACE, None, None, 51),
+    "plain-block.suspended": in_steps(_RACE, 31, 42, 45),
+    "plain-flush.inhibit": in_steps(_RACE, 7, 7, 8),
+    "plain-release.suspended": in_steps(_RACE, 31, 42, 45),
+    "plain-set.inhibit": in_steps(_RACE, 7, 7, 8),
+    "plain-clear.inhibit": in_steps(_RACE, 15, 20, 21),
 }
 """What is not here breaks nothing at this size."""
 
@@ -277,11 +270,11 @@ def _posted_variants() -> Iterator[KnownBad]:
         "no-release-wmb-twice",
         "without smp_wmb between the two stores that let go, the inhibit being set and cleared twice",
         _built(partial(_posted, left_out=["release-wmb"])),
-        expect(None, None, (_DEADLOCK, 91)),
+        in_steps(_DEADLOCK, None, None, 91),
         {"cycles": 2},
     )
     for name, summary, change in _posted_changes():
-        yield KnownBad(name, summary, _built(partial(_posted, **change)), _POSTED_EXPECT.get(name, _RIGHT))
+        yield KnownBad(name, summary, _built(partial(_posted, **change)), _POSTED_EXPECT.get(name, RIGHT))
 
 
 _POSTED = with_variants(

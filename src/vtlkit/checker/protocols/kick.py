@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from vtlkit.checker.program import Program
-from vtlkit.checker.protocols import Build, Expected, KnownBad, Protocol, Sizes
+from vtlkit.checker.protocols import Build, KnownBad, Protocol, Sizes, in_steps
 from vtlkit.checker.result import ProblemKind
 
 if TYPE_CHECKING:
@@ -67,54 +67,49 @@ def world(design: str, *, halted: bool = False, vm: str = "", vcpu: str = "") ->
     return build
 
 
-def _steps(kind: ProblemKind, sc: int | None, tso: int | None, rc11: int | None) -> Expected:
-    found = {"sc": sc, "tso": tso, "rc11": rc11}
-    return {model: None if steps is None else (kind, steps) for model, steps in found.items()}
-
-
 _STICKY: Final = (
     KnownBad(
         "no-barrier",
         "nothing orders the store of the mode and the look at the requests",
         world("sticky", vcpu="enters_the_guest_without_a_barrier"),
-        _steps(DEADLOCK, None, 18, 21),
+        in_steps(DEADLOCK, None, 18, 21),
     ),
     KnownBad(
         "looked-for-early",
         "a vCPU looks for the kick before it says that it is in the guest",
         world("sticky", vcpu="looks_before_its_mode_is_published"),
-        _steps(DEADLOCK, 17, 18, 22),
+        in_steps(DEADLOCK, 17, 18, 22),
     ),
     KnownBad(
         "consumed",
         "who leaves takes the request, and enters the guest again",
         world("sticky", vm="takes_the_request"),
-        _steps(DEADLOCK, 26, 36, 40),
+        in_steps(DEADLOCK, 26, 36, 40),
         _TWICE,
     ),
     KnownBad(
         "readers-not-waited-for",
         "the kicker does not wait until nobody is inside",
         world("sticky", vm="does_not_wait_for_readers"),
-        _steps(ASSERTION, 17, 18, 22),
+        in_steps(ASSERTION, 17, 18, 22),
     ),
     KnownBad(
         "waits-first",
         "the kicker waits before it has made its requests",
         world("sticky", vm="waits_before_the_requests_are_made"),
-        _steps(DEADLOCK, 14, 15, 16),
+        in_steps(DEADLOCK, 14, 15, 16),
     ),
     KnownBad(
         "forgotten",
         "the resume leaves one vCPU's request",
         world("sticky", vm="forgets_one_that_it_resumes"),
-        _steps(DEADLOCK, 22, 26, 32),
+        in_steps(DEADLOCK, 22, 26, 32),
     ),
     KnownBad(
         "unordered-resume",
         "a vCPU finds its request gone, and not what was done before the resume",
         world("sticky", vm="resumes_without_a_barrier"),
-        _steps(ASSERTION, None, None, 27),
+        in_steps(ASSERTION, None, None, 27),
     ),
 )
 _STICKY_HALTED: Final = (
@@ -122,13 +117,13 @@ _STICKY_HALTED: Final = (
         "no-second-look",
         "a vCPU looks for the kick, and only then enters its wait queue",
         world("sticky", halted=True, vcpu="sleeps_without_a_second_look"),
-        _steps(DEADLOCK, 27, 30, 35),
+        in_steps(DEADLOCK, 27, 30, 35),
     ),
     KnownBad(
         "no-barrier",
         "nothing orders the store of the sleeper's state and its look for the kick",
         world("sticky", halted=True, vcpu="enters_the_queue_without_a_barrier"),
-        _steps(LOST, None, 26, 31),
+        in_steps(LOST, None, 26, 31),
     ),
 )
 _FIRST_EXIT: Final = (
@@ -136,7 +131,7 @@ _FIRST_EXIT: Final = (
         "as-proposed",
         "a vCPU whose request has been taken is let in while the kicker still waits",
         world("first-exit", vm="lets_in_while_a_kicker_waits"),
-        _steps(DEADLOCK, 22, 23, 39),
+        in_steps(DEADLOCK, 22, 23, 39),
         _TWICE,
     ),
 )
@@ -147,7 +142,7 @@ _UNLOCK: Final = (
         "clears-anothers",
         "a kicker clears the requests of another that still waits",
         world("unlock", vm="clears_the_requests_of_other_kickers"),
-        {"sc": (DEADLOCK, 27), "tso": (DEADLOCK, 30), "rc11": (DEADLOCK, 36)},
+        in_steps(DEADLOCK, 27, 30, 36),
         _TWO_KICKERS,
     ),
 )

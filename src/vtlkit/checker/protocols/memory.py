@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from vtlkit.checker.program import Program
-from vtlkit.checker.protocols import Build, KnownBad, Protocol, Sizes
+from vtlkit.checker.protocols import Build, KnownBad, Protocol, Sizes, in_steps
 from vtlkit.checker.protocols.worlds import flag, size
 from vtlkit.checker.result import ProblemKind
 
@@ -58,14 +58,14 @@ PROTOCOLS = (
                 "one-by-one",
                 "each slot of a list is published for itself",
                 _changed("one-by-one"),
-                {"sc": (_ASSERTION, 29), "tso": (_ASSERTION, 30), "rc11": (_ASSERTION, 32)},
+                in_steps(_ASSERTION, 29, 30, 32),
                 {"list": 1, "waits": 0},
             ),
             KnownBad(
                 "no-request",
                 "vCPUs are not told of the change",
                 _changed("no-request"),
-                {"sc": (_ASSERTION, 5), "tso": (_ASSERTION, 6), "rc11": (_ASSERTION, 6)},
+                in_steps(_ASSERTION, 5, 6, 6),
             ),
         ),
     ),
@@ -79,7 +79,7 @@ PROTOCOLS = (
                 "value-first",
                 "the new state is there before the log says so",
                 _added("value-first"),
-                {"sc": (_ASSERTION, 16), "tso": (_ASSERTION, 17), "rc11": (_ASSERTION, 17)},
+                in_steps(_ASSERTION, 16, 17, 17),
             ),
         ),
     ),
@@ -95,7 +95,7 @@ PROTOCOLS = (
                 "stale-commit",
                 "the commit publishes what was staged, not the changes",
                 _excluded("stale-commit"),
-                {"sc": (_ASSERTION, 17), "tso": (_ASSERTION, 19), "rc11": (_ASSERTION, 20)},
+                in_steps(_ASSERTION, 17, 19, 20),
                 {"plain": 0, "attributes": 1},
             ),
         ),

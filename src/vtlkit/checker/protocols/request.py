@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from vtlkit.checker.program import Program
-from vtlkit.checker.protocols import Build, Expected, KnownBad, Protocol, Sizes
+from vtlkit.checker.protocols import Build, KnownBad, Protocol, Sizes, in_steps
 from vtlkit.checker.result import ProblemKind
 
 if TYPE_CHECKING:
@@ -37,35 +37,30 @@ def world(name: str, alter: str = "as_it_ships") -> Build:
     return build
 
 
-def _steps(kind: ProblemKind, sc: int | None, tso: int | None, rc11: int | None) -> Expected:
-    found = {"sc": sc, "tso": tso, "rc11": rc11}
-    return {model: None if steps is None else (kind, steps) for model, steps in found.items()}
-
-
 _EVENT: Final = (
     KnownBad(
         "no-barrier",
         "nothing orders the store of the mode and the look at the requests",
         world("events", "enters_the_guest_without_a_barrier"),
-        _steps(DEADLOCK, None, 14, 17),
+        in_steps(DEADLOCK, None, 14, 17),
     ),
     KnownBad(
         "looked-for-early",
         "the vCPU looks for requests before it says that it is in the guest",
         world("events", "looks_before_its_mode_is_published"),
-        _steps(DEADLOCK, 13, 14, 18),
+        in_steps(DEADLOCK, 13, 14, 18),
     ),
     KnownBad(
         "asked-early",
         "the sender makes the request before the event is there to be found",
         world("events", "is_asked_before_the_event_is_there"),
-        _steps(DEADLOCK, 13, 14, 18),
+        in_steps(DEADLOCK, 13, 14, 18),
     ),
     KnownBad(
         "kicked-early",
         "the sender kicks, and publishes the event afterwards",
         world("events", "is_woken_before_the_event_is_there"),
-        _steps(DEADLOCK, 13, 14, 17),
+        in_steps(DEADLOCK, 13, 14, 17),
     ),
 )
 _UNBLOCK: Final = (
@@ -73,13 +68,13 @@ _UNBLOCK: Final = (
         "no-second-look",
         "the vCPU looks for the request, and only then enters its wait queue",
         world("unblock", "sleeps_without_a_second_look"),
-        _steps(LOST, 9, 11, 14),
+        in_steps(LOST, 9, 11, 14),
     ),
     KnownBad(
         "woken-early",
         "the sender kicks, and makes the request afterwards",
         world("unblock", "is_woken_before_it_is_asked"),
-        _steps(LOST, 9, 11, 14),
+        in_steps(LOST, 9, 11, 14),
     ),
 )
 

@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from vtlkit.checker.protocols import Expected, KnownBad, Protocol, Sizes
-from vtlkit.checker.protocols.kernel import expect as _expect
+from vtlkit.checker.protocols import RIGHT, KnownBad, Protocol, Sizes, in_steps
 from vtlkit.checker.protocols.kernel import with_variants
 from vtlkit.checker.result import ProblemKind
 
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
     from vtlkit.checker.program import Program
     from vtlkit.host.api import Host
 
-_RIGHT: Final[Expected] = {"sc": None, "tso": None, "rc11": None}
 _INPUT: Final = 0x8000
 _ASSERTION, _DEADLOCK, _LOST = ProblemKind.ASSERTION, ProblemKind.DEADLOCK, ProblemKind.LOST_WAKE_UP
 
@@ -79,31 +77,31 @@ def _kick_variants() -> Iterator[KnownBad]:
         (
             "first-exit",
             "the first exit clears the request",
-            _expect((_ASSERTION, 29), (_ASSERTION, 31), (_ASSERTION, 36)),
+            in_steps(_ASSERTION, 29, 31, 36),
             {"design": "first-exit"},
         ),
         (
             "first-exit-return",
             "the same; asked is only that nobody waits for ever",
-            _RIGHT,
+            RIGHT,
             {"design": "first-exit", "promise": False},
         ),
         (
             "first-exit-as-proposed",
             "the same, and a run that begins while a kicker waits is not refused",
-            _expect((_DEADLOCK, 19), (_DEADLOCK, 20), (_DEADLOCK, 24)),
+            in_steps(_DEADLOCK, 19, 20, 24),
             {"design": "first-exit", "promise": False, "as_proposed": True},
         ),
         (
             "unlock",
             "the kicker clears the requests before it lets go of the semaphore",
-            _expect((_ASSERTION, 19), (_ASSERTION, 21), (_ASSERTION, 25)),
+            in_steps(_ASSERTION, 19, 21, 25),
             {"design": "unlock"},
         ),
         (
             "unlock-return",
             "the same; asked is only that nobody waits for ever",
-            _RIGHT,
+            RIGHT,
             {"design": "unlock", "promise": False},
         ),
     ):
@@ -185,16 +183,16 @@ _RELEASE = with_variants(
     [
         KnownBad(name, summary, _built(partial(_release, changed=name)), expected)
         for name, summary, expected in (
-            ("unblock", "the release makes KVM_REQ_UNBLOCK in place of KVM_REQ_EVENT", _RIGHT),
+            ("unblock", "the release makes KVM_REQ_UNBLOCK in place of KVM_REQ_EVENT", RIGHT),
             (
                 "no-kick",
                 "the release makes its request and does not kick",
-                _expect((_LOST, 37), (_LOST, 47), (_LOST, 56)),
+                in_steps(_LOST, 37, 47, 56),
             ),
             (
                 "no-grace-period",
                 "no grace period between the release and the look for suspended vCPUs",
-                _expect((_DEADLOCK, 26), (_DEADLOCK, 32), (_DEADLOCK, 34)),
+                in_steps(_DEADLOCK, 26, 32, 34),
             ),
         )
     ],

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from vtlkit.checker.program import Program
-from vtlkit.checker.protocols import Build, Expected, KnownBad, Protocol, Sizes
+from vtlkit.checker.protocols import Build, Expected, KnownBad, Protocol, Sizes, in_steps
 from vtlkit.checker.result import ProblemKind
 
 _DEADLOCK = ProblemKind.DEADLOCK
@@ -51,11 +51,11 @@ PROTOCOLS = (
             {
                 "NO_RECHECK": (
                     "no second look at what is pending before the sleep",
-                    {"sc": (_DEADLOCK, 9), "tso": (_DEADLOCK, 10), "rc11": (_DEADLOCK, 9)},
+                    in_steps(_DEADLOCK, 9, 10, 9),
                 ),
                 "NO_BARRIER": (
                     "no full barrier between a store and the look at the other's: right under SC",
-                    {"sc": None, "tso": (_DEADLOCK, 8), "rc11": (_DEADLOCK, 7)},
+                    in_steps(_DEADLOCK, None, 8, 7),
                 ),
             },
         ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from vtlkit.checker.program import Program
-from vtlkit.checker.protocols import Build, KnownBad, Protocol, Sizes
+from vtlkit.checker.protocols import Build, KnownBad, Protocol, Sizes, in_steps
 from vtlkit.checker.protocols.worlds import flag
 from vtlkit.checker.result import ProblemKind
 
@@ -45,14 +45,14 @@ PROTOCOLS = (
                 "forgotten",
                 "a timer that was an exit is not the host's when the vCPU blocks",
                 _block("forgotten"),
-                {"sc": (_DEADLOCK, 15), "tso": (_DEADLOCK, 17), "rc11": (_DEADLOCK, 18)},
+                in_steps(_DEADLOCK, 15, 17, 18),
                 {"vmx": 1},
             ),
             KnownBad(
                 "mark-last",
                 "the expiry is marked behind the kick",
                 _block("mark-last"),
-                {"sc": (_LOST, 25), "tso": (_LOST, 29), "rc11": (_LOST, 32)},
+                in_steps(_LOST, 25, 29, 32),
             ),
         ),
     ),
@@ -68,14 +68,14 @@ PROTOCOLS = (
                 "forget-first",
                 "an old expiry is forgotten before the timer is stopped",
                 _again("forget-first"),
-                {"sc": (_ASSERTION, 12), "tso": (_ASSERTION, 12), "rc11": (_ASSERTION, 15)},
+                in_steps(_ASSERTION, 12, 12, 15),
                 {"deadline": 1},
             ),
             KnownBad(
                 "hasty-cancel",
                 "to stop the host's timer does not wait for its callback",
                 _again("hasty-cancel"),
-                {"sc": (_ASSERTION, 8), "tso": (_ASSERTION, 8), "rc11": (_ASSERTION, 9)},
+                in_steps(_ASSERTION, 8, 8, 9),
                 {"cancel": 1},
             ),
         ),

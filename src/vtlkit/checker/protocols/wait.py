@@ -6,10 +6,11 @@ Wakers are an interrupt, an NMI and a signal, in this order.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from vtlkit.checker.program import Program
-from vtlkit.checker.protocols import Build, Expected, KnownBad, Protocol, Sizes
+from vtlkit.checker.protocols import Build, Expected, KnownBad, Protocol, Sizes, in_steps
 from vtlkit.checker.result import ProblemKind
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ _SIZES: Final = {"vcpus": 1, "wakers": 1}
 _LARGE: Final = ({"vcpus": 1, "wakers": 2},)
 _WAKERS: Final = ("interrupt", "NMI", "signal")
 _ROUNDS: Final = 2
-LOST: Final = ProblemKind.LOST_WAKE_UP
 WAYS: Final = {
     "mp-state": ("by_mp_state", "by MP state"),
     "call": ("by_call", "by the wait call"),
@@ -54,9 +54,7 @@ def world(way: str = "", *, alter: str = "as_it_ships", wakers: Sequence[str] = 
     return build
 
 
-def _steps(sc: int | None, tso: int | None, rc11: int | None, kind: ProblemKind = LOST) -> Expected:
-    found = {"sc": sc, "tso": tso, "rc11": rc11}
-    return {model: None if steps is None else (kind, steps) for model, steps in found.items()}
+_lost = partial(in_steps, ProblemKind.LOST_WAKE_UP)
 
 
 def _sleeper(way: str, *expected: Expected) -> tuple[KnownBad, ...]:
@@ -91,19 +89,19 @@ _ARMED_OVER = KnownBad(
     "takes-events-back",
     "arming the completion writes back the NMIs that were there before",
     world("by_completion_that_takes_all_events_back", wakers=("NMI",)),
-    _steps(18, 20, 26, ProblemKind.DEADLOCK),
+    in_steps(ProblemKind.DEADLOCK, 18, 20, 26),
 )
 _EMPTIED_LATE = KnownBad(
     "emptied-late",
     "what is polled is emptied behind the look, not before it",
     world("by_polling_emptied_after_the_look"),
-    _steps(12, 15, 19, ProblemKind.DEADLOCK),
+    in_steps(ProblemKind.DEADLOCK, 12, 15, 19),
 )
 _KNOWN_BAD: Final = {
-    "mp-state": _sleeper("by_mp_state", _steps(14, 16, 21), _steps(None, 16, 20), _steps(14, 16, 20)),
-    "call": _sleeper("by_call", _steps(12, 14, 19), _steps(None, 14, 18), _steps(12, 14, 18)),
+    "mp-state": _sleeper("by_mp_state", _lost(14, 16, 21), _lost(None, 16, 20), _lost(14, 16, 20)),
+    "call": _sleeper("by_call", _lost(12, 14, 19), _lost(None, 14, 18), _lost(12, 14, 18)),
     "completion": (
-        *_sleeper("by_completion", _steps(16, 18, 24), _steps(None, 18, 23), _steps(16, 18, 23)),
+        *_sleeper("by_completion", _lost(16, 18, 24), _lost(None, 18, 23), _lost(16, 18, 23)),
         _ARMED_OVER,
     ),
     "poll": (_EMPTIED_LATE,),
@@ -114,7 +112,7 @@ PROTOCOLS = (
         "halt",
         "a halted vCPU sleeps through no wake event",
         "",
-        _sleeper("", _steps(22, 25, 31), _steps(None, 25, 30), _steps(22, 25, 30)),
+        _sleeper("", _lost(22, 25, 31), _lost(None, 25, 30), _lost(22, 25, 30)),
     ),
     *[
         _protocol(name, f"an inactive VTL that waits {words} sleeps through no wake event", way, _KNOWN_BAD[name])

@@ -8,7 +8,7 @@ from typing import Final
 
 from vtlkit.checker.ops import Done, Location, Value
 from vtlkit.checker.result import ProblemKind, Result
-from vtlkit.checker.states.automaton import Automaton
+from vtlkit.checker.states.automaton import BUFFER_LIMIT, Automaton
 from vtlkit.checker.states.machine import State, memory
 
 End = Callable[[tuple[object, ...], Mapping[Location, Value]], object]
@@ -16,13 +16,16 @@ End = Callable[[tuple[object, ...], Mapping[Location, Value]], object]
 
 @dataclass(slots=True)
 class Request:
-    """What is asked for. `limit` in states, `memory_limit` in bytes; None: no limit."""
+    """What is asked for: the fields are as for `search.explore`."""
 
     progress: Callable[[Result], object] | None = None
     visit: End | None = None
     limit: int | None = None
     memory_limit: int | None = None
+    symmetry: bool = True
     livelock: bool | None = None
+    arrays: bool | None = None
+    buffer_limit: int = BUFFER_LIMIT
     races: bool = True
     """Whether plain accesses are looked at."""
 

@@ -50,17 +50,16 @@ def explore(
             raise ValueError(f"{name} is {bound}: it must be at least 1")
     if program.threads < 1:
         raise ValueError("a program has at least one thread")
-    request = Request(progress, visit, limit, memory_limit, livelock)
+    request = Request(progress, visit, limit, memory_limit, symmetry, livelock, arrays, buffer_limit)
     result = Result(model, ENGINE, tuple(program.names), states=1, transitions=0, frontier=1)
     if progress is not None:
         progress(result)
-    options = symmetry, buffer_limit, arrays
     try:
-        _search(program, model, request, result, *options)
+        _search(program, model, request, result)
     except PlainAccess:
         # Stores into a buffer are no steps, so a race is looked for without buffers: there it must show, too.
         under_sc = Result("sc", ENGINE, tuple(program.names))
-        _search(program, "sc", Request(progress, None, limit, memory_limit, False), under_sc, *options)
+        _search(program, "sc", replace(request, visit=None, livelock=False), under_sc)
         found = under_sc.counterexample
         if found is not None and found.kind is ProblemKind.DATA_RACE:
             under_sc.model = model
@@ -68,25 +67,18 @@ def explore(
             return under_sc
         bounded = under_sc.verdict is Verdict.BOUND
         request.races = False
-        _search(program, model, request, result, *options)
+        _search(program, model, request, result)
         if bounded and result.verdict is Verdict.PROVED:
             result.verdict = Verdict.BOUND
             result.notes.append("races are not judged: the search for them reached its bound")
     return result
 
 
-def _search(
-    program: Program,
-    model: str,
-    request: Request,
-    result: Result,
-    symmetry: bool,
-    buffer_limit: int,
-    arrays: bool | None,
-) -> None:
+def _search(program: Program, model: str, request: Request, result: Result) -> None:
     """One search, with arrays if states are narrow enough."""
+    arrays = request.arrays
     while True:
-        automaton = Automaton(program, model == "tso", symmetry, buffer_limit)
+        automaton = Automaton(program, model == "tso", request.symmetry, request.buffer_limit)
         _reset(result)
         try:
             problem = _begin(automaton, request, result, arrays)
@@ -111,7 +103,7 @@ def _begin(automaton: Automaton, request: Request, result: Result, arrays: bool 
 
     if arrays is None and request.visit is None and (request.limit is None or request.limit > FEW_STATES):
         # numpy takes longer to load than a small search takes. What the automaton has learnt is kept.
-        first = replace(request, limit=FEW_STATES, progress=None)
+        first = replace(request, limit=FEW_STATES)
         problem = DictionarySearch(automaton, first, result).run()
         if problem is not None or result.verdict is Verdict.PROVED or request.is_full(result):
             return problem

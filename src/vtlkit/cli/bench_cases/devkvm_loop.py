@@ -27,27 +27,39 @@ def seconds_per_exit(kind: str, exits: int) -> float:
     Raises:
         Unavailable: there is no usable KVM or no C compiler.
     """
+    return measured(SOURCE, kind, str(exits))
+
+
+def measured(source: Path, *arguments: str, options: tuple[str, ...] = ()) -> float:
+    """Seconds, which a C program over /dev/kvm prints in nanoseconds. `options` are the compiler's.
+
+    Raises:
+        Unavailable: there is no usable KVM or no C compiler, or the program fails.
+    """
     if not kvm_answers(KVM_DEVICE):
         raise Unavailable(describe_kvm(KVM_DEVICE))
     try:
-        command = [_program(), kind, str(exits)]
+        command = [built(source, *options), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, timeout=_LIMIT_SECONDS, check=False)
     except subprocess.TimeoutExpired:
-        raise Unavailable(f"{KVM_DEVICE} did not finish {exits} exits in {_LIMIT_SECONDS} s") from None
+        words = " ".join([source.stem, *arguments])
+        raise Unavailable(f"{KVM_DEVICE} did not finish '{words}' in {_LIMIT_SECONDS} s") from None
     if done.returncode:
         raise Unavailable(f"{KVM_DEVICE} cannot run the loop: {done.stderr.strip() or f'status {done.returncode}'}")
     return float(done.stdout) / 1e9
 
 
 @cache
-def _program() -> str:
+def built(source: Path, *options: str) -> str:
+    """The path of the program, compiled once. Raises Unavailable where it cannot be."""
     compiler = next(filter(None, map(shutil.which, COMPILERS)), None)
     if compiler is None:
         raise Unavailable("there is no C compiler to build the /dev/kvm loop with")
     directory = tempfile.TemporaryDirectory(prefix="vtlkit-bench-")
     _kept.append(directory)
-    program = str(Path(directory.name) / SOURCE.stem)
-    done = subprocess.run([compiler, "-O2", "-o", program, str(SOURCE)], capture_output=True, text=True, check=False)
+    program = str(Path(directory.name) / source.stem)
+    command = [compiler, "-O2", *options, "-I", str(SOURCE.parent), "-o", program, str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise Unavailable(f"the /dev/kvm loop does not compile: {(done.stderr.splitlines() or [''])[0]}")
     return program

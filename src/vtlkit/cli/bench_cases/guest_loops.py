@@ -27,6 +27,8 @@ class GuestLoop:
     cpus: int = 1
     vendor: str = "svm"
     engine: EngineChoice = EngineChoice.UNICORN
+    port_exits: bool = False
+    """Every access to a port leaves `run`, also where the engine could have it answered inside."""
 
     def seconds(self, iterations: int) -> float:
         """What a machine takes from its start to the guest's power-off; making the machine is left out."""
@@ -42,6 +44,8 @@ class GuestLoop:
         printed = bytearray()
         with composed(Mode(self.engine, self.realtime), config, printed.extend) as machine:
             machine.load(guests.path("bench"))
+            if self.port_exits:
+                machine.partition.vtl0.vm.port_bus.others = None
             begin = time.perf_counter()
             result = machine.run()
             taken = time.perf_counter() - begin

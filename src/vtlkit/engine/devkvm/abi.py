@@ -260,6 +260,10 @@ INTERNAL_ERROR_DELIVERY: Final = 3
 
 # --- kvm_run ----------------------------------------------------------------------------------------------------------
 
+RUN_INTERRUPT_WINDOW: Final = 0
+RUN_IMMEDIATE_EXIT: Final = 1
+RUN_EXIT_REASON: Final = 8
+RUN_CR8: Final = 16
 RUN_UNION: Final = 32
 RUN_SYNC: Final = 304
 RUN_SREGS: Final = RUN_SYNC + 144

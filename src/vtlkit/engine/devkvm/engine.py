@@ -11,17 +11,13 @@ from typing import ClassVar, Final
 
 from vtlkit.engine.api import (
     NO_REGISTERS,
-    Access,
     CpuidLeaf,
     Engine,
     Event,
     EventType,
     Intercept,
     MemoryFault,
-    MmioRead8,
-    MmioWrite8,
     PortBitmap,
-    RamBlock,
     RegisterIntercepts,
 )
 from vtlkit.engine.decode import MAX_LENGTH, length
@@ -33,8 +29,8 @@ from vtlkit.engine.devkvm.loop import Pending
 from vtlkit.engine.devkvm.processor import SharedTime, kernel_entries, offered
 from vtlkit.engine.devkvm.system import Capabilities
 from vtlkit.engine.devkvm.vcpu import FREE_MSR_READS, NATIVE_MSRS
-from vtlkit.engine.devkvm.windows import Windows
-from vtlkit.engine.memory_map import Kind
+from vtlkit.engine.devkvm.windows import PATIENT_RUNS, Windows
+from vtlkit.engine.mapped import MappedMemory
 from vtlkit.x86 import msr
 from vtlkit.x86.exceptions import Vector
 from vtlkit.x86.registers import DR6_BS, RFLAGS_FIXED, RFLAGS_IF, RFLAGS_RF, RFLAGS_TF, Sregs
@@ -53,7 +49,7 @@ _KERNELS_OWN: Final = (
 """What the kernel and the processor do by themselves as the hypervisor would have it: no need to exit."""
 
 
-class DevKvmEngine(Windows):
+class DevKvmEngine(Windows, MappedMemory):
     """See `vtlkit.engine.api.Engine` for the contract."""
 
     hypercall_instruction: ClassVar[bytes] = HYPERCALL
@@ -97,7 +93,7 @@ class DevKvmEngine(Windows):
         elif self._pending is not None:
             self._resume_undone()
         self._event = None
-        self._kicked = False
+        self._kicked = self._kicked_itself = False
 
     def _resume_undone(self) -> None:
         if self._pending is Pending.PARKED:
@@ -152,6 +148,8 @@ class DevKvmEngine(Windows):
         return event
 
     def request_interrupt_window(self, wanted: bool) -> None:
+        if wanted and not self._interrupt_window:
+            self._patience = PATIENT_RUNS if self._unforeseen else 0
         self._interrupt_window = wanted
 
     def request_nmi_window(self, wanted: bool) -> None:
@@ -289,12 +287,8 @@ class DevKvmEngine(Windows):
         if self._live.sregs.cr2 != source._live.sregs.cr2:
             self._live.sregs.cr2 = source._live.sregs.cr2
             self._live.dirty |= abi.SYNC_SREGS
-        mine, other = self.vcpu.get_debugregs(), source.vcpu.get_debugregs()
-        if mine.db != other.db:
-            self.vcpu.set_debugregs(abi.DebugRegs(other.db, mine.dr6, mine.dr7))
-        if self.xcr0 != source.xcr0:
-            self.xcr0 = source.xcr0
-        self.vcpu.set_xsave(source.vcpu.get_xsave())
+        source.vcpu.shared.fetch(source.vcpu.fd)
+        self.vcpu.shared.take(self.vcpu.fd, source.vcpu.shared)
         self._live.pkru = source._live.pkru
 
     # --- the processor's own ----------------------------------------------------------------------------------------
@@ -320,29 +314,6 @@ class DevKvmEngine(Windows):
 
     # --- memory -----------------------------------------------------------------------------------------------------
 
-    def map_ram(self, gpa: int, size: int, block: RamBlock, offset: int, access: Access) -> None:
-        self._map_may_change()
-        self._map.map_ram(gpa, size, block, offset, access)
-
-    def map_exit(self, gpa: int, size: int) -> None:
-        self._map_may_change()
-        self._map.insert(gpa, size, Kind.EXIT, ())
-
-    def map_device(self, gpa: int, size: int, read: MmioRead8, write: MmioWrite8) -> None:
-        self._map_may_change()
-        self._map.map_io(gpa, size, Kind.DEVICE, read, write)
-
-    def unmap(self, gpa: int, size: int) -> None:
-        self._map_may_change()
-        self._map.unmap(gpa, size)
-
-    def protect(self, gpa: int, size: int, access: Access) -> None:
-        self._map_may_change()
-        self._map.protect(gpa, size, access)
-
-    def _map_may_change(self) -> None:
-        assert self.at_boundary, "the map cannot change in an unfinished I/O instruction"
-
     def memory_written(self, gpa: int, size: int) -> None:
         """Nothing: the processor sees what is written."""
 
@@ -352,4 +323,5 @@ class DevKvmEngine(Windows):
     def close(self) -> None:
         if not self._closed:
             self._closed = True
+            self._close_alarm()
             self.vcpu.close()

@@ -30,10 +30,11 @@ from vtlkit.engine.api import (
     Wrmsr,
 )
 from vtlkit.engine.devkvm import abi
-from vtlkit.engine.devkvm.linear import GuestFault, PhysicalFault
 from vtlkit.engine.devkvm.live import REGS_END
 from vtlkit.engine.devkvm.loop import Loop, Pending
+from vtlkit.engine.linear import GuestFault, PhysicalFault
 from vtlkit.engine.memory_map import Kind, Range
+from vtlkit.engine.processor import PortRead, PortWrite
 from vtlkit.x86.exceptions import Vector
 from vtlkit.x86.paging import SUPERVISOR
 from vtlkit.x86.registers import EFER_LMA
@@ -53,6 +54,8 @@ _INTERRUPTED: Final = Interrupted()
 _HYPERCALL: Final = Hypercall(_LENGTH)
 _INTERRUPT_WINDOW: Final = InterruptWindow()
 _IO: Final = struct.Struct("<BBHIQ")
+_REASON: Final = abi.RUN_EXIT_REASON
+"""Its lowest byte: the kernel has no reason above 255."""
 _U32: Final = 0xFFFFFFFF
 _U64: Final = (1 << 64) - 1
 
@@ -70,6 +73,8 @@ class Exits(Loop):
     _port = (0, 0)
     """Number and size of the access to a port that is under way."""
     _reads = False
+    _port_read: PortRead
+    _port_write: PortWrite
     _element = 0
     """Where in the page the element is that the hypervisor has been given last: string instructions have several."""
     _elements_end = 0
@@ -133,12 +138,40 @@ class Exits(Loop):
         self._reads = direction == abi.IO_IN
         if self._reads:
             return PortIn(port, size)
-        if port == HYPERCALL_PORT and self.code.fetch(_LENGTH, back=_LENGTH) == HYPERCALL:
+        if port == HYPERCALL_PORT and self._is_hypercall():
             self._pending = None
             self._elements_end = 0
             self._show_rip(self.regs.rip - _LENGTH)
             return _HYPERCALL
-        return PortOut(port, size, int.from_bytes(self._bytes[at : at + size], "little"))
+        return PortOut(
+            port, size, self._bytes[at] if size == 1 else int.from_bytes(self._bytes[at : at + size], "little")
+        )
+
+    def _is_hypercall(self) -> bool:
+        """The kernel has executed an OUT to the hypercall's port: that one, or the guest's by way of DX?"""
+        return self.regs.rdx & 0xFFFF != HYPERCALL_PORT or self.code.fetch(_LENGTH, back=_LENGTH) == HYPERCALL
+
+    def answer_ports(self, read: PortRead, write: PortWrite) -> None:
+        self._port_read, self._port_write = read, write
+        self._answers = self._answered
+
+    def _answered(self) -> bool:
+        """KVM_RUN has returned: if it is an access to a port that somebody answers without an exit, it is answered."""
+        data = self._bytes
+        if data[_REASON] != abi.EXIT_IO:
+            return False
+        direction, size, port, count, at = _IO.unpack_from(self._live.view, abi.RUN_UNION)
+        if count != 1 or port == HYPERCALL_PORT:
+            return False
+        if direction != abi.IO_IN:
+            return self._port_write(
+                port, size, data[at] if size == 1 else int.from_bytes(data[at : at + size], "little")
+            )
+        value = self._port_read(port, size)
+        if value is None:
+            return False
+        data[at : at + size] = (value & ((1 << 8 * size) - 1)).to_bytes(size, "little")
+        return True
 
     def _next_element(self) -> Exit | None:
         """Of a string instruction on a port, the next one that the kernel has put into the page."""

@@ -16,8 +16,9 @@ from typing import Any, Final, NamedTuple
 from vtlkit.engine.api import Access, Event, EventType, MemoryFault
 from vtlkit.engine.decode import MAX_LENGTH
 from vtlkit.engine.devkvm.abi import CS, FS, SEGMENT_NAMES, SS, SYNC_SREGS
-from vtlkit.engine.devkvm.linear import GuestFault, LinearMemory, PhysicalFault
+from vtlkit.engine.devkvm.linear import LinearMemory
 from vtlkit.engine.devkvm.live import Live
+from vtlkit.engine.linear import GuestFault, PhysicalFault
 from vtlkit.x86.exceptions import Vector
 from vtlkit.x86.paging import READ as _WALK_READ
 from vtlkit.x86.paging import WRITE as _WALK_WRITE

@@ -26,7 +26,6 @@ from typing import Final
 from vtlkit.engine.api import (
     Engine,
     Event,
-    EventType,
     Exit,
     InternalError,
     Interrupted,
@@ -34,13 +33,15 @@ from vtlkit.engine.api import (
     NmiWindow,
     PreemptionTimer,
 )
-from vtlkit.engine.devkvm import abi, syscalls
+from vtlkit.engine.devkvm import abi, kernel_events, syscalls
+from vtlkit.engine.devkvm.alarm import SI_TIMER
 from vtlkit.engine.devkvm.instructions import Instructions
+from vtlkit.engine.devkvm.kernel_events import EXCEPTION, INTERRUPT, NMI
 from vtlkit.engine.devkvm.linear import LinearMemory
+from vtlkit.engine.devkvm.live import REGS_END
 from vtlkit.engine.devkvm.run_page import LiveRegs
 from vtlkit.engine.devkvm.system import Capabilities
 from vtlkit.engine.devkvm.vcpu import KICK_SIGNAL, PROCESS_SIGNALS, KernelVcpu
-from vtlkit.x86.exceptions import Vector
 from vtlkit.x86.registers import RFLAGS_IF
 
 _KICKED: Final = frozenset({KICK_SIGNAL})
@@ -50,10 +51,16 @@ _INTERRUPT_WINDOW: Final = InterruptWindow()
 _NMI_WINDOW: Final = NmiWindow()
 _PREEMPTION_TIMER: Final = PreemptionTimer()
 
-_EVENTS: Final = abi.RUN_EVENTS
-_EXCEPTION: Final = _EVENTS
-_INTERRUPT: Final = _EVENTS + 8
-_NMI: Final = _EVENTS + 12
+_IMMEDIATE_EXIT: Final = abi.RUN_IMMEDIATE_EXIT
+_WINDOW: Final = abi.RUN_INTERRUPT_WINDOW
+_CR8: Final = abi.RUN_CR8
+_REGS: Final = slice(abi.RUN_SYNC, REGS_END)
+_SHADOW: Final = abi.RUN_EVENTS + abi.VcpuEvents.OFFSETS["interrupt_shadow"]
+
+
+STEPS_MAX: Final = 256
+STEPS_A_RUN: Final = 32
+"""Single steps for interrupt windows: so many may be saved up, so many are added by each `run`."""
 
 
 class Pending(enum.Enum):
@@ -77,21 +84,32 @@ class Loop(Engine):
         self._bytes = live.bytes
         self.linear = LinearMemory(live, self._map, self.vcpu.maxphyaddr())
         self.code = Instructions(live, self.linear)
-        self._ioctl = syscalls.raw_ioctl()
+        self._ioctl = syscalls.small_ioctl()
         self._tgkill = syscalls.tgkill()
         self._process = os.getpid()
         self._local = threading.local()
         self._thread = 0
         self._inside = False
         self._kicked = False
+        self._kicked_itself = False
+        """One of the kicks came out of the guest's own access, from inside `run`."""
+        self._unforeseen = False
+        """The last exit was for a kick by another task: the guest cannot know at which instruction."""
+        self._patience = 0
+        """For so many runs the interrupt window that is wanted may be missed (`windows`)."""
+        self._alarm_set = False
+        """An alarm ends this patience."""
         self._closed = False
         self._event: Event | None = None
         self._pending: Pending | None = None
+        self._answers: Callable[[], bool] | None = None
+        """Answers an access to a port that KVM_RUN has returned with, if somebody does so without an exit."""
         self._get_cr8: Callable[[], int] | None = None
         self._put_cr8: Callable[[int], None] | None = None
         self._interrupt_window = False
         self._nmi_window = False
         self._timer_zero = False
+        self._steps_left = STEPS_MAX
         self._debug_set: tuple[int, int] = (0, 0)
         """What KVM_SET_GUEST_DEBUG was last told."""
         self._flush = False
@@ -101,6 +119,8 @@ class Loop(Engine):
 
     def kick(self) -> None:
         """From any task."""
+        if getattr(self._local, "thread", 0) == self._thread:
+            self._kicked_itself = True
         self._kicked = True
         if self._inside:
             self._tgkill(self._process, self._thread, KICK_SIGNAL)
@@ -120,85 +140,122 @@ class Loop(Engine):
     # --- entering ---------------------------------------------------------------------------------------------------
 
     def _enter(self, forced: bool) -> int:
-        """One KVM_RUN; 0, or the error number. The page has the vCPU's state afterwards."""
-        live, page = self._live, self._page
-        live.write_back()
-        cr8 = page.cr8
-        if self._get_cr8 is not None:
-            page.cr8 = cr8 = self._get_cr8()
-        self._thread = self._this_thread()
+        """One KVM_RUN, or several where accesses to ports are answered in between; 0, or the error number. The page has
+        the vCPU's state afterwards.
+
+        All that executes Python here is paid for by every exit: the page is read and written byte by byte, which costs
+        less than by its structure.
+        """
+        live, data = self._live, self._bytes
+        if live.dirty or data[_SHADOW] or data[_REGS] != live.left:
+            live.write_back()
+        get_cr8 = self._get_cr8
+        cr8 = 0
+        if get_cr8 is not None:
+            data[_CR8] = cr8 = get_cr8()
+        try:
+            self._thread = self._local.thread
+        except AttributeError:
+            self._thread = self._this_thread()
+        answered = self._answers
+        if answered is not None and (forced or self._looks_closely()):
+            answered = None
+        vcpu = self.vcpu
+        vcpu.shared.known = False
+        ioctl, fd, run = self._ioctl, vcpu.fd, abi.RUN
         # In this order, as a kick is stored before it looks whether somebody is inside.
         self._inside = True
-        page.immediate_exit = forced or self._kicked
-        result = self._ioctl(self.vcpu.fd, abi.RUN, 0)
+        data[_IMMEDIATE_EXIT] = forced or self._kicked
+        result = ioctl(fd, run, 0)
+        if answered is not None:
+            try:
+                while not result and answered():
+                    # Nothing has changed that the kernel is to know: it goes on from where it is.
+                    data[_IMMEDIATE_EXIT] = self._kicked
+                    result = ioctl(fd, run, 0)
+            except BaseException:
+                # A device's error: the access is still to be finished.
+                self._inside = False
+                self._pending = Pending.IO
+                raise
         self._inside = False
-        error = ctypes.get_errno() if result < 0 else 0
-        if page.kvm_dirty_regs:
-            # Refused before the guest was entered: an illegal combination of registers, say.
-            live.dirty |= page.kvm_dirty_regs & ~abi.SYNC_REGS
-            page.kvm_dirty_regs = 0
-            return error or errno.EINVAL
-        live.note_regs()
-        if page.cr8 != cr8 and self._put_cr8 is not None:
-            self._put_cr8(page.cr8)
-        if error == errno.EINTR:
-            # The signal stays pending, as it is blocked here: drop it, or every entry would end at once.
-            while signal.sigtimedwait(_KICKED, 0) is not None:
-                pass
-        data = self._bytes
-        if data[_EXCEPTION] or data[_INTERRUPT] or data[_NMI]:
+        if not result:
+            error = 0
+        else:
+            error = ctypes.get_errno()
+            page = self._page
+            if page.kvm_dirty_regs:
+                # Refused before the guest was entered: an illegal combination of registers, say.
+                live.dirty |= page.kvm_dirty_regs & ~abi.SYNC_REGS
+                page.kvm_dirty_regs = 0
+                return error
+            if error == errno.EINTR:
+                self._take_signals()
+        live.left = data[_REGS]
+        if get_cr8 is not None and data[_CR8] != cr8 and self._put_cr8 is not None:
+            self._put_cr8(data[_CR8])
+        if data[EXCEPTION] or data[INTERRUPT] or data[NMI]:
             self._take_held()
         return error
 
+    def _take_signals(self) -> None:
+        """What has ended KVM_RUN stays pending, as it is blocked here: drop it, or every entry would end at once."""
+        while (sent := signal.sigtimedwait(_KICKED, 0)) is not None:
+            if sent.si_code == SI_TIMER:
+                self._patience = 0
+        # A ring that came while another signal was pending has been lost in it: set it again.
+        self._alarm_set = False
+
+    def _looks_closely(self) -> bool:
+        """Whether something is to be looked at between any two instructions, which an access to a port may end."""
+        return bool(self._interrupt_window or self._nmi_window or self._flush or self._debug_set[0])
+
     def _take_held(self) -> None:
         """What the kernel has not delivered yet is ours: it is given again with the next entry, or taken back."""
-        live = self._live
-        events = abi.VcpuEvents.unpack_from(self._live.view, _EVENTS)
-        if events.exception_injected:
-            code = events.exception_error_code if events.exception_has_error_code else None
-            self._event = Event(EventType.EXCEPTION, events.exception_nr, code)
-        elif events.nmi_injected:
-            self._event = Event(EventType.NMI, Vector.NMI)
-            live.nmi_masked = True
-        elif events.interrupt_soft:
-            self._event = Event(EventType.SOFTWARE, events.interrupt_nr)
-        else:
-            self._event = Event(EventType.INTERRUPT, events.interrupt_nr)
-        self._bytes[_EXCEPTION] = self._bytes[_EXCEPTION + 3] = self._bytes[_INTERRUPT] = self._bytes[_NMI] = 0
-        live.dirty |= abi.SYNC_EVENTS
+        self._event = kernel_events.take(self._live)
 
     def _give_event(self, event: Event) -> None:
         """Have the kernel deliver it with the next entry."""
-        events = abi.VcpuEvents.unpack_from(self._live.view, _EVENTS)
-        events.exception_injected = events.interrupt_injected = events.nmi_injected = 0
-        if event.type is EventType.EXCEPTION:
-            events.exception_injected = 1
-            events.exception_nr = event.vector
-            events.exception_has_error_code = event.error_code is not None
-            events.exception_error_code = event.error_code or 0
-        elif event.type is EventType.NMI:
-            # Blocking is the delivery's effect: VM entry refuses to deliver an NMI while NMIs are blocked.
-            events.nmi_injected, events.nmi_masked = 1, 0
-        else:
-            # A software interrupt that began once has passed the gate's check of privilege.
-            if event.type is EventType.SOFTWARE:
-                self.regs.rip = (self.regs.rip + event.instruction_length) & ((1 << 64) - 1)
-            events.interrupt_injected = 1
-            events.interrupt_nr = event.vector
-            events.interrupt_soft = 0
-        events.pack_into(self._live.view, _EVENTS)
-        self._live.dirty |= abi.SYNC_EVENTS
+        kernel_events.give(self._live, event)
 
     # --- run --------------------------------------------------------------------------------------------------------
 
     def run(self, budget: int | None, *, force_immediate_exit: bool = False) -> Exit:
         assert not self._closed, "the engine is closed"
+        if (
+            force_immediate_exit
+            or self._kicked
+            or self._timer_zero
+            or self._event is not None
+            or self._map.refused is not None
+            or self.vcpu.filter_changed
+            or self._looks_closely()
+        ):
+            return self._run_with_care(force_immediate_exit or self._timer_zero)
+        self._unforeseen = False
+        if self._pending is not None and (reason := self._resume()) is not None:
+            return reason
+        if self._steps_left < STEPS_MAX:
+            self._steps_left += STEPS_A_RUN
+        self._bytes[_WINDOW] = 0
+        while True:
+            error = self._enter(False)
+            self._pending = None
+            reason = self._error(error, False) if error else self._exit()
+            if reason is not None:
+                return reason
+            if self.injected() is not None:
+                # The kernel has been stopped from delivering it.
+                return self._run_with_care(False)
+
+    def _run_with_care(self, forced: bool) -> Exit:
+        """The same with something to be done before, or looked for meanwhile."""
         if self._map.refused is not None:
             return InternalError(
                 f"memory at GPA {self._map.refused:#x} is not to be executed, and KVM cannot forbid that alone"
             )
-        forced = force_immediate_exit or self._timer_zero
         stop = forced or self._kicked
+        self._unforeseen = False
         if self._pending is not None:
             reason = self._resume()
             if reason is not None:
@@ -226,6 +283,10 @@ class Loop(Engine):
             reason = self._error(error, forced) if error else self._exit()
             if reason is not None:
                 return reason
+            if self._event is not None:
+                # The kernel has been stopped from delivering it.
+                event, self._event = self._event, None
+                self._give_event(event)
 
     def _prepare(self) -> None:
         """What the kernel has to know before an entry."""
@@ -252,10 +313,11 @@ class Loop(Engine):
     def _stopped(self, forced: bool) -> Exit | None:
         if self._kicked:
             self._kicked = False
+            self._unforeseen, self._kicked_itself = not self._kicked_itself, False
             return _INTERRUPTED
         if forced:
             return _PREEMPTION_TIMER if self._timer_zero else _INTERRUPTED
-        # A signal that was not for the guest, or the rest of a kick that has been answered.
+        # A signal that was not for the guest, the rest of a kick that has been answered, or the alarm of `windows`.
         return None
 
     def _error(self, error: int, forced: bool) -> Exit | None:

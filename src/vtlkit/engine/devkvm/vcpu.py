@@ -17,15 +17,16 @@ from vtlkit.engine.api import EngineError
 from vtlkit.engine.devkvm import abi, syscalls
 from vtlkit.engine.devkvm.live import Live
 from vtlkit.engine.devkvm.memory import GuestPhysicalMap
+from vtlkit.engine.devkvm.shared import SharedRegisters
 from vtlkit.engine.devkvm.system import Capabilities
 from vtlkit.x86 import msr
 from vtlkit.x86.registers import XCR0_SSE, XCR0_X87
 
 KICK_SIGNAL: Final = signal.SIGURG
-PROCESS_SIGNALS: Final = frozenset({signal.SIGALRM, signal.SIGINT, signal.SIGTERM})
-"""Those that end or time a run. A thread of a vCPU leaves them to the main thread, whose wait they have to end."""
 """Ignored by default, so that one that comes too late, or to a wrong thread, does nothing. vCPU threads block it but
 inside KVM_RUN, which it ends."""
+PROCESS_SIGNALS: Final = frozenset({signal.SIGALRM, signal.SIGINT, signal.SIGTERM})
+"""Those that end or time a run. A thread of a vCPU leaves them to the main thread, whose wait they have to end."""
 
 _TSS_ADDRESS: Final = 0xFFFBD000
 """Three pages that KVM on old Intel processors needs for real mode; elsewhere it does nothing."""
@@ -48,6 +49,7 @@ class KernelVcpu:
     def __init__(self, system: int, capabilities: Capabilities) -> None:
         self._capabilities = capabilities
         self._xsave_size = capabilities.xsave_size
+        self.shared = SharedRegisters(capabilities.xsave_size)
         self.tsc_khz = 0
         self.vm = syscalls.ioctl(system, abi.CREATE_VM, 0, "KVM_CREATE_VM")
         self.fd = -1
@@ -149,6 +151,7 @@ class KernelVcpu:
         return bytes(buffer)
 
     def set_xsave(self, area: bytes) -> None:
+        self.shared.known = False
         syscalls.ioctl(self.fd, abi.SET_XSAVE, area, "KVM_SET_XSAVE")
 
     def get_xcr0(self) -> int:
@@ -158,6 +161,7 @@ class KernelVcpu:
         return record.value if record.nr_xcrs else 1
 
     def set_xcr0(self, value: int) -> None:
+        self.shared.known = False
         syscalls.ioctl(self.fd, abi.SET_XCRS, abi.OneXcr(value=value).pack(), "KVM_SET_XCRS")
 
     def get_debugregs(self) -> abi.DebugRegs:
@@ -166,6 +170,7 @@ class KernelVcpu:
         return abi.DebugRegs.unpack(buffer)
 
     def set_debugregs(self, values: abi.DebugRegs) -> None:
+        self.shared.known = False
         syscalls.ioctl(self.fd, abi.SET_DEBUGREGS, values.pack(), "KVM_SET_DEBUGREGS")
 
     def set_guest_debug(self, control: int, breakpoint_at: int = 0) -> None:

@@ -9,9 +9,11 @@ from typing import Final
 
 from vtlkit.engine.api import Event, EventType, Exit, Interrupted, InterruptWindow, NmiWindow
 from vtlkit.engine.devkvm import abi
+from vtlkit.engine.devkvm.alarm import ThreadAlarm
 from vtlkit.engine.devkvm.exits import Exits
-from vtlkit.engine.devkvm.linear import GuestFault, PhysicalFault
-from vtlkit.engine.devkvm.loop import Pending
+from vtlkit.engine.devkvm.loop import STEPS_A_RUN, STEPS_MAX, Pending
+from vtlkit.engine.devkvm.vcpu import KICK_SIGNAL
+from vtlkit.engine.linear import GuestFault, PhysicalFault
 from vtlkit.engine.probe import HLT
 from vtlkit.x86.exceptions import Vector
 from vtlkit.x86.paging import SUPERVISOR
@@ -20,9 +22,8 @@ from vtlkit.x86.registers import CR0_PE, DR6_BS, EFER_LMA, RFLAGS_IF
 _INTERRUPTED: Final = Interrupted()
 _INTERRUPT_WINDOW: Final = InterruptWindow()
 _NMI_WINDOW: Final = NmiWindow()
-_STEPS_MAX: Final = 256
-_STEPS_A_RUN: Final = 32
-"""Steps for interrupt windows: so many may be saved up, so many are added by each `run`."""
+_PATIENCE_NS: Final = 2_000_000
+PATIENT_RUNS: Final = 4
 _U32: Final = 0xFFFFFFFF
 
 
@@ -31,15 +32,18 @@ class Windows(Exits):
 
     steps_for_windows = False
     """This KVM misses short interrupt windows (`quirks`)."""
-    _steps_left = _STEPS_MAX
     _if_before = False
     """RFLAGS.IF before a step."""
+    _alarm: ThreadAlarm | None = None
 
     def _follow(self) -> None:
         """An NMI window opens behind IRET, or when a shadow ends; so may an interrupt window. KVM tells nobody: step,
         and over an IRET go to where it returns, as its flags end the stepping."""
         live = self._live
         enabled = self.regs.rflags & RFLAGS_IF
+        if self._patience and self._waits_patiently():
+            self._set_debug(0)
+            return
         wanted = self._nmi_window or (self._interrupt_window and (live.shadow if enabled else self._may_step()))
         if not wanted or not self._can_step or self._pending is Pending.IO or self.code.fetch(1) == HLT:
             # A step over HLT would be all that is seen of it.
@@ -56,7 +60,7 @@ class Windows(Exits):
             self._set_debug(abi.GUESTDBG_ENABLE | abi.GUESTDBG_USE_HW_BP, target)
 
     def _before_entry(self, forced: bool) -> Exit | None:
-        self._steps_left = min(self._steps_left + _STEPS_A_RUN, _STEPS_MAX)
+        self._steps_left = min(self._steps_left + STEPS_A_RUN, STEPS_MAX)
         return super()._before_entry(forced)
 
     def _may_step(self) -> bool:
@@ -66,6 +70,34 @@ class Windows(Exits):
             return False
         self._steps_left -= 1
         return True
+
+    def _waits_patiently(self) -> bool:
+        """An interrupt from another processor comes at no particular instruction: most guests can take it soon, and
+        for long enough that the kernel sees it: they are not to be stepped through for it. Others are, once the alarm
+        has rung."""
+        if not self.steps_for_windows or self._nmi_window or self._live.shadow:
+            return False
+        if not self._alarm_set:
+            if self._alarm is None or self._alarm.thread != self._thread:
+                self._close_alarm()
+                self._alarm = ThreadAlarm(self._this_thread(), KICK_SIGNAL)
+            self._alarm.set(_PATIENCE_NS)
+            self._alarm_set = True
+        return True
+
+    def _close_alarm(self) -> None:
+        if self._alarm is not None:
+            self._alarm.close()
+            self._alarm = None
+
+    def _run_with_care(self, forced: bool) -> Exit:
+        reason = super()._run_with_care(forced)
+        if self._patience:
+            self._patience -= 1
+        if self._alarm_set and self._alarm is not None:
+            self._alarm_set = False
+            self._alarm.set(0)
+        return reason
 
     def _set_debug(self, control: int, breakpoint_at: int = 0) -> None:
         if (control, breakpoint_at) != self._debug_set:

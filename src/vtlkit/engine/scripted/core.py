@@ -64,7 +64,7 @@ class Core:
         self.handlers = dict(handlers)
         """Vector -> what an event of that vector enters."""
         self.regs = State()
-        self.memory = MemoryMap()
+        self._map = MemoryMap()
         self.interrupt_shadow = False
         self.nmi_blocked = False
         self.intercepts = Intercept.NONE

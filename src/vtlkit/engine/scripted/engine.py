@@ -20,7 +20,6 @@ from typing import ClassVar, Final
 
 from vtlkit.engine.api import (
     NO_REGISTERS,
-    Access,
     Engine,
     Event,
     EventType,
@@ -29,16 +28,13 @@ from vtlkit.engine.api import (
     Interrupted,
     InterruptWindow,
     MemoryFault,
-    MmioRead8,
-    MmioWrite8,
     NmiWindow,
     PortBitmap,
     PreemptionTimer,
-    RamBlock,
     RegisterIntercepts,
     instructions_in,
 )
-from vtlkit.engine.memory_map import Kind
+from vtlkit.engine.mapped import MappedMemory
 from vtlkit.engine.scripted import ops
 from vtlkit.engine.scripted.core import Guest, Handler, Leave
 from vtlkit.engine.scripted.instructions import Instructions
@@ -52,7 +48,7 @@ _INTERRUPT_WINDOW: Final = InterruptWindow()
 _NMI_WINDOW: Final = NmiWindow()
 
 
-class ScriptedEngine(Instructions, Engine):
+class ScriptedEngine(Instructions, MappedMemory):
     """See `vtlkit.engine.api.Engine` for the contract and the module for what is different."""
 
     hypercall_instruction: ClassVar[bytes] = b"\x0f\x01\xd9"
@@ -289,29 +285,6 @@ class ScriptedEngine(Instructions, Engine):
 
     # --- memory ---------------------------------------------------------------------------------------------------
 
-    def map_ram(self, gpa: int, size: int, block: RamBlock, offset: int, access: Access) -> None:
-        self._map_may_change()
-        self.memory.map_ram(gpa, size, block, offset, access)
-
-    def map_exit(self, gpa: int, size: int) -> None:
-        self._map_may_change()
-        self.memory.map_io(gpa, size, Kind.EXIT, _never_read, _never_written)
-
-    def map_device(self, gpa: int, size: int, read: MmioRead8, write: MmioWrite8) -> None:
-        self._map_may_change()
-        self.memory.map_io(gpa, size, Kind.DEVICE, read, write)
-
-    def unmap(self, gpa: int, size: int) -> None:
-        self._map_may_change()
-        self.memory.unmap(gpa, size)
-
-    def protect(self, gpa: int, size: int, access: Access) -> None:
-        self._map_may_change()
-        self.memory.protect(gpa, size, access)
-
-    def _map_may_change(self) -> None:
-        assert not self.unfinished, "the map cannot change in an unfinished I/O instruction"
-
     def memory_written(self, gpa: int, size: int) -> None:
         """Nothing: a script is not in guest memory."""
 
@@ -321,14 +294,6 @@ class ScriptedEngine(Instructions, Engine):
     def close(self) -> None:
         self._closed = True
         self.end_scripts()
-
-
-def _never_read(_offset: int, _size: int) -> int:
-    raise AssertionError("an exit range has no callbacks")
-
-
-def _never_written(_offset: int, _size: int, _value: int) -> None:
-    raise AssertionError("an exit range has no callbacks")
 
 
 class ScriptedFactory:

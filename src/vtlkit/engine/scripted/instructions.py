@@ -94,7 +94,7 @@ class Instructions(Core):
         at = gpa
         while at < gpa + size:
             length = min(gpa + size, (at | (api.PAGE_SIZE - 1)) + 1) - at
-            found = self.memory.find(at)
+            found = self._map.find(at)
             if found is None or access & ~found.access:
                 raise Leave(api.MemoryFault(at, length, access, found is not None and found.kind is Kind.RAM))
             pieces.append((found, at, length))

@@ -16,10 +16,10 @@ from vtlkit.engine.api import (
     RamBlock,
 )
 from vtlkit.engine.decode import MAX_LENGTH, Decoded, decode, length
+from vtlkit.engine.linear import GuestFault, PhysicalFault
 from vtlkit.engine.unicorn.codepages import TranslatedCode
 from vtlkit.engine.unicorn.delivery import CS
 from vtlkit.engine.unicorn.instance import Instance
-from vtlkit.engine.unicorn.linear import GuestFault, PhysicalFault
 from vtlkit.engine.unicorn.memory import CHUNK, Range
 from vtlkit.engine.unicorn.operands import Operand
 from vtlkit.engine.unicorn.state import (

@@ -13,6 +13,7 @@ import struct
 from typing import TYPE_CHECKING, Final
 
 from vtlkit.engine.api import Event, EventType, ExceptionExit, Exit, InternalError, MemoryFault, Shutdown
+from vtlkit.engine.linear import GuestFault, PhysicalFault
 from vtlkit.engine.unicorn.descriptors import (
     ACCESSED_IN_BYTE_5,
     DESC_ACCESSED,
@@ -32,7 +33,6 @@ from vtlkit.engine.unicorn.descriptors import (
     accessed_descriptor,
     gate_of,
 )
-from vtlkit.engine.unicorn.linear import GuestFault, PhysicalFault
 from vtlkit.engine.unicorn.state import HF2_NMI, HF_CPL, HF_INHIBIT_IRQ, HF_LMA, SegmentCache
 from vtlkit.x86.exceptions import DOUBLE_FAULT, HAS_ERROR_CODE, SHUTDOWN, Vector, combine
 from vtlkit.x86.registers import (

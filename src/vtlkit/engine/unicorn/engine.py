@@ -23,9 +23,9 @@ from vtlkit.engine.api import (
     Access,
     Engine,
     Intercept,
-    RamBlock,
     RegisterIntercepts,
 )
+from vtlkit.engine.mapped import MappedMemory
 from vtlkit.engine.unicorn import registers
 from vtlkit.engine.unicorn.controls import (
     MSR_PERMISSION_GPA,
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 _ALL_EXCEPTIONS: Final = 0xFFFFFFFF
 
 
-class UnicornEngine(Loop):
+class UnicornEngine(Loop, MappedMemory):
     """See `vtlkit.engine.api.Engine` for the contract."""
 
     hypercall_instruction: ClassVar[bytes] = b"\x0f\x01\xd9"
@@ -163,21 +163,15 @@ class UnicornEngine(Loop):
 
     # --- memory -------------------------------------------------------------------------------------------------------
 
-    def map_ram(self, gpa: int, size: int, block: RamBlock, offset: int, access: Access) -> None:
-        assert not self._unfinished, "the map cannot change in an unfinished I/O instruction"
-        self._map.map_ram(gpa, size, block, offset, access)
-
     def unmap(self, gpa: int, size: int) -> None:
-        assert not self._unfinished, "the map cannot change in an unfinished I/O instruction"
         self._forget_moved_code(gpa, size)
         # They look into RAM that may be going.
         self._lengths.clear()
-        self._map.unmap(gpa, size)
+        super().unmap(gpa, size)
 
     def protect(self, gpa: int, size: int, access: Access) -> None:
-        assert not self._unfinished, "the map cannot change in an unfinished I/O instruction"
         self._forget_moved_code(gpa, size)
-        self._map.protect(gpa, size, access)
+        super().protect(gpa, size, access)
 
 
 assert MSR_PERMISSION_GPA > VMCB_GPA

@@ -34,6 +34,7 @@ from vtlkit.engine.api import (
     Wrmsr,
 )
 from vtlkit.engine.decode import MAX_LENGTH, decode
+from vtlkit.engine.linear import GuestFault, PhysicalFault
 from vtlkit.engine.unicorn import binding
 from vtlkit.engine.unicorn.binding import (
     EdgeCallback,
@@ -50,7 +51,6 @@ from vtlkit.engine.unicorn.code import UndefinedInstruction
 from vtlkit.engine.unicorn.controls import mnemonic_of
 from vtlkit.engine.unicorn.fast_calls import syscall, sysenter
 from vtlkit.engine.unicorn.io import InputOutput
-from vtlkit.engine.unicorn.linear import GuestFault, PhysicalFault
 from vtlkit.engine.unicorn.memory import Kind
 from vtlkit.engine.unicorn.state import (
     CC_OP_EFLAGS,

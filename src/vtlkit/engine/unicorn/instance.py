@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 from vtlkit.engine.api import (
     Engine,
 )
+from vtlkit.engine.linear import GuestFault, PhysicalFault
 from vtlkit.engine.unicorn import binding, registers
 from vtlkit.engine.unicorn.controls import (
     ControlPages,
 )
 from vtlkit.engine.unicorn.delivery import CS, Delivery
-from vtlkit.engine.unicorn.linear import GuestFault, LinearMemory, PhysicalFault
+from vtlkit.engine.unicorn.linear import LinearMemory
 from vtlkit.engine.unicorn.memory import GuestPhysicalMap
 from vtlkit.engine.unicorn.state import (
     CC_FLAGS,

@@ -26,7 +26,7 @@ from vtlkit.engine.api import (
     touches_port,
 )
 from vtlkit.engine.decode import MAX_LENGTH, string_io
-from vtlkit.engine.unicorn.linear import GuestFault, PhysicalFault
+from vtlkit.engine.linear import GuestFault, PhysicalFault
 from vtlkit.engine.unicorn.memory import Kind
 from vtlkit.engine.unicorn.state import (
     HF_CPL,
@@ -162,7 +162,7 @@ class InputOutput(Stopping):
                 return read(offset, length)
             except BaseException as error:  # noqa: BLE001 - C frames cannot carry it; `run` raises it
                 self._failure = error
-                self.kick()
+                self._kick_self()
                 return 0
 
         def guarded_write(_uc: int, offset: int, length: int, value: int, _data: int) -> None:
@@ -172,7 +172,7 @@ class InputOutput(Stopping):
                 write(offset, length, value)
             except BaseException as error:  # noqa: BLE001 - C frames cannot carry it; `run` raises it
                 self._failure = error
-                self.kick()
+                self._kick_self()
 
         self._map.map_hooks(gpa, size, Kind.DEVICE, guarded_read, guarded_write)
 

@@ -137,7 +137,7 @@ class Loop(Hooks):
         """
         if not self._counting:
             if force_immediate_exit:
-                self.kick()
+                self._kick_self()
             self._live.decrementer.value = NO_CHAIN
             return self._take_turn(budget)
         if budget is None:

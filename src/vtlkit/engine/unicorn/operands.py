@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vtlkit.engine.api import Event, EventType, MemoryFault
 from vtlkit.engine.decode import MAX_LENGTH
-from vtlkit.engine.unicorn.linear import GuestFault, PhysicalFault
+from vtlkit.engine.linear import GuestFault, PhysicalFault
 from vtlkit.engine.unicorn.state import HF_CS64
 from vtlkit.x86.exceptions import Vector
 from vtlkit.x86.paging import READ, WRITE, is_canonical

@@ -54,6 +54,8 @@ class Stopping(Code):
         self._closed = False
         self._alive = threading.Lock()
         """Held while the instance's words are stored to from outside, and while they go."""
+        self._noted = False
+        """Somebody wants a kick, and has not got the lock."""
         self._limit = 0
         self._kicked = False
         self._failure: BaseException | None = None
@@ -73,17 +75,22 @@ class Stopping(Code):
         self._count.value = self._limit
 
     def kick(self) -> None:
-        # Never waits, as a signal handler may interrupt whoever holds the lock: that is another kick, as good as this
-        # one, or the end of the instance, whose words are about to be freed.
-        if not self._alive.acquire(blocking=False):
-            return
-        try:
-            if not self._closed:
-                self._request_low.value = INTERRUPT_SMI
-                self._kicked = True
-                self._end_soon()
-        finally:
-            self._alive.release()
+        # Never waits, as a signal handler may interrupt whoever holds the lock. Who finds it taken leaves a note, at
+        # which the holder looks once it has let go: the kick that it is making may have been answered already.
+        self._noted = True
+        while self._noted and self._alive.acquire(blocking=False):
+            try:
+                self._noted = False
+                if not self._closed:
+                    self._kick_self()
+            finally:
+                self._alive.release()
+
+    def _kick_self(self) -> None:
+        """A kick by the vCPU's own task, in front of which nobody frees the words."""
+        self._request_low.value = INTERRUPT_SMI
+        self._kicked = True
+        self._end_soon()
 
     def _end_soon(self) -> None:
         """Make running code stop: before the next instruction where they are counted, else before the next block."""
@@ -157,7 +164,7 @@ class Stopping(Code):
         ctypes.memmove(ctypes.addressof(self.regs), undo, CONTEXT_BYTES)
         self._live.counter.value = self._counted
         if self._held_low:
-            self.kick()
+            self._kick_self()
         self._request_high.value |= self._held_high
         self._held_low = self._held_high = 0
 

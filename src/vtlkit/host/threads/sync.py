@@ -29,14 +29,12 @@ _INTERRUPTIBLE = TaskState.INTERRUPTIBLE
 _UNINTERRUPTIBLE = TaskState.UNINTERRUPTIBLE
 
 
-def _taking(host: ThreadHost, lock: RankedLock, *, waits: bool = True) -> ThreadTask:
-    """The task that is about to take `lock`, which it may."""
-    task = host.running()
+def _check_taking(task: ThreadTask, lock: RankedLock, *, waits: bool = True) -> None:
+    """Whether `task`, which holds locks or is no task, may take `lock`."""
     if task.in_interrupt:
         raise LockOrderError(f"'{lock.name}' is taken in interrupt context")
     if waits and task.held:
         check_order(task.name, task.held, lock)
-    return task
 
 
 class ThreadLock(Lock):
@@ -53,7 +51,9 @@ class ThreadLock(Lock):
         self.rank = rank
 
     def acquire(self) -> None:
-        task = _taking(self._host, self)
+        task = self._host.running()
+        if task.held or task.in_interrupt:
+            _check_taking(task, self)
         with self._guard:
             if self._owner is None:
                 self._owner = task
@@ -72,7 +72,8 @@ class ThreadLock(Lock):
         task.held.append(self)
 
     def try_acquire(self) -> bool:
-        task = _taking(self._host, self, waits=False)
+        task = self._host.running()
+        _check_taking(task, self, waits=False)
         with self._guard:
             if self._owner is not None:
                 return False
@@ -81,11 +82,7 @@ class ThreadLock(Lock):
         return True
 
     def release(self) -> None:
-        task = self._host.running()
-        assert self._owner is task, f"task '{task.name}' releases '{self.name}', which it does not hold"
-        task.held.remove(self)
-        with self._guard:
-            self._pass_on()
+        self.__exit__()
 
     def _pass_on(self) -> None:
         """Give the lock to the first waiter. Under `_guard`."""
@@ -97,6 +94,18 @@ class ThreadLock(Lock):
 
     def held(self) -> bool:
         return self._owner is self._host.running()
+
+    __enter__ = acquire
+
+    def __exit__(self, *exc: object) -> None:
+        task = self._host.running()
+        assert self._owner is task, f"task '{task.name}' releases '{self.name}', which it does not hold"
+        task.held.remove(self)
+        with self._guard:
+            if self._waiters:
+                self._pass_on()
+            else:
+                self._owner = None
 
 
 class ThreadRwSem(RwSem):
@@ -117,7 +126,9 @@ class ThreadRwSem(RwSem):
         self.rank = rank
 
     def down_read(self) -> None:
-        task = _taking(self._host, self)
+        task = self._host.running()
+        if task.held or task.in_interrupt:
+            _check_taking(task, self)
         with self._guard:
             if self._writer is None and not self._waiters:
                 self._readers.append(task)
@@ -126,7 +137,9 @@ class ThreadRwSem(RwSem):
         self._down(task, writes=False)
 
     def down_write(self) -> None:
-        self._down(_taking(self._host, self), writes=True)
+        task = self._host.running()
+        _check_taking(task, self)
+        self._down(task, writes=True)
 
     def up_read(self) -> None:
         task = self._host.running()
@@ -134,7 +147,8 @@ class ThreadRwSem(RwSem):
         task.held.remove(self)
         with self._guard:
             self._readers.remove(task)
-            self._grant()
+            if self._waiters:
+                self._grant()
 
     def up_write(self) -> None:
         task = self._host.running()

@@ -46,6 +46,35 @@ def many_in_a_row(bench: Bench) -> None:
     running.run_at(api.Hlt, running.at(21))
 
 
+@case()
+def answered_from_inside(bench: Bench) -> None:
+    """Somebody offers to answer accesses without an exit: an engine may ask, and the guest sees no difference."""
+    running = bench.start(ops.Set(_OLD), ops.Out(0x80, 1), ops.In(0x60, 2), ops.Out(0x99, 2), ops.Hlt())
+    engine = running.engine
+    seen: list[tuple[int, ...]] = []
+
+    def write(port: int, size: int, value: int) -> bool:
+        if port == 0x80:
+            seen.append((port, size, value))
+        return port == 0x80
+
+    def read(port: int, size: int) -> int:
+        seen.append((port, size))
+        return 0x12345
+
+    engine.answer_ports(read, write)
+    while not isinstance(reason := engine.run(1000), api.Hlt):
+        if isinstance(reason, api.PortIn):
+            engine.complete(read(reason.port, reason.size))
+        else:
+            assert isinstance(reason, api.PortOut)
+            if not write(reason.port, reason.size, reason.value):
+                # What nobody answers always exits.
+                seen.append((reason.port, reason.size, reason.value, 1))
+    assert seen == [(0x80, 1, _OLD & 0xFF), (0x60, 2), (0x99, 2, 0x2345, 1)]
+    assert engine.regs.rip == running.at(4)
+
+
 @case(Need.COUNTS)
 def rip_is_at_the_instruction(bench: Bench) -> None:
     running = bench.start(ops.Compute(3), ops.Out(0x80, 1), ops.Compute(1), ops.In(0x60, 1))

@@ -42,7 +42,7 @@ def check_lock_excludes(host: RunnableHost) -> None:
 
 def check_try_acquire(host: RunnableHost) -> None:
     """`try_acquire` takes a free lock, never waits for a held one, and is not bound by the order."""
-    outer, inner = host.lock("outer", LockRank.VM), host.lock("inner", LockRank.VCPU)
+    outer, inner = host.lock("outer", LockRank.MEMORY_CHANGE), host.lock("inner", LockRank.VCPU)
     tried = host.cell(False, "tried")
     held = host.cell(False, "held")
 
@@ -66,7 +66,7 @@ def check_try_acquire(host: RunnableHost) -> None:
 
 def check_lock_order(host: RunnableHost) -> None:
     """A lock of no higher rank than one held is refused with both names; a second take and a foreign release too."""
-    low, high = host.lock("low", LockRank.VM), host.lock("high", LockRank.VCPU)
+    low, high = host.lock("low", LockRank.MEMORY_CHANGE), host.lock("high", LockRank.VCPU)
     leaf, other_leaf = host.lock("leaf"), host.rwsem("other_leaf")
 
     def orders() -> None:

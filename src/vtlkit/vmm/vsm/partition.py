@@ -154,6 +154,7 @@ class Partition:
             # One TSC for all VTLs of a processor.
             vm.tsc_offset = self.vtl0.vm.tsc_offset
             vm.protected_mode_only = True
+            vm.port_bus.others = self.vtl0.vm.port_bus.others
         vtl = Vtl(level, vm)
         # Other processors' tasks may be going through the VTLs without the lock: they go on with those they began with.
         self.vtls = {**self.vtls, level: vtl}

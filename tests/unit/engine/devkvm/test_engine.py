@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Iterator
+from typing import Final
 
 import pytest
 
@@ -187,6 +188,99 @@ def test_a_flush_sees_page_tables_that_others_changed(factory: DevKvmFactory) ->
         guest.load(a)
         assert isinstance(engine.run(None), api.Hlt)
         assert engine.regs.rax == value
+
+
+OUT_IN_OUT: Final = b"\xe6\x80\xe4\x60\xe6\x81"
+
+
+def test_ports_are_answered_without_an_exit(factory: DevKvmFactory) -> None:
+    engine = _engine(factory, OUT_IN_OUT + HLT)
+    written: list[tuple[int, int, int]] = []
+
+    def write(*access: int) -> bool:
+        written.append(access)  # type: ignore[arg-type]
+        return True
+
+    engine.answer_ports(lambda port, size: 0x100 | port, write)
+    engine.regs.rax = 0x7F
+    assert isinstance(engine.run(None), api.Hlt)
+    assert written == [(0x80, 1, 0x7F), (0x81, 1, 0x60)]
+
+
+def test_a_kick_from_an_answer_ends_the_run_behind_the_access(factory: DevKvmFactory) -> None:
+    engine = _engine(factory, OUT_IN_OUT + HLT)
+    start = engine.regs.rip
+
+    def read(_port: int, _size: int) -> int:
+        engine.kick()
+        return 5
+
+    engine.answer_ports(read, lambda *_: True)
+    assert isinstance(engine.run(None), api.Interrupted)
+    assert engine.at_boundary
+    assert (engine.regs.rip, engine.regs.rax & 0xFF) == (start + 4, 5)
+    assert isinstance(engine.run(None), api.Hlt)
+
+
+def test_an_answer_that_fails_leaves_the_access_unfinished(factory: DevKvmFactory) -> None:
+    engine = _engine(factory, OUT_IN_OUT + HLT)
+    broken = True
+
+    def read(_port: int, _size: int) -> int | None:
+        if broken:
+            raise RuntimeError("no such device")
+        return None
+
+    engine.answer_ports(read, lambda *_: True)
+    with pytest.raises(RuntimeError, match="no such device"):
+        engine.run(None)
+    assert not engine.at_boundary
+    broken = False
+    engine.abandon()
+    assert engine.at_boundary
+
+
+def test_hypercalls_and_strings_are_never_answered_as_ports(factory: DevKvmFactory) -> None:
+    """OUT 0x7E is a hypercall, but not by way of DX; of a string instruction each element exits."""
+    engine = _engine(factory, b"\xe6\x7e\x66\xba\x7e\0\xee\xf3\x6e" + HLT)
+    asked: list[int] = []
+
+    def write(port: int, _size: int, _value: int) -> bool:
+        asked.append(port)
+        return True
+
+    engine.answer_ports(lambda *_: None, write)
+    engine.regs.rsi, engine.regs.rcx = PAGE, 2
+    assert isinstance(engine.run(None), api.Hypercall)
+    engine.skip(2)
+    for _ in range(3):
+        reason = engine.run(None)
+        assert isinstance(reason, api.PortOut)
+        assert reason.port == 0x7E
+    assert isinstance(engine.run(None), api.Hlt)
+    assert asked == []
+
+
+@pytest.mark.parametrize("foreign", [True, False])
+def test_a_guest_with_short_windows_alone_is_interrupted(factory: DevKvmFactory, foreign: bool) -> None:
+    """STI; NOP; CLI, for ever. Where the kernel misses that, the guest is stepped through: at once, or after a while
+    for an interrupt that another task has kicked the vCPU for."""
+    engine = _engine(factory, b"\xfb\x90\xfa\x90\xeb\xfa")
+    kicker = threading.Thread(target=engine.kick)
+    if foreign:
+        # Its first run makes this thread the one to be kicked.
+        engine.kick()
+        assert isinstance(engine.run(None), api.Interrupted)
+        kicker.start()
+        kicker.join()
+    else:
+        engine.kick()
+    assert isinstance(engine.run(None), api.Interrupted)
+    engine.request_interrupt_window(True)
+    while not isinstance(reason := engine.run(None), api.InterruptWindow):
+        assert isinstance(reason, api.Interrupted)
+    assert engine.interrupt_flag
+    assert not engine.interrupt_shadow
 
 
 def test_what_kvm_cannot_intercept_is_refused(factory: DevKvmFactory) -> None:

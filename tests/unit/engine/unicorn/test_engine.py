@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -19,6 +19,8 @@ from vtlkit.x86.paging import PTE_P, PTE_W
 
 DATA = 0x60000
 IO = 0x101000
+PATIENCE_S = 5.0
+"""After so long a run that does not end is ended otherwise, and the test has failed."""
 
 
 @pytest.fixture(params=[True, False], ids=["counted", "free"])
@@ -174,6 +176,88 @@ def test_a_kick_during_a_fault_is_not_lost(factory: UnicornFactory) -> None:
     assert isinstance(guest.engine.run(100), MemoryFault)
     guest.engine.protect(DATA, 4096, Access.ALL)
     assert isinstance(guest.engine.run(100), api.Interrupted)
+
+
+class _HeldUp:
+    """A lock whose holder is held up before it lets go for the first time, while `meanwhile` happens."""
+
+    def __init__(self, meanwhile: Callable[[], None]) -> None:
+        self._lock = threading.Lock()
+        self._meanwhile: Callable[[], None] | None = meanwhile
+
+    def acquire(self, blocking: bool = True) -> bool:
+        return self._lock.acquire(blocking)
+
+    def release(self) -> None:
+        meanwhile, self._meanwhile = self._meanwhile, None
+        if meanwhile is not None:
+            meanwhile()
+        self._lock.release()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def test_a_kick_that_meets_another_is_not_lost() -> None:
+    """The first kick has been answered, and its kicker not come back from it: the second wants an exit of its own."""
+    factory = UnicornFactory()
+    guest = _guest(factory)
+    a = guest.assembler()
+    a.label("again")
+    a.inc("ecx")
+    a.jmp("again")
+    guest.load(a)
+    engine = guest.engine
+    begun = engine.regs.rcx
+
+    def meanwhile() -> None:
+        assert isinstance(engine.run(100), Interrupted)
+        assert engine.regs.rcx == begun
+        engine.kick()
+
+    setattr(engine, "_alive", _HeldUp(meanwhile))  # noqa: B010 - a stand-in
+    engine.kick()
+    assert isinstance(engine.run(100), Interrupted)
+    assert engine.regs.rcx == begun
+    assert isinstance(engine.run(100), Interrupted)
+    assert engine.regs.rcx == begun + 50
+    factory.close()
+
+
+def test_a_forced_exit_that_meets_a_kick_is_forced() -> None:
+    """A kicker whose kick has been answered still holds what kickers take."""
+    factory = UnicornFactory(counting=False)
+    guest = _guest(factory)
+    a = guest.assembler()
+    a.mov("ecx", 0)
+    a.out(0x80, "al")
+    a.jmp("again")
+    a.label("again")
+    a.inc("ecx")
+    a.jmp("again")
+    guest.load(a)
+    engine = guest.engine
+    assert isinstance(engine, UnicornEngine)
+    assert isinstance(engine.run(None), api.PortOut)
+    held, alive = threading.Event(), engine._alive
+
+    def end_it_all_the_same() -> None:
+        if not held.wait(PATIENCE_S):
+            alive.release()
+            engine.kick()
+
+    assert alive.acquire()
+    rescue = threading.Thread(target=end_it_all_the_same)
+    rescue.start()
+    assert isinstance(engine.run(None, force_immediate_exit=True), Interrupted)
+    held.set()
+    rescue.join()
+    assert engine.regs.rcx == 0
+    alive.release()
+    factory.close()
 
 
 def test_device_writes_of_every_width_pass_values(factory: UnicornFactory) -> None:

@@ -142,7 +142,7 @@ def destroyed(host: Host, *, design: FlushInhibitDesign, flushers: int, spoil: S
 # --- known-bad ------------------------------------------------------------------------------------------------------
 
 
-class _LooksThenSaysSo(WaitingOn):
+class LooksThenSaysSo(WaitingOn):
     """The inhibit is cleared between the look and the word: nobody is found waiting, and nobody wakes this vCPU."""
 
     __slots__ = ()
@@ -155,7 +155,7 @@ class _LooksThenSaysSo(WaitingOn):
         self.waiting_on.store(None)
 
 
-class _LooksThenRequests(WaitingOn):
+class LooksThenRequests(WaitingOn):
     """The look at the inhibit comes before the requests, and none after: the posted order without its grace period."""
 
     __slots__ = ()
@@ -180,7 +180,7 @@ class _ClearsAndWakesNobody(WaitingOn):
         self._hv.vcpu.host.smp_mb()
 
 
-class _KicksOnly(WaitingOn):
+class KicksOnly(WaitingOn):
     """No request: the kick is lost on a vCPU that is about to sleep."""
 
     __slots__ = ()
@@ -206,14 +206,14 @@ class _NoBarrier(WaitingOn):
                 other.vcpu.kick()
 
 
-class _NoGracePeriod(PostedDesign):
+class NoGracePeriod(PostedDesign):
     """What the words and their barriers do by themselves."""
 
     def grace_period(self) -> None:
         """Wait for nobody."""
 
 
-class _SuspendedFirst(Posted):
+class SuspendedFirst(Posted):
     """The two words in the other order, as they may be seen without the barrier between them."""
 
     __slots__ = ()
@@ -223,7 +223,7 @@ class _SuspendedFirst(Posted):
         self._waiting_on.store(vcpu_id)
 
 
-class _WakesFirst(Posted):
+class WakesFirst(Posted):
     """The vCPU is woken before the words are taken back: it finds itself suspended still, and sleeps again."""
 
     __slots__ = ()
@@ -248,23 +248,23 @@ def _each(kind: type) -> Spoil:
 
 
 def _without_grace_period(world: FlushWorld) -> None:
-    broken(world.rig.vm.hv.flush_inhibits, _NoGracePeriod)
+    broken(world.rig.vm.hv.flush_inhibits, NoGracePeriod)
 
 
 def _reversed_without_grace_period(world: FlushWorld) -> None:
     _without_grace_period(world)
-    _each(_SuspendedFirst)(world)
+    _each(SuspendedFirst)(world)
 
 
 SPOILS: Final[Mapping[str, Spoil]] = {
     "": nothing,
-    "look-first": _each(_LooksThenSaysSo),
-    "checked-before-requested": _each(_LooksThenRequests),
+    "look-first": _each(LooksThenSaysSo),
+    "checked-before-requested": _each(LooksThenRequests),
     "no-wake": _each(_ClearsAndWakesNobody),
-    "kick-only": _each(_KicksOnly),
+    "kick-only": _each(KicksOnly),
     "no-barrier": _each(_NoBarrier),
     "no-grace-period": _without_grace_period,
-    "suspended-first": _each(_SuspendedFirst),
+    "suspended-first": _each(SuspendedFirst),
     "suspended-first-no-grace-period": _reversed_without_grace_period,
-    "wake-first": _each(_WakesFirst),
+    "wake-first": _each(WakesFirst),
 }

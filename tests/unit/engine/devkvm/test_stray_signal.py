@@ -1,0 +1,58 @@
+"""A signal that comes late: its kick has been answered, and it ends a KVM_RUN that nobody wants ended."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from tests.conformance import devkvm_here
+from vtlkit.engine.api import Event, EventType, Hlt, PortOut
+from vtlkit.engine.devkvm import DevKvmFactory
+from vtlkit.engine.devkvm.vcpu import KICK_SIGNAL
+from vtlkit.testing.guest_builder import Guest
+from vtlkit.x86.registers import RFLAGS_IF
+
+VECTOR = 0x41
+PORT = 0x80
+
+
+@pytest.fixture
+def factory() -> Iterator[DevKvmFactory]:
+    if (reason := devkvm_here.why_not()) is not None:
+        pytest.skip(reason)
+    made = DevKvmFactory()
+    yield made
+    made.close()
+
+
+def test_an_event_is_delivered_all_the_same(factory: DevKvmFactory) -> None:
+    """The kernel leaves before it has delivered the event, and has to be given it again at once: this guest is never
+    found between two instructions."""
+    guest = Guest(factory.create("vcpu"))
+    guest.long_mode()
+    a = guest.assembler()
+    a.label("again")
+    a.out(PORT, "al")
+    a.jmp("again")
+    guest.load(a)
+    engine = guest.engine
+    engine.rflags |= RFLAGS_IF
+    exits: list[object] = []
+
+    def vcpu() -> None:
+        exits.append(engine.run(None))
+        exits.append(engine.run(None, force_immediate_exit=True))
+        engine.inject(Event(EventType.INTERRUPT, VECTOR))
+        signal.pthread_kill(threading.get_ident(), KICK_SIGNAL)
+        exits.append(engine.run(None))
+
+    thread = threading.Thread(target=vcpu)
+    thread.start()
+    thread.join()
+    first, _, last = exits
+    assert isinstance(first, PortOut)
+    assert isinstance(last, Hlt)
+    assert engine.regs.rip == guest.handler(VECTOR)
