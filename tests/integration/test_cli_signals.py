@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import signal
@@ -9,10 +10,13 @@ import subprocess
 import sys
 import termios
 import time
+from pathlib import Path
 
 import pytest
 
+from tests.conformance import devkvm_here
 from tests.integration.cli_rig import PATIENCE_SECONDS, Running, environment
+from tests.integration.cli_rig import run as run_to_its_end
 
 GUESTS = {
     "spins": ["bench", "--append", "spin"],
@@ -99,6 +103,75 @@ def test_ctrl_c_before_the_guest_runs_is_one_line(when: str) -> None:
     )
     assert (done.returncode, done.stdout) == (130, b"")
     assert done.stderr.decode().split("\n") == ["vtlkit: interrupted", ""]
+
+
+# --- on /dev/kvm, where a vCPU's thread is inside the kernel ---------------------------------------------------------
+
+BUSY: dict[str, list[str]] = {
+    "one spins": ["bench", "--cpus", "2", "--append", "spin"],
+    "both exit": ["bench", "--cpus", "2", "--append", "cpuidall 1000000000"],
+    "both sleep and wake": ["bench", "--cpus", "2", "--append", "pingpong 1000000000"],
+}
+ATTEMPTS = 2
+"""Which thread takes a signal is the kernel's choice each time; one that a vCPU's thread takes is lost."""
+
+
+@pytest.fixture
+def kvm() -> list[str]:
+    if (reason := devkvm_here.why_not()) is not None:
+        pytest.skip(reason)
+    return ["--engine", "kvm"]
+
+
+@pytest.mark.parametrize("guest", BUSY)
+def test_ctrl_c_on_kvm(guest: str, kvm: list[str]) -> None:
+    for _ in range(ATTEMPTS):
+        with Running(*BUSY[guest], *kvm) as running:
+            running.wait_until_guest_runs()
+            running.process.send_signal(signal.SIGINT)
+            done = running.end()
+        assert (done.status, done.console) == (130, b"")
+        assert done.error_lines[0] == "vtlkit: interrupted, status 130"
+
+
+@pytest.mark.parametrize("guest", ["one spins", "both exit"])
+def test_a_timeout_on_kvm(guest: str, kvm: list[str]) -> None:
+    for _ in range(ATTEMPTS):
+        done = run_to_its_end(*BUSY[guest], *kvm, "--timeout", "0.2")
+        assert (done.status, done.console) == (124, b"")
+        assert done.error_lines[0] == "vtlkit run: the guest had not ended after 0.2 s"
+
+
+def test_sigterm_on_kvm(kvm: list[str]) -> None:
+    with Running(*BUSY["both exit"], *kvm) as running:
+        running.wait_until_guest_runs()
+        running.process.send_signal(signal.SIGTERM)
+        assert running.end().status == 143
+
+
+def test_threads_of_vcpus_leave_to_the_main_thread_what_is_for_the_process(kvm: list[str]) -> None:
+    with Running(*BUSY["both exit"], *kvm) as running:
+        running.wait_until_guest_runs()
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while sum(_leaves_to_others(task) for task in _threads(running.process.pid)) < 2:
+            assert time.monotonic() < deadline, "no two threads block SIGINT, SIGTERM and SIGALRM"
+            time.sleep(0.01)
+        assert not _leaves_to_others(_threads(running.process.pid)[0]), "nobody hears the process's signals"
+
+
+def _threads(process: int) -> list[dict[str, str]]:
+    """What /proc says of each thread of Python's, the main thread first; the kernel's workers for VMs are left out."""
+    found = []
+    for task in sorted(Path(f"/proc/{process}/task").iterdir(), key=lambda path: int(path.name)):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            lines = (task / "status").read_text().splitlines()
+            found.append(dict(line.split(":\t", 1) for line in lines if ":\t" in line))
+    return [each for each in found if not each["Name"].startswith("kvm-")]
+
+
+def _leaves_to_others(thread: dict[str, str]) -> bool:
+    blocked = int(thread["SigBlk"], 16)
+    return all(blocked >> (number - 1) & 1 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM))
 
 
 def available(descriptor: int) -> int:

@@ -48,6 +48,7 @@ def test_a_trace_holds_what_happened(traced: Path) -> None:
         "kvm_inj_exception",
         "kvm_eoi",
         "kvm_hv_hypercall",
+        "kvm_hv_hypercall_done",
         "kvm_page_fault",
         "kvm_pio",
         "kvm_msr",

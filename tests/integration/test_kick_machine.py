@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from tests.conformance import devkvm_here
 from vtlkit import guests
+from vtlkit.engine.api import EngineFactory
+from vtlkit.engine.devkvm import DevKvmFactory
 from vtlkit.engine.unicorn import UnicornFactory
 from vtlkit.host.api import RunnableHost
 from vtlkit.host.sim import Simulator
@@ -16,7 +19,7 @@ from vtlkit.vmm.machine import Machine, Outcome
 MEMORY = 64 << 20
 
 
-def run(host: RunnableHost, engines: UnicornFactory, design: KickDesign | None) -> tuple[Machine, str]:
+def run(host: RunnableHost, engines: EngineFactory, design: KickDesign | None) -> tuple[Machine, str]:
     """The demonstration guest on two processors; with a design, a task kicks whatever VTL there is all the time."""
     console = bytearray()
     machine = Machine(MachineConfig(cpus=2, memory=MEMORY), host, engines, console.extend)
@@ -61,6 +64,15 @@ def test_the_guest_notices_nothing(design: KickDesign) -> None:
 def shape(line: str) -> str:
     """A line without its numbers, which are times."""
     return "".join(" " if character in "0123456789abcdefx" else character for character in line)
+
+
+@pytest.mark.parametrize("design", KickDesign)
+def test_on_kvm(design: KickDesign) -> None:
+    if (reason := devkvm_here.why_not()) is not None:
+        pytest.skip(reason)
+    with ThreadHost() as host:
+        machine, _ = run(host, DevKvmFactory(), design)
+    assert sum(each.kicked_exits for each in machine.partition.statistics()) > 0
 
 
 def test_on_threads() -> None:

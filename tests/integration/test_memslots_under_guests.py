@@ -12,7 +12,9 @@ from typing import Final
 
 import pytest
 
+from tests.conformance import devkvm_here
 from vtlkit.engine.api import PAGE_SIZE, EngineFactory, RamBlock
+from vtlkit.engine.devkvm import DevKvmFactory
 from vtlkit.engine.unicorn import UnicornFactory
 from vtlkit.host.api import RunnableHost
 from vtlkit.host.sim import Simulator
@@ -171,17 +173,23 @@ class World:
         self.host.run()
 
 
-def on_the_simulator() -> tuple[RunnableHost, UnicornFactory, int, int]:
+def on_the_simulator() -> tuple[RunnableHost, EngineFactory, int, int]:
     return Simulator(seed=1, slice_ns=1500), UnicornFactory(), 4, 10_000
 
 
-def on_threads() -> tuple[RunnableHost, UnicornFactory, int, int]:
+def on_threads() -> tuple[RunnableHost, EngineFactory, int, int]:
     return ThreadHost(), UnicornFactory(counting=False, threaded=True), 2, 1_000
 
 
-@pytest.mark.parametrize("make", [on_the_simulator, on_threads])
+def on_kvm() -> tuple[RunnableHost, EngineFactory, int, int]:
+    if (reason := devkvm_here.why_not()) is not None:
+        pytest.skip(reason)
+    return ThreadHost(), DevKvmFactory(), 2, 500
+
+
+@pytest.mark.parametrize("make", [on_the_simulator, on_threads, on_kvm])
 def test_no_access_sees_a_hole_and_no_vcpu_is_lost(
-    make: Callable[[], tuple[RunnableHost, UnicornFactory, int, int]],
+    make: Callable[[], tuple[RunnableHost, EngineFactory, int, int]],
 ) -> None:
     host, engines, cpus, changes = make()
     try:

@@ -91,7 +91,7 @@ class KvmUserspaceExit(Event):
 
 @dataclass(frozen=True, slots=True)
 class KvmVcpuBlock(Event):
-    """The vCPU goes to sleep. `state`: its MP state; or WAIT_HALT, WAIT_INACTIVE_VTL: a wait call; COMPLETION: of a VTL
+    """The vCPU sleeps. `state`: its MP state; or WAIT_HALT, WAIT_INACTIVE_VTL: a wait call; COMPLETION: of a VTL
     switch; SUSPENDED: at an instruction that cannot be executed now; KICKED: until a kick of all is resumed."""
 
     name: ClassVar[str] = "kvm_vcpu_block"
@@ -114,8 +114,7 @@ class KvmVcpuWakeup(Event):
 
 @dataclass(frozen=True, slots=True)
 class KvmVcpuKick(Event):
-    """Somebody wants the vCPU's attention. `source`: the vCPU that the sender's task runs (`vtl0-vcpu1`), or else the
-    task or timer."""
+    """The vCPU's attention is wanted. `source`: the vCPU that the sender's task runs, or else the task or timer."""
 
     name: ClassVar[str] = "kvm_vcpu_kick"
     form: ClassVar[str] = "vcpu {vcpu} kick {id} from {source}"
@@ -240,6 +239,15 @@ class KvmHvHypercall(Event):
 
 
 @dataclass(frozen=True, slots=True)
+class KvmHvHypercallDone(Event):
+    """The guest is given a Hyper-V hypercall's result; VTL call and return have none."""
+
+    name: ClassVar[str] = "kvm_hv_hypercall_done"
+    form: ClassVar[str] = "result {result:x}"
+    result: int
+
+
+@dataclass(frozen=True, slots=True)
 class KvmNestedVmenter(Event):
     """L1 enters L2. `rip`: L1's, behind VMRUN; `vmcb`: where L2's control block is."""
 
@@ -361,9 +369,7 @@ CLASSES: Final[dict[str, type[Event]]] = {
 }
 """Every class by its event's name."""
 FIELDS: Final = {name: tuple(field.name for field in fields(kind)) for name, kind in CLASSES.items()}
-_GETTERS: Final[dict[str, Callable[[Event], tuple[Value, ...]]]] = {
-    name: attrgetter(*names) for name, names in FIELDS.items()
-}
+_GETTERS: Final[dict[str, Callable[[Event], tuple[Value, ...]]]] = {key: attrgetter(*of) for key, of in FIELDS.items()}
 KINDS: Final[dict[str, dict[str, type]]] = {
     name: {field: hint for field, hint in get_type_hints(kind).items() if field in FIELDS[name]}
     for name, kind in CLASSES.items()
@@ -382,13 +388,12 @@ def from_values(name: str, values: dict[str, Any]) -> Event:
     Raises:
         MalformedEvent: no such event, or not its fields.
     """
-    kinds = KINDS.get(name)
-    if kinds is None:
+    if (kinds := KINDS.get(name)) is None:
         raise MalformedEvent(f"there is no event '{name[:40]}'")
     if values.keys() != kinds.keys() or any(type(values[field]) is not kind for field, kind in kinds.items()):
         raise MalformedEvent(f"'{name}' does not have such fields")
+    # No tracepoint writes such: a terminal would obey the text, and no time or register is so large.
     for value in values.values():
-        # No tracepoint writes such: a terminal would obey the text, and no time or register is so large.
         if not (value.isprintable() if isinstance(value, str) else NO_VCPU <= value < _LIMIT):
             raise MalformedEvent(f"'{name}' has a value that no event has")
     return CLASSES[name](**values)

@@ -243,6 +243,10 @@ class VcpuTrace:
             output_gpa,
         )
 
+    def hv_hypercall_done(self, result: int) -> None:
+        """`result`: the hypercall result value (TLFS, "Hypercall Outputs")."""
+        self._emit(events.KvmHvHypercallDone, result)
+
     def nested_vmenter(self, rip: int, vmcb: int, nested_rip: int, words: tuple[int, int], guest_cr3: int) -> None:
         """`words`: int_ctl and EVENTINJ."""
         self._emit(events.KvmNestedVmenter, rip, vmcb, nested_rip, *words, guest_cr3)

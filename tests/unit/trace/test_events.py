@@ -36,6 +36,7 @@ TEXTS = [
         events.KvmHvHypercall(*AT, 2, True, 0, 5, 1, 0x1000, 0x2000),
         "code 0x2 fast var_cnt 0x0 rep_cnt 0x5 idx 0x1 in 0x1000 out 0x2000",
     ),
+    (events.KvmHvHypercallDone(*AT, 0x0005000000000000), "result 0x5000000000000"),
     (events.KvmPageFault(*AT, 0x10, 0x5000, 2), "vcpu 3 rip 0x10 address 0x0000000000005000 error_code 0x2"),
     (events.KvmPio(*AT, True, 0x3F8, 1, 0x41), "pio_write at 0x3f8 size 1 count 1 val 0x41"),
     (events.KvmMmio(*AT, False, 4, 0xFEE00020, 7), "mmio read len 4 gpa 0xfee00020 val 0x7"),

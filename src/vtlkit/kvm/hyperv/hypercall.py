@@ -25,6 +25,7 @@ from vtlkit.x86.registers import FXSAVE_XMM0
 
 if TYPE_CHECKING:
     from vtlkit.engine.api import Engine, RegisterFile
+    from vtlkit.kvm.hyperv.owner import VcpuOwner
     from vtlkit.kvm.hyperv.vcpu import HvVcpu
 
 _U32: Final = 0xFFFFFFFF
@@ -56,7 +57,10 @@ def _set_control(regs: RegisterFile, is_64bit: bool, control: int) -> None:
         regs.rdx, regs.rax = control >> 32, control & _U32
 
 
-def _set_result(regs: RegisterFile, is_64bit: bool, result: int) -> None:
+def _set_result(vcpu: VcpuOwner, is_64bit: bool, result: int) -> None:
+    regs = vcpu.engine.regs
+    if vcpu.trace is not None:
+        vcpu.trace.hv_hypercall_done(result)
     if is_64bit:
         regs.rax = result
     else:
@@ -136,7 +140,7 @@ def _answer(hv: HvVcpu, call: Hypercall, status: HvStatus, length: int) -> None:
         # RIP stays: pending events are handled first, and then the instruction goes on with the rest of the list.
         _set_control(regs, call.is_64bit, call.control)
         return
-    _set_result(regs, call.is_64bit, result)
+    _set_result(vcpu, call.is_64bit, result)
     vcpu.skip_instruction(length)
 
 
@@ -206,5 +210,5 @@ def complete(hv: HvVcpu, answer: Hyperv) -> None:
         if changed and not changed & ~REP_START_MASK:
             _set_control(regs, is_64bit, answer.control)
         return
-    _set_result(regs, is_64bit, answer.result)
+    _set_result(vcpu, is_64bit, answer.result)
     vcpu.skip_instruction(answer.length)

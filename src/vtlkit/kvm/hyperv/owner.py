@@ -19,6 +19,7 @@ from vtlkit.kvm.translate import TranslateAccess, TranslateFlags, Translation
 if TYPE_CHECKING:
     from vtlkit.kvm.hyperv.vcpu import HvVcpu
     from vtlkit.kvm.hyperv.vm import HvVm
+    from vtlkit.trace.tracer import VcpuTrace
 
 
 class VcpuOwner(Protocol):
@@ -44,6 +45,9 @@ class VcpuOwner(Protocol):
 
     @property
     def statistics(self) -> VcpuStatistics: ...
+
+    @property
+    def trace(self) -> VcpuTrace | None: ...
 
     def is_64bit(self) -> bool:
         """CS.L and EFER.LMA."""

@@ -25,6 +25,7 @@ from vtlkit.kvm.memslots import MemoryRegion
 from vtlkit.kvm.requests import Req
 from vtlkit.kvm.statistics import VcpuStatistics
 from vtlkit.kvm.translate import TranslateAccess, TranslateFault, TranslateFlags, Translation
+from vtlkit.trace.tracer import VcpuTrace
 from vtlkit.x86.apic import APIC_SPIV
 
 RAM_SIZE = 16 << 12
@@ -66,6 +67,7 @@ class FakeVcpu(Owner):
         super().__init__(vm.host, vcpu_id)
         self.vm = vm
         self.statistics = VcpuStatistics()
+        self.trace: VcpuTrace | None = None
         self.fake_engine = FakeEngine()
         self.engine = cast(Engine, self.fake_engine)
         self.regs = self.fake_engine.regs
