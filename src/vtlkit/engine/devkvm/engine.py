@@ -29,7 +29,7 @@ from vtlkit.engine.devkvm.loop import Pending
 from vtlkit.engine.devkvm.processor import SharedTime, kernel_entries, offered
 from vtlkit.engine.devkvm.system import Capabilities
 from vtlkit.engine.devkvm.vcpu import FREE_MSR_READS, NATIVE_MSRS
-from vtlkit.engine.devkvm.windows import PATIENT_RUNS, Windows
+from vtlkit.engine.devkvm.windows import Windows
 from vtlkit.engine.mapped import MappedMemory
 from vtlkit.x86 import msr
 from vtlkit.x86.exceptions import Vector
@@ -93,7 +93,7 @@ class DevKvmEngine(Windows, MappedMemory):
         elif self._pending is not None:
             self._resume_undone()
         self._event = None
-        self._kicked = self._kicked_itself = False
+        self._kicked = False
 
     def _resume_undone(self) -> None:
         if self._pending is Pending.PARKED:
@@ -148,8 +148,6 @@ class DevKvmEngine(Windows, MappedMemory):
         return event
 
     def request_interrupt_window(self, wanted: bool) -> None:
-        if wanted and not self._interrupt_window:
-            self._patience = PATIENT_RUNS if self._unforeseen else 0
         self._interrupt_window = wanted
 
     def request_nmi_window(self, wanted: bool) -> None:
@@ -323,5 +321,4 @@ class DevKvmEngine(Windows, MappedMemory):
     def close(self) -> None:
         if not self._closed:
             self._closed = True
-            self._close_alarm()
             self.vcpu.close()

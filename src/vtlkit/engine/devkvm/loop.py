@@ -34,7 +34,6 @@ from vtlkit.engine.api import (
     PreemptionTimer,
 )
 from vtlkit.engine.devkvm import abi, kernel_events, syscalls
-from vtlkit.engine.devkvm.alarm import SI_TIMER
 from vtlkit.engine.devkvm.instructions import Instructions
 from vtlkit.engine.devkvm.kernel_events import EXCEPTION, INTERRUPT, NMI
 from vtlkit.engine.devkvm.linear import LinearMemory
@@ -91,16 +90,8 @@ class Loop(Engine):
         self._thread = 0
         self._inside = False
         self._kicked = False
-        self._kicked_itself = False
-        """One of the kicks came out of the guest's own access, from inside `run`."""
         self._signalled = False
         """A kicker has sent a signal, or is about to."""
-        self._unforeseen = False
-        """The last exit was for a kick by another task: the guest cannot know at which instruction."""
-        self._patience = 0
-        """For so many runs the interrupt window that is wanted may be missed (`windows`)."""
-        self._alarm_set = False
-        """An alarm ends this patience."""
         self._closed = False
         self._event: Event | None = None
         self._pending: Pending | None = None
@@ -121,8 +112,6 @@ class Loop(Engine):
 
     def kick(self) -> None:
         """From any task."""
-        if getattr(self._local, "thread", 0) == self._thread:
-            self._kicked_itself = True
         self._kicked = True
         if self._inside:
             self._signalled = True
@@ -205,11 +194,8 @@ class Loop(Engine):
     def _take_signals(self) -> None:
         """What has ended KVM_RUN stays pending, as it is blocked here: drop it, or every entry would end at once."""
         self._signalled = False
-        while (sent := signal.sigtimedwait(_KICKED, 0)) is not None:
-            if sent.si_code == SI_TIMER:
-                self._patience = 0
-        # A ring that came while another signal was pending has been lost in it: set it again.
-        self._alarm_set = False
+        while signal.sigtimedwait(_KICKED, 0) is not None:
+            pass
 
     def _looks_closely(self) -> bool:
         """Whether something is to be looked at between any two instructions, which an access to a port may end."""
@@ -237,7 +223,6 @@ class Loop(Engine):
             or self._looks_closely()
         ):
             return self._run_with_care(force_immediate_exit or self._timer_zero)
-        self._unforeseen = False
         if self._pending is not None and (reason := self._resume()) is not None:
             return reason
         if self._steps_left < STEPS_MAX:
@@ -249,7 +234,7 @@ class Loop(Engine):
             reason = self._error(error, False) if error else self._exit()
             if reason is not None:
                 # A kick counts for one `run`, whatever it has returned for.
-                self._kicked = self._kicked_itself = False
+                self._kicked = False
                 return reason
             if self.injected() is not None:
                 # The kernel has been stopped from delivering it.
@@ -262,7 +247,6 @@ class Loop(Engine):
                 f"memory at GPA {self._map.refused:#x} is not to be executed, and KVM cannot forbid that alone"
             )
         stop = forced or self._kicked
-        self._unforeseen = False
         if self._pending is not None:
             reason = self._resume()
             if reason is not None:
@@ -289,7 +273,7 @@ class Loop(Engine):
             self._pending = None
             reason = self._error(error, forced) if error else self._exit()
             if reason is not None:
-                self._kicked = self._kicked_itself = False
+                self._kicked = False
                 return reason
             if self._event is not None:
                 # The kernel has been stopped from delivering it.
@@ -321,11 +305,10 @@ class Loop(Engine):
     def _stopped(self, forced: bool) -> Exit | None:
         if self._kicked:
             self._kicked = False
-            self._unforeseen, self._kicked_itself = not self._kicked_itself, False
             return _INTERRUPTED
         if forced:
             return _PREEMPTION_TIMER if self._timer_zero else _INTERRUPTED
-        # A signal that was not for the guest, the rest of a kick that has been answered, or the alarm of `windows`.
+        # A signal that was not for the guest, or the rest of a kick that has been answered.
         return None
 
     def _error(self, error: int, forced: bool) -> Exit | None:

@@ -21,10 +21,6 @@ _MAP_ANONYMOUS: Final = 0x20
 _MAP_NORESERVE: Final = 0x4000
 _MREMAP_MAYMOVE: Final = 1
 _MREMAP_FIXED: Final = 2
-_SYS_TIMER_CREATE: Final = 222
-_SYS_TIMER_SETTIME: Final = 223
-_SYS_TIMER_DELETE: Final = 226
-"""x86-64's numbers, as KVM's x86 engine runs nowhere else."""
 _FAILED: Final = ctypes.c_void_p(-1).value
 
 
@@ -77,23 +73,6 @@ def ioctl(fd: int, request: int, argument: int | bytes | bytearray = 0, what: st
     if result < 0:
         raise _error(what)
     return result
-
-
-def timer_create(clock: int, event: bytes, number: ctypes.c_int) -> None:
-    """timer_create: the kernel's own, whose `struct sigevent` can name a thread."""
-    if _libc().syscall(_SYS_TIMER_CREATE, clock, event, ctypes.byref(number)):
-        raise _error("timer")
-
-
-def timer_settime(number: int, value: bytes) -> None:
-    """timer_settime, relative."""
-    if _libc().syscall(_SYS_TIMER_SETTIME, number, 0, value, None):
-        raise _error("timer")
-
-
-def timer_delete(number: int) -> None:
-    """timer_delete."""
-    _libc().syscall(_SYS_TIMER_DELETE, number)
 
 
 def reserve(size: int) -> int:

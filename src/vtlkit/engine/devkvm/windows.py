@@ -9,10 +9,8 @@ from typing import Final
 
 from vtlkit.engine.api import Event, EventType, Exit, Interrupted, InterruptWindow, NmiWindow
 from vtlkit.engine.devkvm import abi
-from vtlkit.engine.devkvm.alarm import ThreadAlarm
 from vtlkit.engine.devkvm.exits import Exits
 from vtlkit.engine.devkvm.loop import STEPS_A_RUN, STEPS_MAX, Pending
-from vtlkit.engine.devkvm.vcpu import KICK_SIGNAL
 from vtlkit.engine.linear import GuestFault, PhysicalFault
 from vtlkit.engine.probe import HLT
 from vtlkit.x86.exceptions import Vector
@@ -22,8 +20,6 @@ from vtlkit.x86.registers import CR0_PE, DR6_BS, EFER_LMA, RFLAGS_IF
 _INTERRUPTED: Final = Interrupted()
 _INTERRUPT_WINDOW: Final = InterruptWindow()
 _NMI_WINDOW: Final = NmiWindow()
-_PATIENCE_NS: Final = 2_000_000
-PATIENT_RUNS: Final = 4
 _U32: Final = 0xFFFFFFFF
 
 
@@ -34,16 +30,12 @@ class Windows(Exits):
     """This KVM misses short interrupt windows (`quirks`)."""
     _if_before = False
     """RFLAGS.IF before a step."""
-    _alarm: ThreadAlarm | None = None
 
     def _follow(self) -> None:
         """An NMI window opens behind IRET, or when a shadow ends; so may an interrupt window. KVM tells nobody: step,
         and over an IRET go to where it returns, as its flags end the stepping."""
         live = self._live
         enabled = self.regs.rflags & RFLAGS_IF
-        if self._patience and self._waits_patiently():
-            self._set_debug(0)
-            return
         wanted = self._nmi_window or (self._interrupt_window and (live.shadow if enabled else self._may_step()))
         if not wanted or not self._can_step or self._pending is Pending.IO or self.code.fetch(1) == HLT:
             # A step over HLT would be all that is seen of it.
@@ -70,34 +62,6 @@ class Windows(Exits):
             return False
         self._steps_left -= 1
         return True
-
-    def _waits_patiently(self) -> bool:
-        """An interrupt from another processor comes at no particular instruction: most guests can take it soon, and
-        for long enough that the kernel sees it: they are not to be stepped through for it. Others are, once the alarm
-        has rung."""
-        if not self.steps_for_windows or self._nmi_window or self._live.shadow:
-            return False
-        if not self._alarm_set:
-            if self._alarm is None or self._alarm.thread != self._thread:
-                self._close_alarm()
-                self._alarm = ThreadAlarm(self._this_thread(), KICK_SIGNAL)
-            self._alarm.set(_PATIENCE_NS)
-            self._alarm_set = True
-        return True
-
-    def _close_alarm(self) -> None:
-        if self._alarm is not None:
-            self._alarm.close()
-            self._alarm = None
-
-    def _run_with_care(self, forced: bool) -> Exit:
-        reason = super()._run_with_care(forced)
-        if self._patience:
-            self._patience -= 1
-        if self._alarm_set and self._alarm is not None:
-            self._alarm_set = False
-            self._alarm.set(0)
-        return reason
 
     def _set_debug(self, control: int, breakpoint_at: int = 0) -> None:
         if (control, breakpoint_at) != self._debug_set:
