@@ -110,7 +110,9 @@ class Exits(Loop):
         """The kernel has yet to move past an instruction. It may if that is what the hypervisor has done."""
         regs, live = self.regs, self._live
         rip = self._skip_from
-        if self._event is None and regs.rip == rip + _LENGTH:
+        # Where its paging has changed meanwhile, the kernel executes the instruction once more instead.
+        plain = self._event is None and not self._flush and not live.dirty & abi.SYNC_SREGS
+        if plain and regs.rip == rip + _LENGTH:
             regs.rip = rip
             if self._reads_msr:
                 self._page.msr.data = regs.rax & _U32 | (regs.rdx & _U32) << 32

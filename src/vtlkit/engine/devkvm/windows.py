@@ -10,6 +10,7 @@ from typing import Final
 from vtlkit.engine.api import Event, EventType, Exit, Interrupted, InterruptWindow, NmiWindow
 from vtlkit.engine.devkvm import abi
 from vtlkit.engine.devkvm.exits import Exits
+from vtlkit.engine.devkvm.kernel_events import EXCEPTION, INTERRUPT, NMI
 from vtlkit.engine.devkvm.loop import STEPS_A_RUN, STEPS_MAX, Pending
 from vtlkit.engine.linear import GuestFault, PhysicalFault
 from vtlkit.engine.probe import HLT
@@ -65,6 +66,11 @@ class Windows(Exits):
 
     def _set_debug(self, control: int, breakpoint_at: int = 0) -> None:
         if (control, breakpoint_at) != self._debug_set:
+            data = self._bytes
+            if control and not self._debug_set[0] and not (data[EXCEPTION] or data[INTERRUPT] or data[NMI]):
+                # What the kernel has to take over and to finish goes first, without a step: in the same KVM_RUN it is
+                # at times delivered to the guest, as its own #DB.
+                self._finish()
             self._debug_set = control, breakpoint_at
             self.vcpu.set_guest_debug(control, breakpoint_at)
 

@@ -18,7 +18,9 @@ from vtlkit.engine.probe import HLT, flat
 from vtlkit.testing.assembler import Mem
 from vtlkit.testing.guest_builder import FREE, Guest
 from vtlkit.x86.cpuid import CPUID_1_ECX_HYPERVISOR
+from vtlkit.x86.msr import MSR_EFER
 from vtlkit.x86.paging import PTE_P, PTE_U, PTE_W
+from vtlkit.x86.registers import EFER_SCE
 
 KICKS = 10_000
 PATIENCE_S = 60.0
@@ -191,6 +193,24 @@ def test_a_flush_sees_page_tables_that_others_changed(factory: DevKvmFactory) ->
 
 
 OUT_IN_OUT: Final = b"\xe6\x80\xe4\x60\xe6\x81"
+
+
+@pytest.mark.parametrize("change", ["nothing", "flush", "efer"])
+@pytest.mark.parametrize("code", [b"\x0f\x32", b"\x0f\x30"])
+def test_an_msr_is_accessed_once_whatever_changes_meanwhile(factory: DevKvmFactory, code: bytes, change: str) -> None:
+    """A second exit would have the hypervisor send an IPI twice, say."""
+    engine = _engine(factory, code + HLT)
+    start = engine.regs.rip
+    reason = engine.run(None)
+    assert isinstance(reason, api.Rdmsr | api.Wrmsr)
+    engine.regs.rax, engine.regs.rdx = 0x1234, 0x5678
+    if change == "flush":
+        engine.flush_tlb()
+    elif change == "efer":
+        engine.set_msr(MSR_EFER, engine.get_msr(MSR_EFER) ^ EFER_SCE)
+    engine.skip(reason.length)
+    assert type(engine.run(None)) is api.Hlt
+    assert (engine.regs.rip, engine.regs.rax, engine.regs.rdx) == (start + 2, 0x1234, 0x5678)
 
 
 def test_ports_are_answered_without_an_exit(factory: DevKvmFactory) -> None:
