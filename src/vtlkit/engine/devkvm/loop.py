@@ -275,6 +275,12 @@ class Loop(Engine):
             if reason is not None:
                 self._kicked = False
                 return reason
+            if not error and self._page.exit_reason == abi.EXIT_MMIO and self._looks_closely():
+                # A device has answered: as above.
+                reason = self._finish_access() or self._before_entry(forced)
+                if reason is not None:
+                    self._kicked = False
+                    return reason
             if self._event is not None:
                 # The kernel has been stopped from delivering it.
                 event, self._event = self._event, None

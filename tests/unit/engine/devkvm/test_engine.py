@@ -281,6 +281,27 @@ def test_hypercalls_and_strings_are_never_answered_as_ports(factory: DevKvmFacto
     assert asked == []
 
 
+@pytest.mark.parametrize("wanted", ["nothing", "interrupt window", "NMI window"])
+def test_both_halves_of_an_access_reach_a_device(factory: DevKvmFactory, wanted: str) -> None:
+    """MOVSD from device to device, twice: whatever is looked for in between, each load and store is made once."""
+    engine = _engine(factory, b"\xa5\xa5" + HLT)
+    seen: list[tuple[int, ...]] = []
+
+    def read(offset: int, _size: int) -> int:
+        seen.append((offset,))
+        return offset + 1
+
+    engine.map_device(0x100000, 4096, read, lambda *written: seen.append(written))
+    engine.regs.rsi, engine.regs.rdi = 0x100010, 0x100020
+    if wanted == "NMI window":
+        engine.nmi_blocked = True
+        engine.request_nmi_window(True)
+    elif wanted == "interrupt window":
+        engine.request_interrupt_window(True)
+    assert isinstance(engine.run(None), api.Hlt)
+    assert seen == [(0x10,), (0x20, 4, 0x11), (0x14,), (0x24, 4, 0x15)]
+
+
 def test_a_guest_with_short_windows_alone_is_interrupted(factory: DevKvmFactory) -> None:
     """STI; NOP; CLI, for ever: the first window is found, also where the kernel misses it."""
     engine = _engine(factory, b"\xfb\x90\xfa\xff\xc0\xeb\xf9")
