@@ -30,7 +30,7 @@ help:
 	@echo "make clean        remove everything that these commands made"
 
 demo: $(READY)
-	@$(BIN)/vtlkit run demo --cpus 2
+	@$(BIN)/vtlkit run demo --cpus 2 $(DEMO_FLAGS)
 
 test: $(DEV)
 	@$(BIN)/python -m pytest
