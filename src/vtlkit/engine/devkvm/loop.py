@@ -213,6 +213,8 @@ class Loop(Engine):
 
     def run(self, budget: int | None, *, force_immediate_exit: bool = False) -> Exit:
         assert not self._closed, "the engine is closed"
+        if self._steps_left < STEPS_MAX:
+            self._steps_left = min(self._steps_left + STEPS_A_RUN, STEPS_MAX)
         if (
             force_immediate_exit
             or self._kicked
@@ -225,8 +227,6 @@ class Loop(Engine):
             return self._run_with_care(force_immediate_exit or self._timer_zero)
         if self._pending is not None and (reason := self._resume()) is not None:
             return reason
-        if self._steps_left < STEPS_MAX:
-            self._steps_left += STEPS_A_RUN
         self._bytes[_WINDOW] = 0
         while True:
             error = self._enter(False)

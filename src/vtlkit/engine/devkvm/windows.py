@@ -11,7 +11,7 @@ from vtlkit.engine.api import Event, EventType, Exit, Interrupted, InterruptWind
 from vtlkit.engine.devkvm import abi
 from vtlkit.engine.devkvm.exits import Exits
 from vtlkit.engine.devkvm.kernel_events import EXCEPTION, INTERRUPT, NMI
-from vtlkit.engine.devkvm.loop import STEPS_A_RUN, STEPS_MAX, Pending
+from vtlkit.engine.devkvm.loop import Pending
 from vtlkit.engine.linear import GuestFault, PhysicalFault
 from vtlkit.engine.probe import HLT
 from vtlkit.x86.exceptions import Vector
@@ -51,10 +51,6 @@ class Windows(Exits):
             self._set_debug(abi.GUESTDBG_ENABLE | abi.GUESTDBG_SINGLESTEP)
         else:
             self._set_debug(abi.GUESTDBG_ENABLE | abi.GUESTDBG_USE_HW_BP, target)
-
-    def _before_entry(self, forced: bool) -> Exit | None:
-        self._steps_left = min(self._steps_left + STEPS_A_RUN, STEPS_MAX)
-        return super()._before_entry(forced)
 
     def _may_step(self) -> bool:
         """Whether to look for a short interrupt window: not for ever, as a step costs as much as an exit, and a handler
