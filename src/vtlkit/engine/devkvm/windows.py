@@ -148,6 +148,10 @@ class Windows(Exits):
                 reason = self._error(error, False) if error else self._exit()
                 if reason is not None:
                     return reason
+                if self._event is not None:
+                    # A late signal has stopped the kernel from delivering it.
+                    event, self._event = self._event, None
+                    self._give_event(event)
         finally:
             self._set_debug(0)
         return self._stopped(True) or _INTERRUPTED
