@@ -158,7 +158,10 @@ class Engine(Processor, ABC):
 
     @abstractmethod
     def kick(self) -> None:
-        """Make the current or next `run` return `Interrupted` soon. From any task; sticky until one `run` returned."""
+        """Make the current or next `run` return `Interrupted` soon. From any task; sticky until one `run` returned.
+
+        That `run` need not deliver the injected event, as that may take long: `injected` tells.
+        """
 
     instruction_cycles: tuple[int, int] = (1, 1)
     """Guest TSC cycles of one instruction, as a fraction: by this a counting engine runs its preemption timer."""
