@@ -148,7 +148,7 @@ class Engine(Processor, ABC):
 
     @abstractmethod
     def run(self, budget: int | None, *, force_immediate_exit: bool = False) -> Exit:
-        """Deliver the injected event if any, then execute until the next exit.
+        """Deliver the injected event if any (a kick need not wait for that), then execute until the next exit.
 
         `budget`: at most so many instructions from here on, exactly where the engine counts; None: what is left of the
         last budget given. An engine that does not count ignores it and runs until something exits.
@@ -158,10 +158,7 @@ class Engine(Processor, ABC):
 
     @abstractmethod
     def kick(self) -> None:
-        """Make the current or next `run` return `Interrupted` soon. From any task; sticky until one `run` returned.
-
-        That `run` need not deliver the injected event, as that may take long: `injected` tells.
-        """
+        """Make the current or next `run` return `Interrupted` soon. From any task; sticky until one `run` returned."""
 
     instruction_cycles: tuple[int, int] = (1, 1)
     """Guest TSC cycles of one instruction, as a fraction: by this a counting engine runs its preemption timer."""
