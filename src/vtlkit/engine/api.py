@@ -148,7 +148,7 @@ class Engine(Processor, ABC):
 
     @abstractmethod
     def run(self, budget: int | None, *, force_immediate_exit: bool = False) -> Exit:
-        """Deliver the injected event if any, then execute until the next exit.
+        """Deliver the injected event if any (a kick need not wait for that), then execute until the next exit.
 
         `budget`: at most so many instructions from here on, exactly where the engine counts; None: what is left of the
         last budget given. An engine that does not count ignores it and runs until something exits.

@@ -138,7 +138,7 @@ class Exits(Loop):
         self._reads = direction == abi.IO_IN
         if self._reads:
             return PortIn(port, size)
-        if port == HYPERCALL_PORT and self._is_hypercall():
+        if port == HYPERCALL_PORT and size == 1 and self._is_hypercall():
             self._pending = None
             self._elements_end = 0
             self._show_rip(self.regs.rip - _LENGTH)

@@ -66,10 +66,6 @@ class Live:
         self.bytes[_NMI_MASKED] = value
         self.dirty |= abi.SYNC_EVENTS
 
-    def note_regs(self) -> None:
-        """The kernel has just stored them."""
-        self.left = self.bytes[abi.RUN_SYNC : REGS_END]
-
     def write_back(self) -> None:
         """Before KVM_RUN: say what has changed."""
         if self.bytes[_SHADOW] == abi.SHADOW_STI and not self.regs.rflags & RFLAGS_IF:

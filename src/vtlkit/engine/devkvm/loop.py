@@ -246,7 +246,6 @@ class Loop(Engine):
             return InternalError(
                 f"memory at GPA {self._map.refused:#x} is not to be executed, and KVM cannot forbid that alone"
             )
-        stop = forced or self._kicked
         if self._pending is not None:
             reason = self._resume()
             if reason is not None:
@@ -262,9 +261,9 @@ class Loop(Engine):
         self._prepare()
         if self._event is not None and not unfinished:
             event, self._event = self._event, None
-            handler = self._handler(event) if stop else 0
+            handler = self._handler(event) if forced else 0
             self._give_event(event)
-            if stop:
+            if forced:
                 return self._deliver_only(handler)
         while True:
             if self._debug_set[0] or self._nmi_window or self._interrupt_window:
@@ -297,8 +296,11 @@ class Loop(Engine):
 
     def _before_entry(self, forced: bool) -> Exit | None:
         """Exits that need no entry."""
+        if self._kicked:
+            # An event stays ours: what its delivery comes to, the guest decides, and it may be long.
+            return self._stopped(forced)
         if self._event is None:
-            if forced or self._kicked:
+            if forced:
                 return self._stopped(forced)
             if self._nmi_window and not self._live.nmi_masked and not self._live.shadow:
                 self._nmi_window = False

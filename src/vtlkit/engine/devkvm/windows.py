@@ -135,15 +135,16 @@ class Windows(Exits):
         self._set_debug(abi.GUESTDBG_ENABLE | abi.GUESTDBG_USE_HW_BP, handler)
         try:
             while True:
-                # A kick is what this stops for, or is answered by it.
-                kicked, self._kicked = self._kicked, False
                 error = self._enter(False)
-                self._kicked = self._kicked or kicked
                 if not error and self._page.exit_reason == abi.EXIT_DEBUG:
                     break
                 reason = self._error(error, False) if error else self._exit()
                 if reason is not None:
                     return reason
+                if self._event is not None:
+                    # A late signal has stopped the kernel from delivering it.
+                    event, self._event = self._event, None
+                    self._give_event(event)
         finally:
             self._set_debug(0)
         return self._stopped(True) or _INTERRUPTED

@@ -78,12 +78,19 @@ def kick_before_run(bench: Bench) -> None:
 
 
 @case()
-def kick_delivers_the_injected_event_first(bench: Bench) -> None:
+def kick_loses_no_injected_event(bench: Bench) -> None:
+    """It is delivered first, or stays injected and nothing has been executed."""
     running = bench.start(ops.Compute(5), handlers={0x30: [ops.Compute(1)]})
+    event = Event(EventType.INTERRUPT, 0x30)
     running.engine.kick()
-    running.engine.inject(Event(EventType.INTERRUPT, 0x30))
-    running.run_at(api.Interrupted, running.handler_at(0x30))
+    running.engine.inject(event)
+    running.run(api.Interrupted)
+    if running.engine.injected() is not None:
+        assert running.engine.injected() == event
+        assert running.engine.regs.rip == running.at(0)
+        running.run(api.Interrupted, force_immediate_exit=True)
     assert running.engine.injected() is None
+    assert running.engine.regs.rip == running.handler_at(0x30)
     running.run_at(api.Hlt, running.at(1))
 
 

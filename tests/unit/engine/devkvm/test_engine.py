@@ -18,6 +18,7 @@ from vtlkit.engine.probe import HLT, flat
 from vtlkit.testing.assembler import Mem
 from vtlkit.testing.guest_builder import FREE, Guest
 from vtlkit.x86.cpuid import CPUID_1_ECX_HYPERVISOR
+from vtlkit.x86.exceptions import Vector
 from vtlkit.x86.msr import MSR_EFER
 from vtlkit.x86.paging import PTE_P, PTE_U, PTE_W
 from vtlkit.x86.registers import EFER_SCE
@@ -83,6 +84,40 @@ def test_no_kick_is_lost(factory: DevKvmFactory) -> None:
             thread.join(0.01)
     assert not lost, f"kick {number} was never answered"
     assert answered >= KICKS
+
+
+def test_a_kick_waits_for_no_delivery(factory: DevKvmFactory) -> None:
+    """What comes of a delivery the guest decides: here a fault whose handler never ends."""
+    guest = Guest(factory.create("vcpu"))
+    guest.long_mode()
+    a = guest.assembler()
+    a.label("again")
+    a.out(0x80, "al")
+    a.jmp("again")
+    guest.load(a)
+    engine = guest.engine
+    assert isinstance(engine, DevKvmEngine)
+    engine.run(None)
+    engine.run(None, force_immediate_exit=True)
+    gate = engine.get_sregs().idt.base + 0x41 * 16
+    guest.ram.view[gate + 5] &= 0x7F
+    handler = guest.handler(Vector.NP)
+    guest.ram.view[handler : handler + len(FOR_EVER)] = FOR_EVER
+    event = api.Event(api.EventType.INTERRUPT, 0x41)
+    engine.inject(event)
+    engine.kick()
+    rip = engine.regs.rip
+    exits: list[api.Exit] = []
+    thread = threading.Thread(target=lambda: exits.append(engine.run(None)))
+    thread.start()
+    thread.join(PATIENCE_S)
+    late = thread.is_alive()
+    engine.kick()
+    thread.join()
+    assert not late
+    assert type(exits[0]) is api.Interrupted
+    assert engine.injected() == event
+    assert engine.regs.rip == rip
 
 
 def test_a_kick_before_any_run(factory: DevKvmFactory) -> None:
@@ -261,8 +296,8 @@ def test_an_answer_that_fails_leaves_the_access_unfinished(factory: DevKvmFactor
 
 
 def test_hypercalls_and_strings_are_never_answered_as_ports(factory: DevKvmFactory) -> None:
-    """OUT 0x7E is a hypercall, but not by way of DX; of a string instruction each element exits."""
-    engine = _engine(factory, b"\xe6\x7e\x66\xba\x7e\0\xee\xf3\x6e" + HLT)
+    """OUT 0x7E, AL is a hypercall; from EAX, or by way of DX, it is not. Of a string instruction each element exits."""
+    engine = _engine(factory, b"\xe6\x7e\xe7\x7e\x66\xba\x7e\0\xee\xf3\x6e" + HLT)
     asked: list[int] = []
 
     def write(port: int, _size: int, _value: int) -> bool:
@@ -273,7 +308,7 @@ def test_hypercalls_and_strings_are_never_answered_as_ports(factory: DevKvmFacto
     engine.regs.rsi, engine.regs.rcx = PAGE, 2
     assert isinstance(engine.run(None), api.Hypercall)
     engine.skip(2)
-    for _ in range(3):
+    for _ in range(4):
         reason = engine.run(None)
         assert isinstance(reason, api.PortOut)
         assert reason.port == 0x7E
