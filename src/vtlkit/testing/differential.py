@@ -289,7 +289,7 @@ class _Teller:
         line = f"{'wrmsr' if event.write else 'rdmsr'} {event.index:#x}: {value}"
         if event.index in (INTERRUPT_MSRS if event.write else CLOCK_MSRS) and not event.exception:
             return
-        if event.write and event.index != msr.MSR_EFER:
+        if event.index != msr.MSR_EFER:
             self._tell(line)
         else:
             # Where the kernel emulates kernel mode, a WRMSR that changes EFER is executed twice.
