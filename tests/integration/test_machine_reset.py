@@ -143,6 +143,13 @@ def test_suspend_and_wake(tmp_path: Path) -> None:
     assert result.virtual_ns > 100 * 10 * result.instructions
 
 
+def test_a_guest_that_cannot_be_woken_ends_the_run(tmp_path: Path) -> None:
+    """It has left no waking vector."""
+    result = ScriptedMachine(tmp_path, suspend_to_memory).run(LONG_NS)
+    assert result.outcome is Outcome.INTERNAL_ERROR
+    assert "waking vector 0x0" in result.message
+
+
 def test_suspend_with_vtl1_is_refused(tmp_path: Path) -> None:
     def vtl0(guest: Guest) -> Script:
         yield from guest.enable_partition_vtl(1)

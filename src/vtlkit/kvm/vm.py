@@ -130,7 +130,8 @@ class Vm(VmMemory):
         that is traced, they exit as ever (`Io`). Before the vCPUs run.
 
         Called in the task of the vCPU, which holds its mutex and is inside `run`: what they lock comes after
-        MEMORY_TRANSACTION, and what they want of the vCPU they ask for by a request or a signal.
+        MEMORY_TRANSACTION, what they want of the vCPU they ask for by a request or a signal, and they wait for no
+        vCPU to leave the guest.
         """
         self.port_bus.others = read, write
 

@@ -374,9 +374,13 @@ class Machine:
         self.pc.pm.reset(waking=True)
         memory = GuestRam(self.partition.vtl0.vm.memory, self.config.memory)
         vector = acpi.waking_vector(memory.read(self.pc.tables.facs_gpa, 64))
+        try:
+            regs, sregs = waking_vector_state(vector)
+        except ValueError as error:
+            self._give_up(f"the guest suspended to memory, and cannot be woken: {error}")
+            return
         self.partition.reset()
         vcpu = self.partition.vps[0].vcpus[0]
-        regs, sregs = waking_vector_state(vector)
         sregs.apic_base = vcpu.get_sregs().apic_base
         vcpu.set_sregs(sregs)
         vcpu.set_regs(regs)

@@ -103,7 +103,7 @@ class Loop(Engine):
         self._nmi_window = False
         self._timer_zero = False
         self._steps_left = STEPS_MAX
-        self._debug_set: tuple[int, int] = (0, 0)
+        self._debug_set: tuple[int, tuple[int, ...]] = (0, ())
         """What KVM_SET_GUEST_DEBUG was last told."""
         self._flush = False
         self._can_step = capabilities.guest_debug
@@ -261,10 +261,10 @@ class Loop(Engine):
         self._prepare()
         if self._event is not None and not unfinished:
             event, self._event = self._event, None
-            handler = self._handler(event) if forced else 0
+            handlers = self._handlers(event) if forced else ()
             self._give_event(event)
             if forced:
-                return self._deliver_only(handler)
+                return self._deliver_only(handlers)
         while True:
             if self._debug_set[0] or self._nmi_window or self._interrupt_window:
                 self._follow()
@@ -365,10 +365,10 @@ class Loop(Engine):
         """KVM_EXIT_DEBUG."""
         raise NotImplementedError
 
-    def _handler(self, event: Event) -> int:
-        """Linear address of the first instruction that the delivery of `event` leads to."""
+    def _handlers(self, event: Event) -> tuple[int, ...]:
+        """Linear addresses of the first instructions that the delivery of `event` may lead to."""
         raise NotImplementedError
 
-    def _deliver_only(self, handler: int) -> Exit:
+    def _deliver_only(self, handlers: tuple[int, ...]) -> Exit:
         """Enter, and leave once the event is delivered."""
         raise NotImplementedError

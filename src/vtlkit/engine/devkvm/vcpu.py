@@ -36,6 +36,8 @@ _FILTERED: Final = (
     (0xC0010000, 0x2000),
 )
 """MSRs that can be opened to the guest, as (first, count); each range has a bitmap for reads and one for writes."""
+DR7_GLOBAL: Final = 2
+DR7_FIXED: Final = 0x400
 MAXPHYADDR_DEFAULT: Final = 36
 _LEGACY_SIZE: Final = 464
 """Bytes of an FXSAVE image that the processor defines."""
@@ -173,9 +175,10 @@ class KernelVcpu:
         self.shared.known = False
         syscalls.ioctl(self.fd, abi.SET_DEBUGREGS, values.pack(), "KVM_SET_DEBUGREGS")
 
-    def set_guest_debug(self, control: int, breakpoint_at: int = 0) -> None:
-        """Single steps, one breakpoint on execution, or (0) neither."""
-        debug = (breakpoint_at, 0, 0, 0, 0, 0, 0, 0x402 if control & abi.GUESTDBG_USE_HW_BP else 0)
+    def set_guest_debug(self, control: int, breakpoints: tuple[int, ...] = ()) -> None:
+        """Single steps, up to four breakpoints on execution, or (0) neither."""
+        enabled = sum(DR7_GLOBAL << 2 * number for number in range(len(breakpoints)))
+        debug = (*breakpoints, *(0,) * (7 - len(breakpoints)), DR7_FIXED | enabled if breakpoints else 0)
         syscalls.ioctl(self.fd, abi.SET_GUEST_DEBUG, abi.GuestDebug(control, 0, debug).pack(), "KVM_SET_GUEST_DEBUG")
 
     def flush_tlb(self) -> None:

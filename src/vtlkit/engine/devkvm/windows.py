@@ -21,6 +21,7 @@ from vtlkit.x86.registers import CR0_PE, DR6_BS, EFER_LMA, RFLAGS_IF
 _INTERRUPTED: Final = Interrupted()
 _INTERRUPT_WINDOW: Final = InterruptWindow()
 _NMI_WINDOW: Final = NmiWindow()
+_PRESENT: Final = 0x80
 _U32: Final = 0xFFFFFFFF
 
 
@@ -60,15 +61,15 @@ class Windows(Exits):
         self._steps_left -= 1
         return True
 
-    def _set_debug(self, control: int, breakpoint_at: int = 0) -> None:
-        if (control, breakpoint_at) != self._debug_set:
+    def _set_debug(self, control: int, *breakpoints: int) -> None:
+        if (control, breakpoints) != self._debug_set:
             data = self._bytes
             if control and not self._debug_set[0] and not (data[EXCEPTION] or data[INTERRUPT] or data[NMI]):
                 # What the kernel has to take over and to finish goes first, without a step: in the same KVM_RUN it is
                 # at times delivered to the guest, as its own #DB.
                 self._finish()
-            self._debug_set = control, breakpoint_at
-            self.vcpu.set_guest_debug(control, breakpoint_at)
+            self._debug_set = control, breakpoints
+            self.vcpu.set_guest_debug(control, breakpoints)
 
     def _iret_target(self) -> int | None:
         """Linear address that the instruction at RIP returns to, if it is IRET."""
@@ -112,27 +113,35 @@ class Windows(Exits):
             return _INTERRUPT_WINDOW
         return None
 
-    def _handler(self, event: Event) -> int:
+    def _handlers(self, event: Event) -> tuple[int, ...]:
+        """The event's, and those of faults that its delivery may end in. A processor has four breakpoints."""
+        address, present = self._gate(event.vector)
+        own = address if present else self._gate(Vector.NP)[0]
+        return own, *(self._gate(vector)[0] for vector in (Vector.GP, Vector.PF, Vector.DF))
+
+    def _gate(self, vector: int) -> tuple[int, bool]:
+        """Linear address of a vector's handler, 0 where none is to be found; whether its gate is present."""
         sregs = self._live.get_sregs()
-        linear, vector = self.linear, event.vector
+        linear = self.linear
         try:
             if not sregs.cr0 & CR0_PE:
                 gate = linear.read(sregs.idt.base + vector * 4, 4, mode=SUPERVISOR)
-                return int.from_bytes(gate[:2], "little") + (int.from_bytes(gate[2:], "little") << 4)
+                return int.from_bytes(gate[:2], "little") + (int.from_bytes(gate[2:], "little") << 4), True
             size = 16 if sregs.efer & EFER_LMA else 8
             gate = linear.read(sregs.idt.base + vector * size, size, mode=SUPERVISOR)
             offset = int.from_bytes(gate[:2] + gate[6:8], "little")
+            present = bool(gate[5] & _PRESENT)
             if size == 16:
-                return offset | int.from_bytes(gate[8:12], "little") << 32
+                return offset | int.from_bytes(gate[8:12], "little") << 32, present
             selector = int.from_bytes(gate[2:4], "little") & ~7
             entry = linear.read(sregs.gdt.base + selector, 8, mode=SUPERVISOR)
-            return (int.from_bytes(entry[2:5] + entry[7:8], "little") + offset) & _U32
+            return (int.from_bytes(entry[2:5] + entry[7:8], "little") + offset) & _U32, present
         except (GuestFault, PhysicalFault):
-            return 0
+            return 0, True
 
-    def _deliver_only(self, handler: int) -> Exit:
+    def _deliver_only(self, handlers: tuple[int, ...]) -> Exit:
         """The kernel leaves before an injected event is delivered, if asked to leave at once: stop at the handler."""
-        self._set_debug(abi.GUESTDBG_ENABLE | abi.GUESTDBG_USE_HW_BP, handler)
+        self._set_debug(abi.GUESTDBG_ENABLE | abi.GUESTDBG_USE_HW_BP, *handlers)
         try:
             while True:
                 error = self._enter(False)

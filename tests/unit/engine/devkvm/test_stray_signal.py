@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
 
-import pytest
-
-from tests.conformance import devkvm_here
 from vtlkit.engine.api import Event, EventType, Hlt, Interrupted, PortOut
 from vtlkit.engine.devkvm import DevKvmFactory
 from vtlkit.engine.devkvm.vcpu import KICK_SIGNAL
@@ -17,15 +13,6 @@ from vtlkit.x86.registers import RFLAGS_IF
 
 VECTOR = 0x41
 PORT = 0x80
-
-
-@pytest.fixture
-def factory() -> Iterator[DevKvmFactory]:
-    if (reason := devkvm_here.why_not()) is not None:
-        pytest.skip(reason)
-    made = DevKvmFactory()
-    yield made
-    made.close()
 
 
 def _after_a_signal(factory: DevKvmFactory, *, forced: bool) -> tuple[object, Guest]:
