@@ -148,6 +148,8 @@ class DevKvmEngine(Windows, MappedMemory):
         return event
 
     def request_interrupt_window(self, wanted: bool) -> None:
+        if wanted and not self._interrupt_window:
+            self._crowded += 1
         self._interrupt_window = wanted
 
     def request_nmi_window(self, wanted: bool) -> None:

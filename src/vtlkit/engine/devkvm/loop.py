@@ -103,6 +103,8 @@ class Loop(Engine):
         self._nmi_window = False
         self._timer_zero = False
         self._steps_left = STEPS_MAX
+        self._crowded = 0
+        """Interrupts in a row that had to wait for their windows: no `run` between them was without one."""
         self._debug_set: tuple[int, tuple[int, ...]] = (0, ())
         """What KVM_SET_GUEST_DEBUG was last told."""
         self._flush = False
@@ -227,6 +229,7 @@ class Loop(Engine):
             return self._run_with_care(force_immediate_exit or self._timer_zero)
         if self._pending is not None and (reason := self._resume()) is not None:
             return reason
+        self._crowded = 0
         self._bytes[_WINDOW] = 0
         while True:
             error = self._enter(False)

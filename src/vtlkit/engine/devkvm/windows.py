@@ -22,6 +22,8 @@ _INTERRUPTED: Final = Interrupted()
 _INTERRUPT_WINDOW: Final = InterruptWindow()
 _NMI_WINDOW: Final = NmiWindow()
 _PRESENT: Final = 0x80
+_CROWD: Final = 8
+"""So many interrupts in a row are stepped for: then the guest is to get on, with handlers that run as they can."""
 _U32: Final = 0xFFFFFFFF
 
 
@@ -56,7 +58,7 @@ class Windows(Exits):
     def _may_step(self) -> bool:
         """Whether to look for a short interrupt window: not for ever, as a step costs as much as an exit, and a handler
         that is stepped through may not end before the next interrupt comes."""
-        if not self.steps_for_windows or not self._steps_left:
+        if not self.steps_for_windows or not self._steps_left or self._crowded > _CROWD:
             return False
         self._steps_left -= 1
         return True
