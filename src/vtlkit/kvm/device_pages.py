@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from vtlkit.engine.api import MmioRead8, MmioWrite8
+from vtlkit.kvm.iobus import PortRead, PortWrite
 from vtlkit.x86 import apic as apic_regs
 
 if TYPE_CHECKING:
@@ -95,36 +96,33 @@ class VcpuDevices:
         """Have the engine ask here about ports before it exits, if it can. Only engines that count no instructions do:
         there is no time to account for."""
         vcpu = self._vcpu
-        statistics, bus, requests = vcpu.statistics, vcpu.vm.port_bus, vcpu.requests.load
-        find = bus.ports.get
-        assist = vcpu.hv.eoi_assist
+        statistics, bus, assist = vcpu.statistics, vcpu.vm.port_bus, vcpu.hv.eoi_assist
+        look_at_requests = self._look_at_requests
 
-        def port_read(port: int, size: int) -> int | None:
+        def answering(port: int) -> tuple[PortRead, PortWrite] | None:
             if vcpu.user_intercepts is not None or vcpu.guest_mode:
                 return None
-            device = find(port) or bus.others
+            device = bus.ports.get(port) or bus.others
+            if device is not None:
+                if assist.offered:
+                    assist.sync()
+                statistics.answered_ports += 1
+            return device
+
+        def port_read(port: int, size: int) -> int | None:
+            device = answering(port)
             if device is None:
                 return None
-            if assist.offered:
-                assist.sync()
-            statistics.answered_ports += 1
             value = device[0](port, size)
-            if requests():
-                vcpu.engine.kick()
+            look_at_requests()
             return value
 
         def port_write(port: int, size: int, value: int) -> bool:
-            if vcpu.user_intercepts is not None or vcpu.guest_mode:
-                return False
-            device = find(port) or bus.others
+            device = answering(port)
             if device is None:
                 return False
-            if assist.offered:
-                assist.sync()
-            statistics.answered_ports += 1
             device[1](port, size, value)
-            if requests():
-                vcpu.engine.kick()
+            look_at_requests()
             return True
 
         vcpu.engine.answer_ports(port_read, port_write)

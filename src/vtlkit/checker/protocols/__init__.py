@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 
+from vtlkit.checker.check import MODELS
 from vtlkit.checker.program import Program
 from vtlkit.checker.result import ProblemKind
 
@@ -22,14 +23,13 @@ Build = Callable[[str, Sizes], Program]
 Expected = Mapping[str, tuple[ProblemKind, int] | None]
 """Memory model -> what is found with which number of steps; None: this variant is right under that model."""
 
-ALL_MODELS = ("sc", "tso", "rc11")
 _LIGHT = ("three_models", "kernel", "benchmarks")
 """Modules that load nothing of the hypervisor: they are looked into before all the others."""
 _PARTS = ("kernel_models", "rig")
 """Modules that protocols are made of. They have none themselves, and are not loaded to find that out."""
 
 
-RIGHT: Expected = dict.fromkeys(ALL_MODELS)
+RIGHT: Expected = dict.fromkeys(MODELS)
 """Nothing is found under any model."""
 
 
@@ -68,7 +68,7 @@ class Protocol:
     build: Build
     sizes: Sizes = field(default_factory=dict)
     large: tuple[Sizes, ...] = ()
-    models: tuple[str, ...] = ALL_MODELS
+    models: tuple[str, ...] = MODELS
     engine: str | None = None
     known_bad: tuple[KnownBad, ...] = ()
     changes: tuple[KnownBad, ...] = ()

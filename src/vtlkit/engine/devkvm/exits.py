@@ -347,8 +347,7 @@ class Exits(Loop):
             self._event = Event(EventType.EXCEPTION, Vector.GP, vector << 3 | 2)
         else:
             self._event = Event(EventType.SOFTWARE, vector, None, length)
-        self._give_event(self._event)
-        self._event = None
+        self._give_event()
         return True
 
     # --- the rest ---------------------------------------------------------------------------------------------------

@@ -207,9 +207,11 @@ class Loop(Engine):
         """What the kernel has not delivered yet is ours: it is given again with the next entry, or taken back."""
         self._event = kernel_events.take(self._live)
 
-    def _give_event(self, event: Event) -> None:
-        """Have the kernel deliver it with the next entry."""
-        kernel_events.give(self._live, event)
+    def _give_event(self) -> None:
+        """Have the kernel deliver what is injected with the next entry."""
+        event, self._event = self._event, None
+        if event is not None:
+            kernel_events.give(self._live, event)
 
     # --- run --------------------------------------------------------------------------------------------------------
 
@@ -263,30 +265,23 @@ class Loop(Engine):
             return early
         self._prepare()
         if self._event is not None and not unfinished:
-            event, self._event = self._event, None
-            handlers = self._handlers(event) if forced else ()
-            self._give_event(event)
             if forced:
-                return self._deliver_only(handlers)
+                return self._deliver_only(self._handlers(self._event))
+            self._give_event()
         while True:
             if self._debug_set[0] or self._nmi_window or self._interrupt_window:
                 self._follow()
             error = self._enter(forced)
             self._pending = None
             reason = self._error(error, forced) if error else self._exit()
+            if reason is None and not error and self._page.exit_reason == abi.EXIT_MMIO and self._looks_closely():
+                # A device has answered: as above.
+                reason = self._finish_access() or self._before_entry(forced)
             if reason is not None:
                 self._kicked = False
                 return reason
-            if not error and self._page.exit_reason == abi.EXIT_MMIO and self._looks_closely():
-                # A device has answered: as above.
-                reason = self._finish_access() or self._before_entry(forced)
-                if reason is not None:
-                    self._kicked = False
-                    return reason
-            if self._event is not None:
-                # The kernel has been stopped from delivering it.
-                event, self._event = self._event, None
-                self._give_event(event)
+            # Again, if the kernel has been stopped from delivering it.
+            self._give_event()
 
     def _prepare(self) -> None:
         """What the kernel has to know before an entry."""

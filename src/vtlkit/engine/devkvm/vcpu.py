@@ -50,7 +50,6 @@ class KernelVcpu:
 
     def __init__(self, system: int, capabilities: Capabilities) -> None:
         self._capabilities = capabilities
-        self._xsave_size = capabilities.xsave_size
         self.shared = SharedRegisters(capabilities.xsave_size)
         self.tsc_khz = 0
         self.vm = syscalls.ioctl(system, abi.CREATE_VM, 0, "KVM_CREATE_VM")
@@ -147,33 +146,23 @@ class KernelVcpu:
         self.set_xsave(bytes(area))
 
     def get_xsave(self) -> bytes:
-        buffer = bytearray(self._xsave_size)
-        request = abi.GET_XSAVE if self._xsave_size == 4096 else abi.GET_XSAVE2
-        syscalls.ioctl(self.fd, request, buffer, "KVM_GET_XSAVE")
-        return bytes(buffer)
+        return self.shared.xsave.fetch(self.fd)
 
     def set_xsave(self, area: bytes) -> None:
-        self.shared.known = False
-        syscalls.ioctl(self.fd, abi.SET_XSAVE, area, "KVM_SET_XSAVE")
+        self.shared.put(self.fd, self.shared.xsave, area)
 
     def get_xcr0(self) -> int:
-        buffer = bytearray(abi.OneXcr.SIZE)
-        syscalls.ioctl(self.fd, abi.GET_XCRS, buffer, "KVM_GET_XCRS")
-        record = abi.OneXcr.unpack(buffer)
+        record = abi.OneXcr.unpack(self.shared.xcrs.fetch(self.fd))
         return record.value if record.nr_xcrs else 1
 
     def set_xcr0(self, value: int) -> None:
-        self.shared.known = False
-        syscalls.ioctl(self.fd, abi.SET_XCRS, abi.OneXcr(value=value).pack(), "KVM_SET_XCRS")
+        self.shared.put(self.fd, self.shared.xcrs, abi.OneXcr(value=value).pack())
 
     def get_debugregs(self) -> abi.DebugRegs:
-        buffer = bytearray(abi.DebugRegs.SIZE)
-        syscalls.ioctl(self.fd, abi.GET_DEBUGREGS, buffer, "KVM_GET_DEBUGREGS")
-        return abi.DebugRegs.unpack(buffer)
+        return abi.DebugRegs.unpack(self.shared.debug.fetch(self.fd))
 
     def set_debugregs(self, values: abi.DebugRegs) -> None:
-        self.shared.known = False
-        syscalls.ioctl(self.fd, abi.SET_DEBUGREGS, values.pack(), "KVM_SET_DEBUGREGS")
+        self.shared.put(self.fd, self.shared.debug, values.pack())
 
     def set_guest_debug(self, control: int, breakpoints: tuple[int, ...] = ()) -> None:
         """Single steps, up to four breakpoints on execution, or (0) neither."""

@@ -16,7 +16,7 @@ from vtlkit.engine.linear import GuestFault, PhysicalFault
 from vtlkit.engine.probe import HLT
 from vtlkit.x86.exceptions import Vector
 from vtlkit.x86.paging import SUPERVISOR
-from vtlkit.x86.registers import CR0_PE, DR6_BS, EFER_LMA, RFLAGS_IF
+from vtlkit.x86.registers import CR0_PE, DR6_BS, EFER_LMA, RFLAGS_IF, Sregs
 
 _INTERRUPTED: Final = Interrupted()
 _INTERRUPT_WINDOW: Final = InterruptWindow()
@@ -117,13 +117,13 @@ class Windows(Exits):
 
     def _handlers(self, event: Event) -> tuple[int, ...]:
         """The event's, and those of faults that its delivery may end in. A processor has four breakpoints."""
-        address, present = self._gate(event.vector)
-        own = address if present else self._gate(Vector.NP)[0]
-        return own, *(self._gate(vector)[0] for vector in (Vector.GP, Vector.PF, Vector.DF))
-
-    def _gate(self, vector: int) -> tuple[int, bool]:
-        """Linear address of a vector's handler, 0 where none is to be found; whether its gate is present."""
         sregs = self._live.get_sregs()
+        address, present = self._gate(sregs, event.vector)
+        own = address if present else self._gate(sregs, Vector.NP)[0]
+        return own, *(self._gate(sregs, vector)[0] for vector in (Vector.GP, Vector.PF, Vector.DF))
+
+    def _gate(self, sregs: Sregs, vector: int) -> tuple[int, bool]:
+        """Linear address of a vector's handler, 0 where none is to be found; whether its gate is present."""
         linear = self.linear
         try:
             if not sregs.cr0 & CR0_PE:
@@ -143,6 +143,7 @@ class Windows(Exits):
 
     def _deliver_only(self, handlers: tuple[int, ...]) -> Exit:
         """The kernel leaves before an injected event is delivered, if asked to leave at once: stop at the handler."""
+        self._give_event()
         self._set_debug(abi.GUESTDBG_ENABLE | abi.GUESTDBG_USE_HW_BP, *handlers)
         try:
             while True:
@@ -152,10 +153,8 @@ class Windows(Exits):
                 reason = self._error(error, False) if error else self._exit()
                 if reason is not None:
                     return reason
-                if self._event is not None:
-                    # A late signal has stopped the kernel from delivering it.
-                    event, self._event = self._event, None
-                    self._give_event(event)
+                # Again, if a late signal has stopped the kernel from delivering it.
+                self._give_event()
         finally:
             self._set_debug(0)
         return self._stopped(True) or _INTERRUPTED

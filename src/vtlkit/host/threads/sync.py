@@ -82,7 +82,11 @@ class ThreadLock(Lock):
         return True
 
     def release(self) -> None:
-        self.__exit__()
+        task = self._host.running()
+        assert self._owner is task, f"task '{task.name}' releases '{self.name}', which it does not hold"
+        task.held.remove(self)
+        with self._guard:
+            self._pass_on()
 
     def _pass_on(self) -> None:
         """Give the lock to the first waiter. Under `_guard`."""
@@ -96,16 +100,6 @@ class ThreadLock(Lock):
         return self._owner is self._host.running()
 
     __enter__ = acquire
-
-    def __exit__(self, *exc: object) -> None:
-        task = self._host.running()
-        assert self._owner is task, f"task '{task.name}' releases '{self.name}', which it does not hold"
-        task.held.remove(self)
-        with self._guard:
-            if self._waiters:
-                self._pass_on()
-            else:
-                self._owner = None
 
 
 class ThreadRwSem(RwSem):
